@@ -1,0 +1,282 @@
+/* From a case's letters to a stage's argument struct: the operand and scalar tables say everything. */
+#include "bind.h"
+
+#include <ctype.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "plan.h"
+#include "xp/gather.h"
+#include "xp/scatter.h"
+
+typedef struct {
+    const xp_case *c;
+    xp_rank *r;
+    void *args;
+    int64_t local[26], full[26], base[26]; /* by letter */
+    int64_t start[XP_MESH_MAX_RANKS], rows[XP_MESH_MAX_RANKS];
+} binding;
+
+static int64_t *slot(int64_t *table, char letter) {
+    return &table[letter - 'A'];
+}
+
+static void split_letter(binding *b, char letter) {
+    const int world = b->r->world;
+    *slot(b->full, letter) = *slot(b->local, letter);
+    xp_plan_chunk(*slot(b->full, letter), world, b->r->rank, slot(b->base, letter), slot(b->local, letter));
+}
+
+/* Tokens are dealt as the plan deals them: as equal as possible, earlier ranks take the surplus. */
+static void deal_tokens(binding *b) {
+    const int64_t n = *slot(b->local, 'T'), each = n / b->r->world, more = n % b->r->world, rank = b->r->rank;
+    *slot(b->full, 'T') = n;
+    *slot(b->local, 'T') = each + (rank < more);
+    *slot(b->base, 'T') = rank * each + (rank < more ? rank : more);
+    b->r->token0 = *slot(b->base, 'T');
+}
+
+static const char *case_value(const xp_case *c, const char *name) {
+    for (int i = 0; i < c->params; i++) {
+        if (strcmp(c->param[i].name, name) == 0)
+            return c->param[i].value;
+    }
+    return NULL;
+}
+
+static int64_t block_of(const binding *b) {
+    const char *text = case_value(b->c, "block");
+    return text ? strtoll(text, NULL, 10) : 0;
+}
+
+static void take_letters(binding *b) {
+    memcpy(b->local, b->c->dim, sizeof b->local);
+    memcpy(b->full, b->c->dim, sizeof b->full);
+    deal_tokens(b);
+    split_letter(b, 'N');
+    split_letter(b, 'R');
+    const int ep = b->r->mesh->axis[XP_EP]->size;
+    *slot(b->local, 'L') = *slot(b->local, 'E') / ep;
+    *slot(b->full, 'L') = *slot(b->local, 'E');
+    *slot(b->base, 'L') = *slot(b->local, 'L') * b->r->mesh->axis[XP_EP]->rank;
+    *slot(b->local, 'P') = *slot(b->full, 'P') = b->r->world;
+    const int64_t block = block_of(b), t0 = *slot(b->base, 'T'), t = *slot(b->local, 'T');
+    *slot(b->local, 'B') = block > 0 ? (t ? (t0 + t - 1) / block - t0 / block + 1 : 0) : 1;
+    *slot(b->full, 'B') = *slot(b->local, 'B');
+}
+
+/* ---- shapes --------------------------------------------------------------------------------------------------------
+ */
+
+/* One dimension, "2*F", "E+1", "R0" (the whole of R): its local size, logical size and start. */
+static xp_status parse_dim(binding *b, const char **text, int64_t *out_local, int64_t *out_full, int64_t *out_base) {
+    const char *p = *text;
+    int64_t local = 1, full = 1, base = 0;
+    int add = 0;
+    for (;; p++) {
+        int64_t l, f, s = 0;
+        if (isdigit((unsigned char)*p)) {
+            char *end;
+            l = f = strtoll(p, &end, 10);
+            p = end;
+        } else if (isupper((unsigned char)*p)) {
+            const char letter = *p++;
+            l = *slot(b->local, letter);
+            f = *slot(b->full, letter);
+            s = *slot(b->base, letter);
+            if (*p == '0') {
+                l = f;
+                s = 0;
+                p++;
+            }
+        } else {
+            return XP_FAIL(XP_E_BUG, "shape: cannot read '%s'", *text);
+        }
+        local = add ? local + l : local * l;
+        full = add ? full + f : full * f;
+        base = add ? base : base * l + s; /* split letters stand alone in their dimension */
+        if (*p != '*' && *p != '+')
+            break;
+        add = *p == '+';
+    }
+    *out_local = local;
+    *out_full = full;
+    *out_base = base;
+    *text = *p == ',' ? p + 1 : p;
+    return XP_OK;
+}
+
+static xp_status parse_shape(binding *b, const char *shape, int *out_ndim, int64_t *local, int64_t *full,
+                             int64_t *base) {
+    *out_ndim = 0;
+    for (const char *p = shape; *p;) {
+        if (*out_ndim == XP_MAXDIM)
+            return XP_FAIL(XP_E_BUG, "shape: '%s' has more than %d dimensions", shape, XP_MAXDIM);
+        XP_TRY(parse_dim(b, &p, &local[*out_ndim], &full[*out_ndim], &base[*out_ndim]));
+        ++*out_ndim;
+    }
+    return XP_OK;
+}
+
+/* ---- dtypes --------------------------------------------------------------------------------------------------------
+ */
+
+static xp_dtype group_dtype(const xp_case *c, const char *group, uint32_t allowed) {
+    const xp_dtype act = c->dtype[XP_G_ACT], wide = act == XP_F64 ? XP_F64 : XP_F32;
+    if (strcmp(group, "wide") == 0)
+        return allowed & XP_BIT(wide) ? wide : XP_F32;
+    for (int g = 0; g < XP_NGROUP; g++) {
+        if (strcmp(group, xp_group_name((xp_group)g)) == 0 && c->dtype[g] != XP_NDTYPE)
+            return c->dtype[g];
+    }
+    if (strcmp(group, "act") == 0 || strcmp(group, "param") == 0 || strcmp(group, "router") == 0 ||
+        strcmp(group, "logits") == 0)
+        return act;
+    if (group[0])
+        return wide;
+    for (int d = 0; d < XP_NDTYPE; d++) {
+        if (allowed & XP_BIT(d))
+            return (xp_dtype)d;
+    }
+    return XP_F32;
+}
+
+static int named_in(const char *names, const char *name) {
+    const size_t n = strlen(name);
+    for (const char *p = names; *p;) {
+        const size_t len = strcspn(p, "+");
+        if (len == n && strncmp(p, name, n) == 0)
+            return 1;
+        p += len + (p[len] == '+');
+    }
+    return 0;
+}
+
+static xp_status bind_operand(binding *b, const xp_operand *o) {
+    int ndim;
+    int64_t local[XP_MAXDIM], full[XP_MAXDIM], base[XP_MAXDIM];
+    char name[64];
+    xp_tensor *t = (xp_tensor *)(void *)((char *)b->args + o->at);
+    if (o->optional && !named_in(b->c->with, o->name))
+        return XP_OK;
+    const xp_dtype d = group_dtype(b->c, o->group, o->dtypes);
+    if (!(o->dtypes & XP_BIT(d)))
+        return XP_FAIL(XP_E_ARG, "%s: %s cannot be %s (group %s)", b->c->stage->name, o->name, xp_dtype_name(d),
+                       o->group);
+    XP_TRY(parse_shape(b, o->shape, &ndim, local, full, base));
+    XP_TRY(xp_rank_tensor(b->r, XP_KIND_ACT, d, ndim, local, t));
+    if (!(o->role & XP_IN))
+        return XP_OK;
+    memset(t->data, 0, xp_dtype_bytes(d, xp_tensor_count(t)));
+    if (d != XP_F64 && d != XP_F32 && d != XP_BF16 && d != XP_F16 && d != XP_E4M3 && d != XP_E5M2)
+        return XP_OK; /* integers and scales are their stage's to fill */
+    snprintf(name, sizeof name, "%s.%s", b->c->stage->name, o->name);
+    return xp_fill_tensor(t, b->c->data, b->c->seed, name, base, full, 1.0);
+}
+
+/* ---- scalars -------------------------------------------------------------------------------------------------------
+ */
+
+static xp_status bind_word(const xp_param *p, const char *text, int *out) {
+    int word = 0;
+    for (const char *w = p->words; *w; word++) {
+        const size_t n = strcspn(w, "|");
+        if (strlen(text) == n && strncmp(w, text, n) == 0) {
+            *out = word;
+            return XP_OK;
+        }
+        w += n + (w[n] == '|');
+    }
+    return XP_FAIL(XP_E_ARG, "%s: '%s' is none of %s", p->name, text, p->words);
+}
+
+static xp_status bind_number(const xp_param *p, const char *text, void *at) {
+    char *end = NULL;
+    const double v = strtod(text, &end);
+    if (end == text || *end)
+        return XP_FAIL(XP_E_ARG, "%s: '%s' is no number", p->name, text);
+    if (p->type == XP_P_F32)
+        *(float *)at = (float)v;
+    else if (p->type == XP_P_F64)
+        *(double *)at = v;
+    else if (v != floor(v) || fabs(v) > 0x1p53)
+        return XP_FAIL(XP_E_ARG, "%s: '%s' is no whole number", p->name, text);
+    else if (p->type == XP_P_I64)
+        *(int64_t *)at = (int64_t)v;
+    else
+        *(int *)at = (int)v;
+    return XP_OK;
+}
+
+static xp_status bind_param(binding *b, const xp_param *p) {
+    void *at = (char *)b->args + p->at;
+    const char *given = case_value(b->c, p->name), *text = given ? given : p->dflt;
+    if (strcmp(p->name, "token0") == 0) {
+        *(int64_t *)at = *slot(b->base, 'T');
+        return XP_OK;
+    }
+    if (!text)
+        return XP_OK;
+    switch (p->type) {
+    case XP_P_WORD:
+        return bind_word(p, text, at);
+    case XP_P_DTYPE:
+        return xp_dtype_parse(text, at);
+    case XP_P_DIALECT:
+        *(const xp_dialect **)at = xp_dialect_find(text);
+        return *(const xp_dialect **)at ? XP_OK : XP_FAIL(XP_E_ARG, "dialect: '%s' is no preset", text);
+    default:
+        return bind_number(p, text, at);
+    }
+}
+
+/* The two stages with host arrays: rows cut over their axis as the plan cuts them. */
+static void bind_ranges(binding *b) {
+    xp_gather_args *g = b->c->stage == &xp_stage_gather ? b->args : NULL;
+    xp_scatter_args *s = b->c->stage == &xp_stage_scatter ? b->args : NULL;
+    if (!g && !s)
+        return;
+    const xp_comm *axis = b->r->mesh->axis[g ? g->axis : s->axis];
+    for (int q = 0; q < axis->size; q++)
+        xp_plan_chunk(*slot(b->full, 'R'), axis->size, q, &b->start[q], &b->rows[q]);
+    *slot(b->local, 'R') = b->rows[axis->rank];
+    *slot(b->base, 'R') = b->start[axis->rank];
+    if (g) {
+        g->start = b->start;
+        g->rows = b->rows;
+    } else {
+        s->start = b->start;
+        s->rows = b->rows;
+    }
+}
+
+static xp_status bind_all(binding *b) {
+    const xp_stage *s = b->c->stage;
+    take_letters(b);
+    for (int i = 0; i < s->params; i++)
+        XP_TRY(bind_param(b, &s->param[i]));
+    bind_ranges(b);
+    for (int i = 0; i < s->operands; i++)
+        XP_TRY(bind_operand(b, &s->operand[i]));
+    return s->fill ? s->fill(b->args, b->r->mesh, xp_data_name(b->c->data), b->c->seed) : XP_OK;
+}
+
+xp_status xp_bind_run(const xp_case *c, xp_rank *r) {
+    binding *b = calloc(1, sizeof *b);
+    xp_status st = XP_OK;
+    if (!b || !(b->args = calloc(1, c->stage->args_size))) {
+        free(b);
+        return XP_FAIL(XP_E_NOMEM, "case: the arguments of %s", c->stage->name);
+    }
+    b->c = c;
+    b->r = r;
+    r->layer = -1;
+    XP_GOTO(out, bind_all(b));
+    st = xp_call(r, c->stage, c->stage->name, b->args);
+out:
+    free(b->args);
+    free(b);
+    return st;
+}

@@ -1,0 +1,576 @@
+/* Case lines: parsing, the product of lists, printing back, and the files they come from.
+ *
+ * One table says what every key is; nothing is defaulted for a value that was given and not understood. */
+#include "case.h"
+
+#include <ctype.h>
+#include <dirent.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "xp/permute.h"
+
+enum { MAX_KEYS = 40, MAX_VALUES = 64, MAX_VALUE = 160, LINE_BYTES = 2048 };
+
+static const char *const group_names[XP_NGROUP] = {"act", "param", "router", "logits", "weight", "grad", "reduce"};
+
+const char *xp_group_name(xp_group g) {
+    return group_names[g];
+}
+
+static const char *const order_names[] = {"slot_token", "token"};
+
+/* ---- values --------------------------------------------------------------------------------------------------------
+ */
+
+static xp_status parse_int(const char *key, const char *text, int64_t lo, int64_t hi, int64_t *out) {
+    char *end = NULL;
+    errno = 0;
+    const long long v = strtoll(text, &end, 10);
+    *out = v;
+    if (text[0] == '\0' || isspace((unsigned char)text[0]) || *end != '\0' || errno != 0 || v < lo || v > hi)
+        return XP_FAIL(XP_E_ARG, "%s: '%s' is not a whole number from %lld to %lld", key, text, (long long)lo,
+                       (long long)hi);
+    return XP_OK;
+}
+
+static xp_status parse_word(const char *key, const char *text, const char *const *word, int words, int *out) {
+    char all[128] = "";
+    for (int i = 0; i < words; i++) {
+        if (strcmp(text, word[i]) == 0) {
+            *out = i;
+            return XP_OK;
+        }
+        strncat(all, i ? ", " : "", sizeof all - strlen(all) - 1);
+        strncat(all, word[i], sizeof all - strlen(all) - 1);
+    }
+    return XP_FAIL(XP_E_ARG, "%s: '%s' is none of %s", key, text, all);
+}
+
+static int stage_param(const xp_case *c, const char *key) {
+    for (int i = 0; c->stage && i < c->stage->params; i++) {
+        if (strcmp(c->stage->param[i].name, key) == 0)
+            return i;
+    }
+    return -1;
+}
+
+static xp_status set_param(xp_case *c, const char *key, const char *value) {
+    if (c->params == XP_CASE_PARAMS)
+        return XP_FAIL(XP_E_ARG, "%s: a line takes at most %d scalars of a stage", key, XP_CASE_PARAMS);
+    if (strlen(value) >= sizeof c->param[0].value)
+        return XP_FAIL(XP_E_ARG, "%s: '%s' is too long", key, value);
+    strcpy(c->param[c->params].name, key);
+    strcpy(c->param[c->params].value, value);
+    c->params++;
+    return XP_OK;
+}
+
+static xp_status set_dtype(xp_case *c, const char *key, const char *value) {
+    xp_dtype d;
+    XP_TRY(xp_dtype_parse(value, &d));
+    if (!xp_dtype_is_float(d))
+        return XP_FAIL(XP_E_ARG, "%s: '%s' is no float type", key, value);
+    if (strcmp(key, "dtype") == 0) {
+        c->dtype[XP_G_ACT] = d;
+        return XP_OK;
+    }
+    for (int g = 0; g < XP_NGROUP; g++) {
+        if (strcmp(key, group_names[g]) == 0)
+            c->dtype[g] = d;
+    }
+    return XP_OK;
+}
+
+static int is_dtype_key(const char *key) {
+    for (int g = 0; g < XP_NGROUP; g++) {
+        if (strcmp(key, group_names[g]) == 0)
+            return 1;
+    }
+    return strcmp(key, "dtype") == 0;
+}
+
+/* Sizes that a line may set. P, L, M, C and B follow from the others. */
+static int is_dim_key(const char *key) {
+    return key[0] && key[1] == '\0' && strchr("TEKHFSVNGRQY", key[0]) != NULL;
+}
+
+static xp_status set_text(const char *key, const char *value, char *out, size_t bytes) {
+    if (strlen(value) >= bytes || value[0] == '\0')
+        return XP_FAIL(XP_E_ARG, "%s: '%s' is empty or longer than %zu characters", key, value, bytes - 1);
+    strcpy(out, value);
+    return XP_OK;
+}
+
+static xp_status set_int(const char *key, const char *value, int64_t lo, int64_t hi, int *out) {
+    int64_t v;
+    XP_TRY(parse_int(key, value, lo, hi, &v));
+    *out = (int)v;
+    return XP_OK;
+}
+
+static xp_status set_seed(const char *value, uint64_t *out) {
+    char *end = NULL;
+    errno = 0;
+    *out = strtoull(value, &end, 10);
+    if (!isdigit((unsigned char)value[0]) || *end || errno)
+        return XP_FAIL(XP_E_ARG, "seed: '%s' is not a whole number from 0 to 2^64-1", value);
+    return XP_OK;
+}
+
+/* Keys of every case; XP_E_ARG also says which case knows the key. */
+static xp_status set_common(xp_case *c, const char *key, const char *value, int *out_known) {
+    *out_known = 1;
+    if (strcmp(key, "mesh") == 0)
+        return xp_mesh_spec_parse(value, &c->mesh);
+    if (strcmp(key, "data") == 0)
+        return xp_data_parse(value, &c->data);
+    if (strcmp(key, "seed") == 0)
+        return set_seed(value, &c->seed);
+    if (strcmp(key, "name") == 0)
+        return set_text(key, value, c->name, sizeof c->name - 32);
+    if (strcmp(key, "expect") == 0)
+        return xp_expect_parse(value, &c->expect);
+    *out_known = 0;
+    return XP_OK;
+}
+
+static xp_status set_step_key(xp_case *c, const char *key, const char *value, int *out_known) {
+    *out_known = 1;
+    if (strcmp(key, "model") == 0)
+        return set_text(key, value, c->model, sizeof c->model);
+    if (strcmp(key, "dialect") == 0)
+        return set_text(key, value, c->dialect, sizeof c->dialect);
+    if (strcmp(key, "shrink") == 0)
+        return set_int(key, value, 1, 4096, &c->shrink);
+    if (strcmp(key, "layers") == 0)
+        return set_int(key, value, 1, XP_MAX_LAYERS, &c->layers);
+    if (strcmp(key, "steps") == 0)
+        return set_int(key, value, 1, 1000000, &c->steps);
+    if (strcmp(key, "deterministic") == 0)
+        return set_int(key, value, 0, 1, &c->deterministic);
+    if (strcmp(key, "order") == 0)
+        return parse_word(key, value, order_names, 2, &c->order);
+    if (strcmp(key, "align") == 0)
+        return set_int(key, value, 1, 128, &c->align);
+    *out_known = 0;
+    return XP_OK;
+}
+
+static xp_status set_key(xp_case *c, const char *key, const char *value) {
+    int known = 0;
+    XP_TRY(set_common(c, key, value, &known));
+    if (known)
+        return XP_OK;
+    if (is_dtype_key(key))
+        return set_dtype(c, key, value);
+    if (is_dim_key(key)) {
+        XP_TRY(parse_int(key, value, 0, INT64_C(1) << 40, &c->dim[key[0] - 'A']));
+        c->dim_set[key[0] - 'A'] = 1;
+        return XP_OK;
+    }
+    if (stage_param(c, key) >= 0)
+        return set_param(c, key, value);
+    if (c->kind == XP_CASE_STAGE && strcmp(key, "with") == 0)
+        return set_text(key, value, c->with, sizeof c->with);
+    if (c->kind != XP_CASE_STAGE || c->stage->chain) {
+        XP_TRY(set_step_key(c, key, value, &known));
+        if (known)
+            return XP_OK;
+    }
+    return XP_FAIL(XP_E_ARG, "%s: %s has no such key", key,
+                   c->kind == XP_CASE_STAGE   ? c->stage->name
+                   : c->kind == XP_CASE_LAYER ? "layer"
+                                              : "step");
+}
+
+void xp_case_defaults(xp_case_kind kind, const xp_stage *stage, xp_case *out) {
+    static const char letters[] = "TEKHFSVNGRQY";
+    static const int64_t size[] = {24, 8, 2, 16, 12, 0, 32, 100, 1, 8, 3, 1};
+    memset(out, 0, sizeof *out);
+    out->kind = kind;
+    out->stage = stage;
+    for (int i = 0; letters[i]; i++)
+        out->dim[letters[i] - 'A'] = size[i];
+    for (int g = 0; g < XP_NGROUP; g++)
+        out->dtype[g] = XP_NDTYPE;
+    out->dtype[XP_G_ACT] = XP_F32;
+    out->shrink = out->layers = out->steps = out->align = 1;
+    out->seed = 1;
+    (void)xp_mesh_spec_parse("sim:fsdp=1", &out->mesh);
+}
+
+/* ---- lines and their product ---------------------------------------------------------------------------------------
+ */
+
+typedef struct {
+    char key[24];
+    int values;
+    char value[MAX_VALUES][MAX_VALUE];
+} list;
+
+static xp_status list_add(list *l, const char *value) {
+    if (l->values == MAX_VALUES)
+        return XP_FAIL(XP_E_ARG, "%s: more than %d values", l->key, MAX_VALUES);
+    if (strlen(value) >= MAX_VALUE)
+        return XP_FAIL(XP_E_ARG, "%s: a value is longer than %d characters", l->key, MAX_VALUE - 1);
+    strcpy(l->value[l->values++], value);
+    return XP_OK;
+}
+
+/* Splits at commas; no value is empty. */
+static xp_status split(const char *text, list *l) {
+    char word[MAX_VALUE];
+    for (const char *p = text;; p++) {
+        const size_t n = strcspn(p, ",");
+        if (n == 0 || n >= sizeof word)
+            return XP_FAIL(XP_E_ARG, "%s: '%s' has an empty or overlong value", l->key, text);
+        memcpy(word, p, n);
+        word[n] = '\0';
+        XP_TRY(list_add(l, word));
+        p += n;
+        if (!*p)
+            return XP_OK;
+    }
+}
+
+/* Appends ",item" (or ":item" at the start) to every one of the specs [from, to). */
+static xp_status mesh_extend(list *l, int from, const list *alt, const char *key) {
+    const int base = l->values;
+    char joined[MAX_VALUE];
+    list *made = calloc(1, sizeof *made);
+    if (!made)
+        return XP_FAIL(XP_E_NOMEM, "mesh: %zu bytes", sizeof *made);
+    strcpy(made->key, l->key);
+    xp_status st = XP_OK;
+    for (int i = from; i < base && st == XP_OK; i++) {
+        for (int a = 0; a < alt->values && st == XP_OK; a++) {
+            const int first = l->value[i][strlen(l->value[i]) - 1] == ':';
+            const int n =
+                snprintf(joined, sizeof joined, "%s%s%s=%s", l->value[i], first ? "" : ",", key, alt->value[a]);
+            st = n < (int)sizeof joined ? list_add(made, joined) : XP_FAIL(XP_E_ARG, "mesh: '%s' is too long", joined);
+        }
+    }
+    l->values = from;
+    for (int i = 0; i < made->values && st == XP_OK; i++)
+        st = list_add(l, made->value[i]);
+    free(made);
+    return st;
+}
+
+/* "sim:fsdp=1,2,ep=2,sim:ep=4": keys inside a mesh are separated by the same comma; a word with ':' starts another
+ * mesh. */
+static xp_status split_mesh(const char *text, list *l) {
+    list *word = calloc(2, sizeof *word), *alt = word + 1;
+    char key[24] = "";
+    int from = 0;
+    xp_status st = XP_OK;
+    if (!word)
+        return XP_FAIL(XP_E_NOMEM, "mesh: %zu bytes", 2 * sizeof *word);
+    strcpy(word->key, "mesh");
+    XP_GOTO(out, split(text, word));
+    for (int i = 0; i <= word->values; i++) {
+        char *w = i < word->values ? word->value[i] : NULL;
+        char *colon = w ? strchr(w, ':') : NULL, *item = colon ? colon + 1 : w, *eq = item ? strchr(item, '=') : NULL;
+        if ((!w || eq || colon) && key[0]) {
+            XP_GOTO(out, mesh_extend(l, from, alt, key));
+            key[0] = '\0';
+        }
+        if (!w)
+            break;
+        if (colon) {
+            const char after = colon[1];
+            from = l->values;
+            colon[1] = '\0';
+            XP_GOTO(out, list_add(l, w));
+            colon[1] = after;
+        }
+        if (eq && (size_t)(eq - item) < sizeof key) {
+            *eq = '\0';
+            strcpy(key, item);
+            alt->values = 0;
+            XP_GOTO(out, list_add(alt, eq + 1));
+        } else if (key[0] && !colon) {
+            XP_GOTO(out, list_add(alt, w));
+        } else if (*item || !colon) {
+            st = XP_FAIL(XP_E_ARG, "mesh: '%s' in '%s' is not key=value", item, text);
+            goto out;
+        }
+    }
+out:
+    free(word);
+    return st;
+}
+
+static xp_status parse_key(const char *word, list *l) {
+    const char *eq = strchr(word, '=');
+    if (!eq || eq == word || (size_t)(eq - word) >= sizeof l->key)
+        return XP_FAIL(XP_E_ARG, "case: '%s' is not key=value", word);
+    memcpy(l->key, word, (size_t)(eq - word));
+    l->key[eq - word] = '\0';
+    l->values = 0;
+    return strcmp(l->key, "mesh") == 0 ? split_mesh(eq + 1, l) : split(eq + 1, l);
+}
+
+typedef struct {
+    const list *lists;
+    int keys;
+    const char *from;
+    int *number;
+    xp_case_fn fn;
+    void *arg;
+} product;
+
+static void name_case(xp_case *c, const product *p) {
+    char own[XP_CASE_NAME];
+    if (!p->from)
+        return;
+    ++*p->number;
+    if (c->name[0])
+        snprintf(own, sizeof own, "%.40s/%.50s", p->from, c->name);
+    else
+        snprintf(own, sizeof own, "%.40s/%d", p->from, *p->number);
+    strcpy(c->name, own);
+}
+
+static xp_status emit(const product *p, const xp_case *base, int key) {
+    if (key == p->keys) {
+        xp_case c = *base;
+        XP_TRY(xp_case_check(&c));
+        name_case(&c, p);
+        return p->fn(&c, p->arg);
+    }
+    for (int v = 0; v < p->lists[key].values; v++) {
+        xp_case c = *base;
+        XP_TRY(set_key(&c, p->lists[key].key, p->lists[key].value[v]));
+        XP_TRY(emit(p, &c, key + 1));
+    }
+    return XP_OK;
+}
+
+static xp_status head(const char *word, xp_case *out) {
+    if (strcmp(word, "layer") == 0 || strcmp(word, "step") == 0) {
+        xp_case_defaults(word[0] == 'l' ? XP_CASE_LAYER : XP_CASE_STEP, NULL, out);
+        return XP_OK;
+    }
+    const xp_stage *s = xp_stage_find(word);
+    if (!s)
+        return XP_FAIL(XP_E_ARG, "case: '%s' is neither a stage nor 'layer' nor 'step' (see `expar list stages`)",
+                       word);
+    xp_case_defaults(XP_CASE_STAGE, s, out);
+    return XP_OK;
+}
+
+xp_status xp_case_expand(const char *line, const char *from, int *number, xp_case_fn fn, void *arg) {
+    char text[LINE_BYTES], *save = NULL;
+    int unused = 0, keys = 0;
+    xp_case base;
+    if (strlen(line) >= sizeof text)
+        return XP_FAIL(XP_E_ARG, "case: a line is longer than %d characters", LINE_BYTES - 1);
+    strcpy(text, line);
+    const char *word = strtok_r(text, " \t", &save);
+    if (!word)
+        return XP_FAIL(XP_E_ARG, "case: the line is empty");
+    XP_TRY(head(word, &base));
+    list *lists = calloc(MAX_KEYS, sizeof *lists);
+    if (!lists)
+        return XP_FAIL(XP_E_NOMEM, "case: %zu bytes", MAX_KEYS * sizeof *lists);
+    xp_status st = XP_OK;
+    while ((word = strtok_r(NULL, " \t", &save)) != NULL) {
+        if (keys == MAX_KEYS) {
+            st = XP_FAIL(XP_E_ARG, "case: more than %d keys", MAX_KEYS);
+            goto out;
+        }
+        XP_GOTO(out, parse_key(word, &lists[keys]));
+        for (int i = 0; i < keys; i++) {
+            if (strcmp(lists[i].key, lists[keys].key) == 0) {
+                st = XP_FAIL(XP_E_ARG, "%s: given twice", lists[i].key);
+                goto out;
+            }
+        }
+        keys++;
+    }
+    const product p = {lists, keys, from, number ? number : &unused, fn, arg};
+    st = emit(&p, &base, 0);
+out:
+    free(lists);
+    return st;
+}
+
+/* ---- printing ------------------------------------------------------------------------------------------------------
+ */
+
+static void put(char *buf, size_t bytes, const char *key, const char *value) {
+    const size_t n = strlen(buf);
+    snprintf(buf + n, bytes - n, " %s=%s", key, value);
+}
+
+static void put_int(char *buf, size_t bytes, const char *key, int64_t value) {
+    char text[32];
+    snprintf(text, sizeof text, "%lld", (long long)value);
+    put(buf, bytes, key, text);
+}
+
+void xp_case_print(const xp_case *c, char *buf, size_t bytes) {
+    xp_case d;
+    char mesh[XP_MESH_TEXT];
+    xp_case_defaults(c->kind, c->stage, &d);
+    snprintf(buf, bytes, "%s", c->kind == XP_CASE_STAGE ? c->stage->name : c->kind == XP_CASE_LAYER ? "layer" : "step");
+    if (c->model[0])
+        put(buf, bytes, "model", c->model);
+    if (c->dialect[0])
+        put(buf, bytes, "dialect", c->dialect);
+    for (int i = 0; i < 26; i++) {
+        const char key[2] = {(char)('A' + i), '\0'};
+        if (c->dim_set[i])
+            put_int(buf, bytes, key, c->dim[i]);
+    }
+    for (int g = 0; g < XP_NGROUP; g++) {
+        if (c->dtype[g] != d.dtype[g])
+            put(buf, bytes, group_names[g], xp_dtype_name(c->dtype[g]));
+    }
+    for (int i = 0; i < c->params; i++)
+        put(buf, bytes, c->param[i].name, c->param[i].value);
+    if (c->with[0])
+        put(buf, bytes, "with", c->with);
+    const struct {
+        const char *key;
+        int value, dflt;
+    } ints[] = {{"shrink", c->shrink, 1},
+                {"layers", c->layers, 1},
+                {"steps", c->steps, 1},
+                {"deterministic", c->deterministic, 0},
+                {"align", c->align, 1}};
+    for (size_t i = 0; i < sizeof ints / sizeof *ints; i++) {
+        if (ints[i].value != ints[i].dflt)
+            put_int(buf, bytes, ints[i].key, ints[i].value);
+    }
+    if (c->order)
+        put(buf, bytes, "order", order_names[c->order]);
+    put(buf, bytes, "data", xp_data_name(c->data));
+    if (xp_mesh_spec_print(&c->mesh, mesh, sizeof mesh) == XP_OK)
+        put(buf, bytes, "mesh", mesh);
+    if (c->expect)
+        put(buf, bytes, "expect", xp_expect_name(c->expect));
+    put_int(buf, bytes, "seed", (int64_t)c->seed);
+}
+
+/* ---- refusing what cannot run --------------------------------------------------------------------------------------
+ */
+
+xp_status xp_case_check(const xp_case *c) {
+    const int64_t E = c->dim['E' - 'A'], K = c->dim['K' - 'A'];
+    const int routed = c->kind != XP_CASE_STAGE || c->stage->chain;
+    if (K > E && !c->model[0])
+        return XP_FAIL(XP_E_ARG, "K: %lld slots a token, but E is %lld experts; K must not exceed E", (long long)K,
+                       (long long)E);
+    if (routed && !c->model[0] && (E < 1 || E % c->mesh.ep != 0))
+        return XP_FAIL(XP_E_ARG, "E: %lld experts cannot be split over ep %d", (long long)E, c->mesh.ep);
+    if (c->align != 1 && c->align != 16 && c->align != 128)
+        return XP_FAIL(XP_E_ARG, "align: %d is none of 1, 16, 128", c->align);
+    return XP_OK;
+}
+
+/* ---- files ---------------------------------------------------------------------------------------------------------
+ */
+
+const char *xp_case_dir(void) {
+    const char *dir = getenv("EXPAR_CASES");
+    return dir && *dir ? dir : XP_CASES_DIR;
+}
+
+static void stem_of(const char *path, char *out, size_t bytes) {
+    const char *base = strrchr(path, '/');
+    snprintf(out, bytes, "%s", base ? base + 1 : path);
+    char *dot = strrchr(out, '.');
+    if (dot)
+        *dot = '\0';
+}
+
+xp_status xp_case_file(const char *path, xp_case_fn fn, void *arg) {
+    char line[LINE_BYTES], stem[XP_CASE_NAME];
+    int number = 0;
+    FILE *f = fopen(path, "r");
+    if (!f)
+        return XP_FAIL(XP_E_IO, "cases: %s: %s", path, strerror(errno));
+    stem_of(path, stem, sizeof stem);
+    xp_status st = XP_OK;
+    for (int n = 1; st == XP_OK && fgets(line, sizeof line, f); n++) {
+        if (!strchr(line, '\n') && !feof(f)) {
+            st = XP_FAIL(XP_E_FORMAT, "cases: %s:%d: longer than %d characters", path, n, LINE_BYTES - 2);
+            break;
+        }
+        line[strcspn(line, "#\r\n")] = '\0';
+        if (line[strspn(line, " \t")] == '\0')
+            continue;
+        st = xp_case_expand(line, stem, &number, fn, arg);
+        if (st == XP_E_ARG)
+            st = XP_FAIL(XP_E_FORMAT, "cases: %s:%d: %s", path, n, xp_error_text());
+    }
+    if (st == XP_OK && ferror(f))
+        st = XP_FAIL(XP_E_IO, "cases: %s: %s", path, strerror(errno));
+    fclose(f);
+    return st;
+}
+
+static int by_name(const void *a, const void *b) {
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+static int is_case_file(const char *name) {
+    const size_t n = strlen(name);
+    return n > 4 && strcmp(name + n - 4, ".txt") == 0 && name[0] != '.';
+}
+
+xp_status xp_case_all(xp_case_fn fn, void *arg) {
+    char *name[256], path[1024];
+    int names = 0;
+    DIR *d = opendir(xp_case_dir());
+    if (!d)
+        return XP_FAIL(XP_E_IO, "cases: %s: %s", xp_case_dir(), strerror(errno));
+    xp_status st = XP_OK;
+    for (struct dirent *e; st == XP_OK && (e = readdir(d)) != NULL;) {
+        if (!is_case_file(e->d_name))
+            continue;
+        if (names == 256)
+            st = XP_FAIL(XP_E_IO, "cases: %s holds more than 256 files", xp_case_dir());
+        else if (!(name[names] = malloc(strlen(e->d_name) + 1)))
+            st = XP_FAIL(XP_E_NOMEM, "cases: a file name");
+        else
+            strcpy(name[names++], e->d_name);
+    }
+    closedir(d);
+    qsort(name, (size_t)names, sizeof *name, by_name);
+    for (int i = 0; i < names; i++) {
+        if (st == XP_OK) {
+            snprintf(path, sizeof path, "%s/%s", xp_case_dir(), name[i]);
+            st = xp_case_file(path, fn, arg);
+        }
+        free(name[i]);
+    }
+    return st;
+}
+
+int xp_glob(const char *pattern, const char *name) {
+    /* Backtracks to the latest star only: linear in practice, no recursion. */
+    const char *star = NULL, *mark = NULL;
+    while (*name) {
+        if (*pattern == '*') {
+            star = pattern++;
+            mark = name;
+        } else if (*pattern == '?' || *pattern == *name) {
+            pattern++;
+            name++;
+        } else if (star) {
+            pattern = star + 1;
+            name = ++mark;
+        } else {
+            return 0;
+        }
+    }
+    while (*pattern == '*')
+        pattern++;
+    return *pattern == '\0';
+}

@@ -1,0 +1,306 @@
+/* expar check: runs cases, prints their verdicts and one summary. Cases come from the case directory by name, from
+ * files, from lines, from
+ * --random, or from --model. */
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "cmd.h"
+#include "random.h"
+
+enum { SAMPLE_UNITS = 16, REDRAWS = 20 };
+
+typedef struct {
+    const xp_options *o;
+    xp_run_options run;
+    xp_report_style style;
+    json_t *cases; /* NULL: no -J */
+    int64_t count[XP_V_HANG + 1], ran, redrawn;
+    int64_t elements, remote;
+    int exit_code;
+    /* of the pattern that is being matched */
+    const char *pattern;
+    int64_t matched;
+    uint8_t *text;
+} session;
+
+static void progress(const session *s, const char *name) {
+    if (s->style.progress)
+        fprintf(stderr, "\r\033[K%" PRId64 " done, running %s", s->ran, name);
+}
+
+static void progress_end(const session *s) {
+    if (s->style.progress)
+        fputs("\r\033[K", stderr);
+}
+
+static void tally(session *s, const xp_case *c, const xp_run_result *r) {
+    const xp_judgement *g = &r->judgement;
+    s->ran++;
+    s->count[g->verdict]++;
+    s->elements += g->elements;
+    s->remote += g->remote;
+    if (g->verdict != XP_V_PASS && g->verdict != XP_V_SKIP && g->verdict != XP_V_UNSUPPORTED)
+        s->exit_code = xp_exit_worse(s->exit_code, xp_exit_of(g->verdict, 0));
+    if (s->cases)
+        json_array_append_new(s->cases, xp_report_json(c, r));
+}
+
+/* A mesh that is not to be had here is a SKIP with its reason, not an error. */
+static xp_status skip(session *s, const xp_case *c) {
+    char line[XP_CASE_LINE];
+    xp_case_print(c, line, sizeof line);
+    s->ran++;
+    s->count[XP_V_SKIP]++;
+    fprintf(s->style.out, "SKIP        %-22s %s (%s)\n", c->name[0] ? c->name : "-", line, xp_error_text());
+    return XP_OK;
+}
+
+static xp_status adjust(const session *s, xp_case *c) {
+    if (s->o->has_seed)
+        c->seed = s->o->seed;
+    if (s->o->deterministic && c->kind != XP_CASE_STAGE)
+        c->deterministic = 1;
+    if (!s->o->mesh)
+        return XP_OK;
+    const xp_mesh_spec old = c->mesh;
+    return strchr(s->o->mesh, ':') ? xp_mesh_spec_parse(s->o->mesh, &c->mesh)
+                                   : xp_mesh_spec_rekind(&old, s->o->mesh, &c->mesh);
+}
+
+static xp_status run_case(session *s, const xp_case *given) {
+    xp_run_result r;
+    xp_case c = *given;
+    XP_TRY(adjust(s, &c));
+    XP_TRY(xp_case_check(&c));
+    progress(s, c.name);
+    const xp_status st = xp_case_run(&c, &s->run, &r);
+    progress_end(s);
+    if (st == XP_E_DEVICE && r.end.world == 0)
+        return skip(s, &c);
+    if (st == XP_OK) {
+        tally(s, &c, &r);
+        xp_report_case(&s->style, &c, &s->run, &r);
+        if (r.end.stuck)
+            s->exit_code = xp_exit_worse(s->exit_code, XP_EXIT_HANG);
+    }
+    xp_run_result_close(&r);
+    return st;
+}
+
+static xp_status match(const xp_case *c, void *arg) {
+    session *s = arg;
+    if (s->pattern && !xp_glob(s->pattern, c->name))
+        return XP_OK;
+    s->matched++;
+    return run_case(s, c);
+}
+
+static int ends_with(const char *s, const char *end) {
+    const size_t n = strlen(s), m = strlen(end);
+    return n >= m && strcmp(s + n - m, end) == 0;
+}
+
+/* One argument: a case line, a file of them, or a glob over names. */
+static xp_status run_word(session *s, const char *word) {
+    s->matched = 0;
+    s->pattern = NULL;
+    if (strpbrk(word, " \t")) {
+        XP_TRY(xp_case_expand(word, NULL, NULL, match, s));
+    } else if (strchr(word, '/') && ends_with(word, ".txt")) {
+        XP_TRY(xp_case_file(word, match, s));
+    } else {
+        s->pattern = word;
+        XP_TRY(xp_case_all(match, s));
+    }
+    if (s->matched == 0) {
+        fflush(stdout);
+        fprintf(stderr, "expar: check: nothing matches '%s' (see `expar list cases`)\n", word);
+        s->exit_code = xp_exit_worse(s->exit_code, XP_EXIT_NOTHING);
+    }
+    return XP_OK;
+}
+
+/* ---- random cases --------------------------------------------------------------------------------------------------
+ */
+
+static xp_status run_random(session *s) {
+    for (long long n = 0; n < s->o->random; n++) {
+        for (int redraw = 0;; redraw++) {
+            xp_case c;
+            xp_run_result r;
+            xp_random_case(s->o->seed, (uint64_t)n, redraw, &c);
+            progress(s, c.name);
+            const xp_status st = xp_case_run(&c, &s->run, &r);
+            progress_end(s);
+            if (st != XP_OK) {
+                char line[XP_CASE_LINE];
+                xp_case_print(&c, line, sizeof line);
+                fprintf(stderr, "expar: %s: %s\n", c.name, line);
+                return st;
+            }
+            if (r.judgement.verdict == XP_V_VACUOUS && redraw < REDRAWS) {
+                s->redrawn++;
+                xp_run_result_close(&r);
+                continue;
+            }
+            tally(s, &c, &r);
+            if (r.judgement.verdict != XP_V_PASS || s->style.verbose)
+                xp_report_case(&s->style, &c, &s->run, &r);
+            xp_run_result_close(&r);
+            break;
+        }
+    }
+    return XP_OK;
+}
+
+/* ---- one model's layers --------------------------------------------------------------------------------------------
+ */
+
+static xp_status model_case(const xp_options *o, xp_case *out) {
+    xp_case_defaults(XP_CASE_LAYER, NULL, out);
+    if (strlen(o->model) >= sizeof out->model)
+        return XP_FAIL(XP_E_ARG, "--model: longer than %zu characters", sizeof out->model - 1);
+    strcpy(out->model, o->model);
+    strcpy(out->name, "model");
+    out->dim['T' - 'A'] = o->has_tokens ? o->tokens : 256;
+    out->dim_set['T' - 'A'] = 1;
+    if (o->experts) {
+        out->dim['E' - 'A'] = o->experts;
+        out->dim_set['E' - 'A'] = 1;
+    }
+    if (o->topk) {
+        out->dim['K' - 'A'] = o->topk;
+        out->dim_set['K' - 'A'] = 1;
+    }
+    out->layers = o->layers ? (int)o->layers : 1;
+    out->shrink = (int)o->shrink;
+    out->seed = o->seed;
+    out->deterministic = 1;
+    out->data = XP_DATA_TEXT;
+    out->dtype[XP_G_ACT] = XP_BF16;
+    return xp_cmd_mesh(o, "sim:fsdp=1", &out->mesh);
+}
+
+static void print_model(const session *s, const xp_case *c, const xp_model *m) {
+    char mesh[XP_MESH_TEXT];
+    (void)xp_mesh_spec_print(&c->mesh, mesh, sizeof mesh);
+    fprintf(s->style.out,
+            "model %s (%s, dialect %s): E %" PRId64 ", k %" PRId64 ", H %" PRId64 ", F %" PRId64 ", shared %" PRId64
+            "; %d of %d layers; seeded weights, not the published ones\n",
+            m->name, m->model_type, m->dialect.name, m->E, m->K, m->H / c->shrink, m->F / c->shrink, m->S / c->shrink,
+            c->layers, m->layers);
+    fprintf(s->style.out,
+            "mesh %s: world %d; %" PRId64 " tokens of the global batch, bytes of %s (vocabulary 256); bf16 compute, "
+            "f32 gradients, deterministic\n",
+            mesh, c->mesh.world, c->dim['T' - 'A'], s->o->text ? s->o->text : "a seeded stream");
+}
+
+static xp_status run_model(session *s) {
+    struct rusage usage;
+    xp_run_result r;
+    xp_model model;
+    xp_case c;
+    XP_TRY(model_case(s->o, &c));
+    XP_TRY(xp_case_model(&c, &model));
+    s->run.sample_units = SAMPLE_UNITS;
+    s->run.against_one_rank = 1;
+    print_model(s, &c, &model);
+    const xp_status st = xp_case_run(&c, &s->run, &r);
+    if (st == XP_OK) {
+        tally(s, &c, &r);
+        xp_report_stages(&s->style, &r.judgement);
+        s->style.verbose = 0;
+        xp_report_case(&s->style, &c, &s->run, &r);
+        if (r.parity && xp_report_parity(&s->style, r.parity) != 0)
+            s->exit_code = xp_exit_worse(s->exit_code, XP_EXIT_FAIL);
+        getrusage(RUSAGE_SELF, &usage);
+        fprintf(s->style.out, "  guarded memory of all ranks at their peaks %.2f GiB; peak resident %.2f GiB; %.1f s\n",
+                (double)r.peak_bytes / 0x1p30, (double)usage.ru_maxrss / 0x1p20, r.seconds);
+    }
+    xp_run_result_close(&r);
+    return st;
+}
+
+/* ---- the command ---------------------------------------------------------------------------------------------------
+ */
+
+static void summary(session *s, double seconds) {
+    char n[32], m[32];
+    static const xp_verdict rest[] = {XP_V_VACUOUS, XP_V_ERROR, XP_V_HANG, XP_V_UNSUPPORTED, XP_V_SKIP};
+    fprintf(s->style.out, "PASS %" PRId64 "  FAIL %" PRId64, s->count[XP_V_PASS], s->count[XP_V_FAIL]);
+    for (size_t i = 0; i < sizeof rest / sizeof *rest; i++) {
+        if (s->count[rest[i]])
+            fprintf(s->style.out, "  %s %" PRId64, xp_verdict_name(rest[i]), s->count[rest[i]]);
+    }
+    if (s->redrawn)
+        fprintf(s->style.out, "  (%" PRId64 " vacuous draws redrawn)", s->redrawn);
+    fprintf(s->style.out, "  %s elements, %s remote rows compared  %.1f s\n", xp_report_count(s->elements, n),
+            xp_report_count(s->remote, m), seconds);
+    const int64_t shown = s->ran - s->count[XP_V_SKIP] - s->count[XP_V_UNSUPPORTED];
+    if (shown == 0)
+        s->exit_code = xp_exit_worse(s->exit_code, XP_EXIT_NOTHING);
+}
+
+static xp_status run_all(session *s) {
+    if (s->o->random)
+        return run_random(s);
+    if (s->o->model)
+        return run_model(s);
+    if (s->o->words == 0)
+        return run_word(s, "*");
+    for (int i = 0; i < s->o->words; i++)
+        XP_TRY(run_word(s, s->o->word[i]));
+    return XP_OK;
+}
+
+static xp_status open_session(session *s) {
+    const xp_options *o = s->o;
+    if (o->words && (o->model || o->random))
+        return XP_FAIL(XP_E_ARG, "check: '%s' and %s exclude each other", o->word[0],
+                       o->model ? "--model" : "--random");
+    if (o->model && o->random)
+        return XP_FAIL(XP_E_ARG, "check: --model and --random exclude each other");
+    if (!o->model && (o->has_tokens || o->layers || o->shrink != 1 || o->experts || o->topk))
+        return XP_FAIL(XP_E_ARG, "check: --tokens, --layers, --shrink, --experts and --topk need --model");
+    XP_TRY(xp_cmd_impl(o, &s->run.impl, &s->run.fault));
+    if (o->text) {
+        XP_TRY(xp_cmd_read(o->text, &s->text, &s->run.text_bytes));
+        s->run.text = s->text;
+    }
+    s->style = xp_cmd_style(o);
+    s->cases = o->json_file ? json_array() : NULL;
+    return XP_OK;
+}
+
+int xp_cmd_check(const xp_options *o) {
+    session s = {.o = o};
+    struct timespec t0, t1;
+    clock_gettime(CLOCK_MONOTONIC, &t0);
+    xp_status st = open_session(&s);
+    if (st == XP_OK) {
+        if (!s.style.quiet)
+            fprintf(s.style.out, "# expar %s  impl=%s%s%s  seed=%llu\n", XP_VERSION, s.run.impl->name,
+                    s.run.fault ? "  fault=" : "", s.run.fault ? s.run.fault->name : "", o->seed);
+        st = run_all(&s);
+    }
+    if (st != XP_OK)
+        s.exit_code = xp_exit_worse(s.exit_code, xp_cmd_fail(st));
+    clock_gettime(CLOCK_MONOTONIC, &t1);
+    if (st == XP_OK && (s.ran || s.exit_code == XP_EXIT_OK))
+        summary(&s, (double)(t1.tv_sec - t0.tv_sec) + 1e-9 * (double)(t1.tv_nsec - t0.tv_nsec));
+    if (s.cases && st == XP_OK) {
+        json_t *root = xp_report_root("check", o->seed, s.run.impl->name, s.exit_code, s.cases);
+        st = xp_report_write(o->json_file, root);
+        json_decref(root);
+        if (st != XP_OK) {
+            (void)xp_cmd_fail(st);
+            s.exit_code = xp_exit_worse(s.exit_code, XP_EXIT_OUTPUT);
+        }
+    }
+    free(s.text);
+    return s.exit_code;
+}

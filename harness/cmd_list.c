@@ -1,0 +1,163 @@
+/* expar list: what there is, one line of meaning each; and expar version. */
+#include <string.h>
+
+#include "cmd.h"
+#include "registry.h"
+
+/* Lines go through one function, so that text and JSON list the same things. */
+typedef struct {
+    json_t *array; /* NULL: print */
+    int n;
+} sink;
+
+static void emit(sink *s, const char *name, const char *meaning) {
+    s->n++;
+    if (s->array)
+        json_array_append_new(s->array, json_pack("{s:s,s:s}", "name", name, "meaning", meaning));
+    else
+        printf("  %-26s %s\n", name, meaning);
+}
+
+static xp_status list_stages(sink *s) {
+    for (int i = 0; xp_stages[i]; i++)
+        emit(s, xp_stages[i]->name, xp_stages[i]->meaning);
+    return XP_OK;
+}
+
+static xp_status list_backends(sink *s) {
+    for (int i = 0; xp_backends[i]; i++)
+        emit(s, xp_backends[i]->name, xp_backends[i]->meaning);
+    return XP_OK;
+}
+
+static xp_status list_kernels(sink *s) {
+    char name[80], text[200];
+    for (int i = 0; xp_backends[i]; i++) {
+        for (int k = 0; xp_backends[i]->kernel[k]; k++) {
+            const xp_kernel *row = xp_backends[i]->kernel[k];
+            snprintf(name, sizeof name, "%s:%s", xp_backends[i]->name, row->stage->name);
+            snprintf(text, sizeof text, "row '%s'%s%s", row->name, row->det & XP_DET_RUN ? ", the same bits twice" : "",
+                     row->det & XP_DET_MESH ? ", the same bits on every mesh" : "");
+            emit(s, name, text);
+        }
+    }
+    return XP_OK;
+}
+
+static xp_status list_meshes(sink *s) {
+    char text[200];
+    for (int i = 0; xp_mesh_kinds[i].name; i++) {
+        const xp_mesh_kind *k = &xp_mesh_kinds[i];
+        snprintf(text, sizeof text, "%s%s%s", k->meaning, k->why_not ? "; not here: " : "",
+                 k->why_not ? k->why_not : "");
+        emit(s, k->name, text);
+    }
+    return XP_OK;
+}
+
+static xp_status model_line(const char *name, void *arg) {
+    xp_model m;
+    char text[240];
+    double all, active;
+    XP_TRY(xp_model_open(name, &m));
+    xp_model_moe_params(&m, &all, &active);
+    snprintf(text, sizeof text,
+             "%s, %d layers, H %lld, F %lld, E %lld, k %lld, shared %lld, dialect %s, %.1f B parameters in MoE blocks, "
+             "%.2f B active",
+             m.model_type, m.layers, (long long)m.H, (long long)m.F, (long long)m.E, (long long)m.K, (long long)m.S,
+             m.dialect.name, all / 1e9, active / 1e9);
+    emit(arg, name, text);
+    return XP_OK;
+}
+
+static xp_status list_models(sink *s) {
+    return xp_model_list(model_line, s);
+}
+
+static xp_status list_dialects(sink *s) {
+    for (int i = 0; xp_dialects[i].name; i++)
+        emit(s, xp_dialects[i].name, xp_dialects[i].meaning);
+    return XP_OK;
+}
+
+static xp_status case_line(const xp_case *c, void *arg) {
+    char line[XP_CASE_LINE];
+    xp_case_print(c, line, sizeof line);
+    emit(arg, c->name, line);
+    return XP_OK;
+}
+
+static xp_status list_cases(sink *s) {
+    return xp_case_all(case_line, s);
+}
+
+static xp_status list_faults(sink *s) {
+    char text[400];
+    for (int i = 0; xp_faults[i]; i++) {
+        snprintf(text, sizeof text, "%s: %s [%s]", xp_faults[i]->stage, xp_faults[i]->meaning, xp_faults[i]->source);
+        emit(s, xp_faults[i]->name, text);
+    }
+    return XP_OK;
+}
+
+static xp_status list_data(sink *s) {
+    for (int k = 0; k < XP_NDATA; k++)
+        emit(s, xp_data_name((xp_data)k), xp_data_meaning((xp_data)k));
+    return XP_OK;
+}
+
+static const struct {
+    const char *name;
+    xp_status (*list)(sink *s);
+} lists[] = {
+    {"stages", list_stages}, {"kernels", list_kernels}, {"backends", list_backends},
+    {"meshes", list_meshes}, {"models", list_models},   {"dialects", list_dialects},
+    {"cases", list_cases},   {"faults", list_faults},   {"data", list_data},
+};
+
+static xp_status list_one(int i, json_t *root) {
+    sink s = {.array = root ? json_array() : NULL};
+    if (!root)
+        printf("%s\n", lists[i].name);
+    const xp_status st = lists[i].list(&s);
+    if (root)
+        json_object_set_new(root, lists[i].name, s.array);
+    return st;
+}
+
+int xp_cmd_list(const xp_options *o) {
+    const int n = (int)(sizeof lists / sizeof *lists);
+    json_t *root = o->json ? json_object() : NULL;
+    xp_status st = XP_OK;
+    for (int w = 0; w < o->words; w++) {
+        int i = 0;
+        while (i < n && strcmp(o->word[w], lists[i].name) != 0)
+            i++;
+        if (i == n)
+            return xp_cmd_fail(
+                XP_FAIL(XP_E_ARG,
+                        "list: '%s' is none of stages, kernels, backends, meshes, models, dialects, cases, "
+                        "faults, data",
+                        o->word[w]));
+    }
+    for (int i = 0; i < n && st == XP_OK; i++) {
+        int wanted = o->words == 0;
+        for (int w = 0; w < o->words; w++)
+            wanted |= strcmp(o->word[w], lists[i].name) == 0;
+        if (wanted)
+            st = list_one(i, root);
+    }
+    if (root && st == XP_OK) {
+        json_dumpf(root, stdout, JSON_INDENT(1));
+        fputc('\n', stdout);
+    }
+    json_decref(root);
+    return st == XP_OK ? XP_EXIT_OK : xp_cmd_fail(st);
+}
+
+int xp_cmd_version(const xp_options *o) {
+    if (o->words)
+        return xp_cmd_fail(XP_FAIL(XP_E_ARG, "version: takes no arguments, got '%s'", o->word[0]));
+    printf("expar %s (plugin abi %d)\n", XP_VERSION, XP_ABI);
+    return XP_EXIT_OK;
+}

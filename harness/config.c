@@ -1,0 +1,555 @@
+/* Reads a config.json into an xp_model by the family's record.
+ *
+ * The order is: the whole file into memory (regular, bounded), JSON (no duplicate keys, nothing after the object),
+ * model_type, one value for each slot of the record, the checks between fields, and last the keys that nobody read. It
+ * must not branch on a family's name and must not invent a value that the record does not state. */
+#include "config.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "families.h"
+
+typedef enum { KIND_INT = 0, KIND_REAL, KIND_FLAG, KIND_TEXT, KIND_LIST } kind;
+
+/* What a slot's value must look like, whatever key it comes from. */
+typedef struct {
+    const char *what;
+    kind type;
+    double lo, hi;
+    const char *only; /* KIND_TEXT: the one value that can be built; NULL: any */
+} slot_rule;
+
+static const slot_rule rules[XP_NSLOT] = {
+    [XP_SLOT_HIDDEN] = {"hidden width", KIND_INT, 1, XP_MAX_WIDTH, NULL},
+    [XP_SLOT_LAYERS] = {"layers", KIND_INT, 1, XP_MAX_LAYERS, NULL},
+    [XP_SLOT_EXPERTS] = {"experts", KIND_INT, 1, XP_MAX_EXPERTS, NULL},
+    [XP_SLOT_TOPK] = {"experts a token takes", KIND_INT, 1, XP_MAX_EXPERTS, NULL},
+    [XP_SLOT_WIDTH] = {"width of an expert", KIND_INT, 1, XP_MAX_WIDTH, NULL},
+    [XP_SLOT_SHARED] = {"width of the shared expert", KIND_INT, 1, XP_MAX_WIDTH, NULL},
+    [XP_SLOT_DENSE] = {"width of the layers without experts", KIND_INT, 1, XP_MAX_WIDTH, NULL},
+    [XP_SLOT_STEP] = {"every how many layers a MoE block comes", KIND_INT, 1, XP_MAX_LAYERS, NULL},
+    [XP_SLOT_DENSE_LAYERS] = {"layers without experts", KIND_LIST, 0, XP_MAX_LAYERS - 1, NULL},
+    [XP_SLOT_NORM] = {"whether weights are divided by their sum", KIND_FLAG, 0, 1, NULL},
+    [XP_SLOT_ACT] = {"activation", KIND_TEXT, 0, 0, "silu"},
+    [XP_SLOT_JITTER] = {"noise on the router's input", KIND_REAL, 0, 0, NULL},
+    [XP_SLOT_EPS] = {"epsilon of the norms", KIND_REAL, 1e-30, 1, NULL},
+    [XP_SLOT_AUX] = {"coefficient of the balance loss", KIND_REAL, 0, 1e6, NULL},
+    [XP_SLOT_VOCAB] = {"vocabulary", KIND_INT, 1, 2147483647, NULL},
+    [XP_SLOT_DTYPE] = {"dtype of the published weights", KIND_TEXT, 0, 0, NULL},
+};
+
+typedef struct {
+    const char *path;
+    json_t *root;
+    const xp_family *family;
+    const char *key[XP_NSLOT];  /* the name under which the slot was found; NULL: no key */
+    json_t *json[XP_NSLOT];     /* borrowed from root */
+    double value[XP_NSLOT];     /* numbers and flags: every integer in range is exact */
+    const char *text[XP_NSLOT]; /* KIND_TEXT */
+    size_t key_bytes[XP_NSLOT]; /* key is not terminated: it points into the record's list */
+} reader;
+
+/* ---- lists of names with '|' between them ---- */
+
+/* The next name of *list and its length; NULL at the end. */
+static const char *next_name(const char **list, size_t *out_bytes) {
+    const char *name = *list;
+    if (!name || !*name)
+        return NULL;
+    *out_bytes = strcspn(name, "|");
+    *list = name + *out_bytes + (name[*out_bytes] == '|');
+    return name;
+}
+
+static int list_has(const char *list, const char *key) {
+    size_t bytes;
+    for (const char *name; (name = next_name(&list, &bytes)) != NULL;) {
+        if (strlen(key) == bytes && memcmp(name, key, bytes) == 0)
+            return 1;
+    }
+    return 0;
+}
+
+/* Appends a line to a '\n'-separated text of fixed size; 0 when it does not fit. */
+static int add_line(char *text, size_t bytes, const char *line) {
+    const size_t used = strlen(text), more = strlen(line);
+    if (used + more + 2 > bytes)
+        return 0;
+    if (used)
+        text[used] = '\n';
+    memcpy(text + used + (used != 0), line, more + 1);
+    return 1;
+}
+
+/* 1 when the text has no control characters, so that a message or a report may print it. */
+static int is_plain(const char *text) {
+    for (; *text; text++) {
+        if ((unsigned char)*text < 0x20 || *text == 0x7f)
+            return 0;
+    }
+    return 1;
+}
+
+/* ---- one value ---- */
+
+/* A value as it stands in the file, cut to fit a message. */
+static void show(const json_t *v, char *buf, size_t bytes) {
+    char *text = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT | JSON_ENSURE_ASCII | JSON_REAL_PRECISION(15));
+    snprintf(buf, bytes, "%s", text ? text : "(a value)");
+    if (text && strlen(text) >= bytes && bytes > 4)
+        memcpy(buf + bytes - 4, "...", 4);
+    free(text);
+}
+
+static void expectation(const slot_rule *r, char *buf, size_t bytes) {
+    if (r->type == KIND_FLAG)
+        snprintf(buf, bytes, "true or false");
+    else if (r->type == KIND_TEXT && r->only)
+        snprintf(buf, bytes, "\"%s\", the only activation of this family that is built", r->only);
+    else if (r->type == KIND_TEXT)
+        snprintf(buf, bytes, "a text");
+    else if (r->type == KIND_LIST)
+        snprintf(buf, bytes, "a list of layer numbers");
+    else if (r->lo >= r->hi)
+        snprintf(buf, bytes, "%.15g, anything else is not built", r->lo);
+    else
+        snprintf(buf, bytes, "%s from %.15g to %.15g", r->type == KIND_INT ? "an integer" : "a number", r->lo, r->hi);
+}
+
+static xp_status wrong(const reader *in, xp_slot s, const json_t *v) {
+    char got[96], want[128];
+    show(v, got, sizeof got);
+    expectation(&rules[s], want, sizeof want);
+    return XP_FAIL(XP_E_FORMAT, "%s: %.*s is %s, expected %s (%s)", in->path, (int)in->key_bytes[s], in->key[s], got,
+                   want, rules[s].what);
+}
+
+static xp_status take_number(reader *in, xp_slot s, const json_t *v) {
+    const slot_rule *r = &rules[s];
+    const int ok = r->type == KIND_INT ? json_is_integer(v) : json_is_number(v);
+    if (!ok)
+        return wrong(in, s, v);
+    const double x = json_number_value(v);
+    if (!(x >= r->lo && x <= r->hi))
+        return wrong(in, s, v);
+    in->value[s] = x;
+    return XP_OK;
+}
+
+static xp_status take(reader *in, xp_slot s, const json_t *v) {
+    const slot_rule *r = &rules[s];
+    switch (r->type) {
+    case KIND_INT:
+    case KIND_REAL:
+        return take_number(in, s, v);
+    case KIND_FLAG:
+        if (!json_is_boolean(v))
+            return wrong(in, s, v);
+        in->value[s] = json_is_true(v) ? 1.0 : 0.0;
+        return XP_OK;
+    case KIND_TEXT:
+        if (!json_is_string(v) || !is_plain(json_string_value(v)))
+            return wrong(in, s, v);
+        if (r->only && strcmp(json_string_value(v), r->only) != 0)
+            return wrong(in, s, v);
+        in->text[s] = json_string_value(v);
+        return XP_OK;
+    case KIND_LIST:
+        if (!json_is_array(v))
+            return wrong(in, s, v);
+        return XP_OK;
+    }
+    return XP_FAIL(XP_E_BUG, "config: a slot without a kind");
+}
+
+/* ---- one slot ---- */
+
+/* Finds the slot under any of its names. Two names with different values contradict one another. */
+static xp_status find(reader *in, xp_slot s) {
+    const char *list = in->family->slot[s].keys;
+    size_t bytes;
+    for (const char *name; (name = next_name(&list, &bytes)) != NULL;) {
+        char key[64];
+        snprintf(key, sizeof key, "%.*s", (int)bytes, name);
+        json_t *v = json_object_get(in->root, key);
+        if (!v)
+            continue;
+        if (in->json[s] && !json_equal(in->json[s], v)) {
+            char a[48], b[48];
+            show(in->json[s], a, sizeof a);
+            show(v, b, sizeof b);
+            return XP_FAIL(XP_E_FORMAT, "%s: %.*s %s and %s %s contradict one another (both name the %s of a %s)",
+                           in->path, (int)in->key_bytes[s], in->key[s], a, key, b, rules[s].what,
+                           in->family->model_type);
+        }
+        if (!in->json[s]) {
+            in->key[s] = name;
+            in->key_bytes[s] = bytes;
+            in->json[s] = v;
+        }
+    }
+    return XP_OK;
+}
+
+static xp_status missing(const reader *in, xp_slot s) {
+    char tried[160] = "";
+    const char *list = in->family->slot[s].keys;
+    size_t bytes;
+    for (const char *name; (name = next_name(&list, &bytes)) != NULL;) {
+        const size_t used = strlen(tried);
+        snprintf(tried + used, sizeof tried - used, "%s%.*s", used ? ", " : "", (int)bytes, name);
+    }
+    const size_t first = strcspn(in->family->slot[s].keys, "|");
+    return XP_FAIL(XP_E_FORMAT, "%s: no field '%.*s' (%s); a %s must state it, no default is taken; names tried: %s",
+                   in->path, (int)first, in->family->slot[s].keys, rules[s].what, in->family->model_type, tried);
+}
+
+static xp_status assume(const reader *in, xp_slot s, xp_model *m) {
+    const xp_slot_source *src = &in->family->slot[s];
+    char line[224], value[32];
+    if (rules[s].type == KIND_LIST || rules[s].type == KIND_TEXT)
+        snprintf(value, sizeof value, "%s", rules[s].type == KIND_LIST ? "[]" : "\"\"");
+    else
+        snprintf(value, sizeof value, "%.15g", src->value);
+    snprintf(line, sizeof line, "%.*s absent, taken as %s: %s", (int)strcspn(src->keys, "|"), src->keys, value,
+             src->why);
+    if (!add_line(m->assumed, sizeof m->assumed, line))
+        return XP_FAIL(XP_E_BUG, "config: the record of %s has too many optional fields", in->family->model_type);
+    return XP_OK;
+}
+
+static xp_status read_slot(reader *in, xp_slot s, xp_model *m) {
+    const xp_slot_source *src = &in->family->slot[s];
+    in->value[s] = src->value;
+    if (src->from == XP_SLOT_NONE || src->from == XP_SLOT_FIXED)
+        return XP_OK;
+    XP_TRY(find(in, s));
+    if (in->json[s] && !(src->from == XP_SLOT_OPTIONAL && json_is_null(in->json[s])))
+        return take(in, s, in->json[s]);
+    in->json[s] = NULL;
+    return src->from == XP_SLOT_OPTIONAL ? assume(in, s, m) : missing(in, s);
+}
+
+/* ---- checks between fields ---- */
+
+/* The name under which a slot was read, for messages. */
+#define NAME(in, s) (int)(in)->key_bytes[s], (in)->key[s]
+
+static xp_status check_topk(const reader *in) {
+    const double e = in->value[XP_SLOT_EXPERTS], k = in->value[XP_SLOT_TOPK];
+    if (k > e)
+        return XP_FAIL(XP_E_FORMAT, "%s: %.*s is %.0f, more than %.*s %.0f: k > E", in->path, NAME(in, XP_SLOT_TOPK), k,
+                       NAME(in, XP_SLOT_EXPERTS), e);
+    return XP_OK;
+}
+
+/* Layer i is a MoE block when (i + 1) % step == 0 and i is not listed. */
+static xp_status read_layers(const reader *in, xp_model *m) {
+    const int step = (int)in->value[XP_SLOT_STEP];
+    for (int i = 0; i < m->layers; i++)
+        m->moe[i] = (i + 1) % step == 0;
+    const json_t *list = in->json[XP_SLOT_DENSE_LAYERS];
+    for (size_t i = 0; i < json_array_size(list); i++) {
+        const json_t *v = json_array_get(list, i);
+        char got[48];
+        show(v, got, sizeof got);
+        if (!json_is_integer(v) || json_integer_value(v) < 0 || json_integer_value(v) >= m->layers)
+            return XP_FAIL(XP_E_FORMAT, "%s: %.*s[%zu] is %s, expected a layer number from 0 to %d", in->path,
+                           NAME(in, XP_SLOT_DENSE_LAYERS), i, got, m->layers - 1);
+        m->moe[json_integer_value(v)] = 0;
+    }
+    if (xp_model_moe_layers(m) > 0)
+        return XP_OK;
+    if (step > m->layers)
+        return XP_FAIL(XP_E_FORMAT, "%s: %.*s is %d with %d layers: no layer is a MoE block", in->path,
+                       NAME(in, XP_SLOT_STEP), step, m->layers);
+    return XP_FAIL(XP_E_FORMAT, "%s: %.*s leaves none of the %d layers a MoE block", in->path,
+                   NAME(in, XP_SLOT_DENSE_LAYERS), m->layers);
+}
+
+static xp_status read_dialect(const reader *in, xp_model *m) {
+    const char *preset = in->family->preset[in->value[XP_SLOT_NORM] > 0.0];
+    const xp_dialect *d = preset ? xp_dialect_find(preset) : NULL;
+    if (!d)
+        return XP_FAIL(XP_E_BUG, "config: the record of %s names no preset that exists", in->family->model_type);
+    m->dialect = *d;
+    m->dialect.aux_coef = in->value[XP_SLOT_AUX];
+    return XP_OK;
+}
+
+/* `architectures`, when given, must be of the family: a file whose two names of one thing differ is a wrong file. */
+static xp_status check_architectures(const reader *in) {
+    const json_t *list = json_object_get(in->root, "architectures");
+    if (!list || json_is_null(list))
+        return XP_OK;
+    char got[96];
+    show(list, got, sizeof got);
+    if (!json_is_array(list))
+        return XP_FAIL(XP_E_FORMAT, "%s: architectures is %s, expected a list of class names", in->path, got);
+    for (size_t i = 0; i < json_array_size(list); i++) {
+        const char *name = json_string_value(json_array_get(list, i));
+        if (!name || strncmp(name, in->family->arch, strlen(in->family->arch)) != 0)
+            return XP_FAIL(XP_E_FORMAT,
+                           "%s: architectures is %s and model_type \"%s\": they contradict one another "
+                           "(expected names that begin with %s)",
+                           in->path, got, in->family->model_type, in->family->arch);
+    }
+    return XP_OK;
+}
+
+/* ---- keys that nobody read ---- */
+
+int xp_config_speaks(const char *key) {
+    static const char *const word[] = {"expert", "moe",   "rout",  "gate",    "gating",  "topk", "top_k",
+                                       "top-k",  "group", "share", "sharing", "capacit", "scal"};
+    char low[256];
+    size_t n = strlen(key);
+    if (n >= sizeof low)
+        return 1; /* no field has such a name: let it be looked at */
+    for (size_t i = 0; i <= n; i++)
+        low[i] = (char)(key[i] >= 'A' && key[i] <= 'Z' ? key[i] - 'A' + 'a' : key[i]);
+    for (size_t i = 0; i < sizeof word / sizeof word[0]; i++) {
+        if (strstr(low, word[i]))
+            return 1;
+    }
+    return 0;
+}
+
+/* The first key inside v, at any depth, whose name speaks of routing; NULL when there is none. */
+static const char *speaks_inside(json_t *v) {
+    const char *key;
+    json_t *item;
+    json_object_foreach(v, key, item) {
+        if (xp_config_speaks(key))
+            return key;
+        const char *inner = speaks_inside(item);
+        if (inner)
+            return inner;
+    }
+    for (size_t i = 0; i < json_array_size(v); i++) {
+        const char *inner = speaks_inside(json_array_get(v, i));
+        if (inner)
+            return inner;
+    }
+    return NULL;
+}
+
+static int is_read(const reader *in, const char *key) {
+    if (strcmp(key, "model_type") == 0 || strcmp(key, "architectures") == 0)
+        return 1;
+    for (int s = 0; s < XP_NSLOT; s++) {
+        if (in->family->slot[s].keys && list_has(in->family->slot[s].keys, key))
+            return 1;
+    }
+    return 0;
+}
+
+static xp_status refuse_key(const reader *in, const char *key, const char *inner, const json_t *v) {
+    char got[48];
+    show(v, got, sizeof got);
+    return XP_FAIL(XP_E_FORMAT,
+                   "%s: key '%s'%s%s%s (%s) speaks of experts or routing and a %s has no such field: what "
+                   "it would change is unknown",
+                   in->path, key, inner ? " holds '" : "", inner ? inner : "", inner ? "'" : "", got,
+                   in->family->model_type);
+}
+
+static xp_status read_rest(const reader *in, xp_model *m) {
+    const char *key;
+    json_t *v;
+    json_object_foreach(in->root, key, v) {
+        if (is_read(in, key))
+            continue;
+        if (!is_plain(key))
+            return XP_FAIL(XP_E_FORMAT, "%s: a key has control characters in its name", in->path);
+        if (!list_has(in->family->unread, key)) {
+            if (xp_config_speaks(key))
+                return refuse_key(in, key, NULL, v);
+            const char *inner = speaks_inside(v);
+            if (inner)
+                return refuse_key(in, key, inner, v);
+        }
+        if (!add_line(m->unread, sizeof m->unread, key))
+            return XP_FAIL(XP_E_FORMAT, "%s: key '%.60s': the names of the keys that are not read exceed %d bytes",
+                           in->path, key, XP_MODEL_NOTES);
+    }
+    return XP_OK;
+}
+
+/* ---- the whole ---- */
+
+static xp_status find_family(reader *in) {
+    const json_t *v = json_object_get(in->root, "model_type");
+    char got[96], known[160] = "";
+    for (const xp_family *f = xp_families; f->model_type; f++) {
+        if (v && json_is_string(v) && strcmp(json_string_value(v), f->model_type) == 0) {
+            in->family = f;
+            return XP_OK;
+        }
+        const size_t used = strlen(known);
+        snprintf(known + used, sizeof known - used, "%s%s", used ? ", " : "", f->model_type);
+    }
+    if (!v)
+        return XP_FAIL(XP_E_FORMAT, "%s: no field 'model_type'; expected one of %s", in->path, known);
+    show(v, got, sizeof got);
+    return XP_FAIL(XP_E_FORMAT, "%s: model_type is %s, expected one of %s", in->path, got, known);
+}
+
+/* The file's name without folders and .json; a plain config.json is called after its folder. */
+static void name_after(const char *path, char *out, size_t bytes) {
+    const char *base = strrchr(path, '/');
+    const char *from = base ? base + 1 : path;
+    size_t n = strlen(from);
+    if (base && base != path && strcmp(from, "config.json") == 0) {
+        const char *p = base;
+        while (p > path && p[-1] != '/')
+            p--;
+        from = p;
+        n = (size_t)(base - p);
+    } else if (n > 5 && strcmp(from + n - 5, ".json") == 0) {
+        n -= 5;
+    }
+    snprintf(out, bytes, "%.*s", (int)(n < bytes ? n : bytes - 1), from);
+}
+
+static xp_status fill(reader *in, xp_model *m) {
+    XP_TRY(find_family(in));
+    XP_TRY(check_architectures(in));
+    for (int s = 0; s < XP_NSLOT; s++)
+        XP_TRY(read_slot(in, (xp_slot)s, m));
+    XP_TRY(check_topk(in));
+    name_after(in->path, m->name, sizeof m->name);
+    snprintf(m->model_type, sizeof m->model_type, "%s", in->family->model_type);
+    if (in->text[XP_SLOT_DTYPE])
+        snprintf(m->torch_dtype, sizeof m->torch_dtype, "%s", in->text[XP_SLOT_DTYPE]);
+    m->layers = (int)in->value[XP_SLOT_LAYERS];
+    m->H = (int64_t)in->value[XP_SLOT_HIDDEN];
+    m->F = (int64_t)in->value[XP_SLOT_WIDTH];
+    m->E = (int64_t)in->value[XP_SLOT_EXPERTS];
+    m->K = (int64_t)in->value[XP_SLOT_TOPK];
+    m->S = (int64_t)in->value[XP_SLOT_SHARED];
+    m->dense_F = (int64_t)in->value[XP_SLOT_DENSE];
+    m->vocab = (int64_t)in->value[XP_SLOT_VOCAB];
+    m->norm_eps = in->value[XP_SLOT_EPS];
+    m->shrink = 1;
+    XP_TRY(read_layers(in, m));
+    XP_TRY(read_dialect(in, m));
+    return read_rest(in, m);
+}
+
+/* The key whose value begins before byte `at`: the last "..." that a ':' follows. Empty when there is none. */
+static void key_before(const char *text, size_t at, char *out, size_t bytes) {
+    out[0] = 0;
+    while (at > 0 && text[at - 1] != ':')
+        at--;
+    size_t end = at;
+    while (end > 0 && text[end - 1] != '"')
+        end--;
+    if (end < 2)
+        return;
+    size_t begin = end - 1;
+    while (begin > 0 && text[begin - 1] != '"')
+        begin--;
+    if (begin > 0)
+        snprintf(out, bytes, "%.*s", (int)(end - 1 - begin < bytes ? end - 1 - begin : bytes - 1), text + begin);
+}
+
+static xp_status json_error(const char *path, const char *text, size_t bytes, const json_error_t *e) {
+    char key[64], what[256];
+    const size_t at = e->position > 0 && (size_t)e->position < bytes ? (size_t)e->position : bytes;
+    key_before(text, at, key, sizeof key);
+    snprintf(what, sizeof what, "%s%s%s%s", e->text, key[0] ? " (at field '" : "", key, key[0] ? "')" : "");
+    for (char *p = what; *p; p++) {
+        if ((unsigned char)*p < 0x20 || *p == 0x7f)
+            *p = '?';
+    }
+    return XP_FAIL(XP_E_FORMAT,
+                   "%s:%d:%d: %s; expected one JSON object (RFC 8259: no NaN, no Infinity, no duplicate "
+                   "keys, nothing after it)",
+                   path, e->line, e->column, what);
+}
+
+xp_status xp_config_parse(const char *text, size_t bytes, const char *path, xp_model *out) {
+    memset(out, 0, sizeof *out);
+    json_error_t e;
+    reader in = {.path = path};
+    in.root = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &e);
+    if (!in.root)
+        return json_error(path, text, bytes, &e);
+    xp_status st;
+    if (json_is_object(in.root))
+        st = fill(&in, out);
+    else
+        st = XP_FAIL(XP_E_FORMAT, "%s: the file holds a list, expected one JSON object", path);
+    json_decref(in.root);
+    if (st != XP_OK)
+        memset(out, 0, sizeof *out);
+    return st;
+}
+
+/* ---- the file ---- */
+
+static xp_status io_error(const char *path, const char *verb) {
+    char why[128];
+    if (strerror_r(errno, why, sizeof why) != 0)
+        snprintf(why, sizeof why, "error %d", errno);
+    return XP_FAIL(XP_E_IO, "%s: cannot %s: %s", path, verb, why);
+}
+
+/* Reads fd to its end; st_size bounds it, so a file that grows meanwhile is refused instead of followed. */
+static xp_status read_all(const char *path, int fd, char *buf, size_t bytes) {
+    size_t got = 0;
+    while (got < bytes) {
+        const ssize_t n = read(fd, buf + got, bytes - got);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return io_error(path, "read");
+        if (n == 0)
+            return XP_FAIL(XP_E_IO, "%s: ends after %zu of %zu bytes: it changed while it was read", path, got, bytes);
+        got += (size_t)n;
+    }
+    return XP_OK;
+}
+
+static xp_status slurp(const char *path, int fd, char **out, size_t *out_bytes) {
+    struct stat s;
+    *out = NULL;
+    if (fstat(fd, &s) != 0)
+        return io_error(path, "examine");
+    if (S_ISDIR(s.st_mode))
+        return XP_FAIL(XP_E_IO, "%s: is a folder, expected a config.json file", path);
+    if (!S_ISREG(s.st_mode))
+        return XP_FAIL(XP_E_IO, "%s: is not a regular file", path);
+    if (s.st_size > XP_CONFIG_MAX_BYTES)
+        return XP_FAIL(XP_E_FORMAT, "%s: is %lld bytes, expected at most %d", path, (long long)s.st_size,
+                       XP_CONFIG_MAX_BYTES);
+    *out_bytes = (size_t)s.st_size;
+    *out = malloc(*out_bytes + 1);
+    if (!*out)
+        return XP_FAIL(XP_E_NOMEM, "%s: no memory for %zu bytes", path, *out_bytes + 1);
+    return read_all(path, fd, *out, *out_bytes);
+}
+
+xp_status xp_config_read(const char *path, xp_model *out) {
+    memset(out, 0, sizeof *out);
+    /* Not blocking: opening a FIFO must fail as "not a regular file", not wait for a writer. */
+    const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    if (fd < 0)
+        return io_error(path, "open");
+    char *text;
+    size_t bytes = 0;
+    xp_status st = slurp(path, fd, &text, &bytes);
+    close(fd);
+    if (st == XP_OK)
+        st = xp_config_parse(text, bytes, path, out);
+    free(text);
+    return st;
+}

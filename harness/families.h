@@ -1,0 +1,60 @@
+/* What a family of models calls things in its config.json: one record a model_type, data only.
+ *
+ * A slot is a fact that the harness needs; the record says which key holds it, or that the family's class fixes it.
+ * Adding a family is adding a row; the reader (config.c) has no branch on a family. */
+#ifndef XP_FAMILIES_H
+#define XP_FAMILIES_H
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum {
+    XP_SLOT_HIDDEN = 0, /* H */
+    XP_SLOT_LAYERS,
+    XP_SLOT_EXPERTS,      /* E */
+    XP_SLOT_TOPK,         /* K */
+    XP_SLOT_WIDTH,        /* F */
+    XP_SLOT_SHARED,       /* S */
+    XP_SLOT_DENSE,        /* width of the layers without experts */
+    XP_SLOT_STEP,         /* layer i is a MoE block when (i + 1) % step == 0 ... */
+    XP_SLOT_DENSE_LAYERS, /* ... and i is not in this list */
+    XP_SLOT_NORM,         /* weights are divided by their sum */
+    XP_SLOT_ACT,          /* activation of the experts */
+    XP_SLOT_JITTER,       /* noise on the block's input */
+    XP_SLOT_EPS,          /* of RMSNorm */
+    XP_SLOT_AUX,          /* coefficient of the balance loss */
+    XP_SLOT_VOCAB,
+    XP_SLOT_DTYPE, /* of the published weights */
+    XP_NSLOT
+} xp_slot;
+
+typedef enum {
+    XP_SLOT_NONE = 0, /* the family has no such thing: 0 */
+    XP_SLOT_KEY,      /* a key that must be there */
+    XP_SLOT_OPTIONAL, /* a key; absent or null means `value`, which is reported, with `why` */
+    XP_SLOT_FIXED     /* the class fixes it to `value` */
+} xp_slot_from;
+
+typedef struct {
+    xp_slot_from from;
+    const char *keys; /* aliases, '|' between them, the published one first */
+    double value;
+    const char *why; /* why the value may be taken without a key */
+} xp_slot_source;
+
+typedef struct {
+    const char *model_type;
+    const char *arch;      /* what names in `architectures` begin with */
+    const char *preset[2]; /* dialect presets: without and with renormalised weights */
+    xp_slot_source slot[XP_NSLOT];
+    const char *unread; /* keys, '|' between them, whose names speak of routing and that may be left unread */
+} xp_family;
+
+/* Ends with a NULL model_type. */
+extern const xp_family xp_families[];
+
+#ifdef __cplusplus
+}
+#endif
+#endif

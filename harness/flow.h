@@ -1,0 +1,81 @@
+/* What the files of the step share: the flow of one rank (sizes, dtypes, blocks), its parameters, and the layers.
+ * Only step.c, layer.c and params.c include this. */
+#ifndef XP_FLOW_H
+#define XP_FLOW_H
+
+#include "step.h"
+
+/* Plan indices of one layer's parameters; -1 where the model has none. */
+typedef struct {
+    int norm, router, w1, w2, sw1, sw2, sgate;
+} layer_params;
+
+/* What a layer's forward leaves for its backward. */
+typedef struct {
+    xp_tensor h, xn, rstd, logits, scores, idx, w;
+    xp_tensor rows, tok, src, pos, counts, offsets;
+    xp_tensor recv, recv_tok, recv_counts, recv_offsets;
+    xp_tensor pre, act, out, back, y;
+    xp_tensor spre, sact, smlp, ssig, sy, sum;
+} layer_state;
+
+typedef struct {
+    xp_tensor full;          /* gathered, [G,R0,N] in its compute dtype; data NULL when not gathered */
+    xp_tensor shard;         /* a view into the flat master buffer, [G,R,N]; data NULL in XP_RUN_GRADS */
+    int64_t *start, *rows;   /* [P] of the gather's axis */
+    int64_t *gstart, *grows; /* [P] of the reduction's axis */
+} param_state;
+
+typedef struct {
+    xp_rank *r;
+    const xp_plan *plan;
+    const xp_step_source *src;
+    int64_t T, token0, N; /* this rank's tokens, its first one's number in the global batch, the global batch */
+    int64_t H, F, E, K, S, L, Y, V;
+    xp_dtype act, param, logits, weight, wide, grad;
+    int64_t block;      /* tokens a block, 0 outside deterministic mode */
+    int efold;          /* an expert's blocks are all on its rank: they are folded where they are made */
+    xp_tensor blocks;   /* [B] numbers of the blocks of this rank's own tokens */
+    xp_tensor eblocks;  /* [B] numbers of the blocks whose rows this rank's experts may get */
+    xp_tensor own_tok;  /* [T] global token numbers */
+    xp_tensor own_span; /* [2] i64: 0, T - the one group of a dense weight gradient */
+    int64_t M, C;       /* capacities */
+    xp_tensor all_logits, all_idx, daux; /* [Y,T,E], [Y,T,K], [Y,T,E]: what the balance losses see */
+    xp_tensor count;                     /* [1] i64: valid tokens in the world */
+    double divisor;
+    layer_params *lp;              /* [Y] */
+    layer_state *ls;               /* [Y] */
+    param_state *ps;               /* [params] */
+    xp_plan_shard *shard;          /* [params] what this rank holds */
+    int64_t elements;              /* of its flat buffers */
+    xp_tensor master, m, v, gflat; /* flat f32 shards; absent in XP_RUN_GRADS and XP_RUN_LAYER */
+} xp_flow;
+
+/* Memory of the rank; the rank's arena frees what an error leaves behind. */
+xp_status flow_new1(xp_flow *f, xp_kind k, xp_dtype d, int64_t n0, xp_tensor *out);
+xp_status flow_new2(xp_flow *f, xp_kind k, xp_dtype d, int64_t n0, int64_t n1, xp_tensor *out);
+void flow_drop(xp_flow *f, xp_tensor *t);
+
+/* params.c: generates, gathers, scatters. */
+xp_status params_open(xp_flow *f);
+void params_close(xp_flow *f);
+xp_status params_gather(xp_flow *f, int i);
+void params_release(xp_flow *f, int i);
+/* Scatters dw [B,gc,R0,N], the gradient of groups [g0, g0+gc) of parameter i, into its shard. */
+xp_status params_scatter(xp_flow *f, int i, int64_t g0, xp_tensor *dw);
+/* The weight gradient of parameter i from dy [C,R0] and x [C,N] over the groups of offsets, scattered as it is made. */
+xp_status params_wgrad(xp_flow *f, int i, const char *site, const xp_tensor *dy, const xp_tensor *x);
+xp_status params_wgrad_experts(xp_flow *f, int i, const char *site, const xp_tensor *dy, const xp_tensor *x,
+                               const xp_tensor *offsets, const xp_tensor *tok);
+/* Flat borders and flags for the norm and the optimizer. */
+xp_status params_segments(xp_flow *f, xp_tensor *out_seg, xp_tensor *out_owner, xp_tensor *out_decay);
+xp_status params_digest(xp_flow *f, char out_hex[65]);
+
+/* layer.c. h [T,H] belongs to the caller and must live until the backward; out is new. */
+xp_status layer_forward(xp_flow *f, int y, const xp_tensor *h, xp_tensor *out);
+/* dh: gradient of the layer's output, [T,H]; out: of its input, new. */
+xp_status layer_backward(xp_flow *f, int y, const xp_tensor *dh, xp_tensor *out);
+/* The rows of a tensor of tokens go to the parity store, when there is one. */
+xp_status flow_trace(xp_flow *f, const char *site, int y, const xp_tensor *t);
+
+#endif

@@ -1,0 +1,355 @@
+/* One MoE layer of the step, forward and backward, as a list of stage calls.
+ *
+ * It allocates what the stages write and nothing else: no arithmetic happens here. */
+#include <math.h>
+
+#include "flow.h"
+#include "xp/combine.h"
+#include "xp/dispatch.h"
+#include "xp/expert.h"
+#include "xp/permute.h"
+#include "xp/residual.h"
+#include "xp/rmsnorm.h"
+#include "xp/route.h"
+#include "xp/router.h"
+#include "xp/shared.h"
+
+static xp_status act2(xp_flow *f, int64_t n0, int64_t n1, xp_tensor *out) {
+    return flow_new2(f, XP_KIND_ACT, f->act, n0, n1, out);
+}
+
+static const xp_tensor *full(const xp_flow *f, int i) {
+    return &f->ps[i].full;
+}
+
+/* A parameter's [1,R0,N] as the matrix or vector that stages want. */
+static xp_tensor matrix(const xp_flow *f, int i) {
+    const xp_tensor *t = full(f, i);
+    return xp_tensor_2d(t->data, t->dtype, t->dim[1], t->dim[2]);
+}
+
+static xp_tensor vector(const xp_flow *f, int i) {
+    const xp_tensor *t = full(f, i);
+    return xp_tensor_1d(t->data, t->dtype, t->dim[1] * t->dim[2]);
+}
+
+static xp_status call(xp_flow *f, const xp_stage *s, const char *site, void *args) {
+    return xp_call(f->r, s, site, args);
+}
+
+static xp_status add(xp_flow *f, const char *site, const xp_tensor *a, const xp_tensor *b, xp_tensor *out) {
+    XP_TRY(act2(f, f->T, f->H, out));
+    xp_residual_args args = {.a = *a, .b = *b, .y = *out};
+    return call(f, &xp_stage_residual, site, &args);
+}
+
+static xp_status gather_layer(xp_flow *f, int y) {
+    const layer_params *p = &f->lp[y];
+    const int all[] = {p->norm, p->router, p->w1, p->w2, p->sw1, p->sw2, p->sgate};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        if (all[i] >= 0)
+            XP_TRY(params_gather(f, all[i]));
+    }
+    return XP_OK;
+}
+
+static void release_layer(xp_flow *f, int y) {
+    const layer_params *p = &f->lp[y];
+    const int all[] = {p->norm, p->router, p->w1, p->w2, p->sw1, p->sw2, p->sgate};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        if (all[i] >= 0)
+            params_release(f, all[i]);
+    }
+}
+
+/* Data kind skew: a few experts take nearly all rows. The lift of expert e is a function of e alone, so it is the same
+ * on every mesh; it goes onto the logits between two stages, where route sees it as its input. */
+static void skew_logits(const xp_flow *f, const xp_tensor *logits) {
+    for (int64_t i = 0; i < f->T * f->E; i++) {
+        const double lift = -2.0 * log2(1.0 + (double)((i % f->E * 7 + 3) % f->E));
+        xp_fill_store(logits, i, xp_widen(logits->data, logits->dtype, i) + lift);
+    }
+}
+
+static xp_status forward_route(xp_flow *f, int y, layer_state *s) {
+    const layer_params *p = &f->lp[y];
+    XP_TRY(act2(f, f->T, f->H, &s->xn));
+    XP_TRY(flow_new1(f, XP_KIND_ACT, f->wide, f->T, &s->rstd));
+    xp_rmsnorm_args norm = {
+        .x = s->h, .w = vector(f, p->norm), .y = s->xn, .rstd = s->rstd, .eps = f->plan->model.norm_eps};
+    XP_TRY(call(f, &xp_stage_rmsnorm, "rmsnorm", &norm));
+    s->logits = xp_tensor_2d(xp_tensor_at(&f->all_logits, y, 0, 0, 0), f->logits, f->T, f->E);
+    s->idx = xp_tensor_2d(xp_tensor_at(&f->all_idx, y, 0, 0, 0), XP_I32, f->T, f->K);
+    xp_router_args gate = {.x = s->xn, .w = matrix(f, p->router), .logits = s->logits};
+    XP_TRY(call(f, &xp_stage_router, "router", &gate));
+    if (f->src->data == XP_DATA_SKEW)
+        skew_logits(f, &s->logits);
+    XP_TRY(flow_new2(f, XP_KIND_ACT, f->wide, f->T, f->E, &s->scores));
+    XP_TRY(flow_new2(f, XP_KIND_ACT, f->weight, f->T, f->K, &s->w));
+    xp_route_args route = {
+        .logits = s->logits, .scores = s->scores, .idx = s->idx, .w = s->w, .dialect = &f->plan->model.dialect};
+    return call(f, &xp_stage_route, "route", &route);
+}
+
+static xp_status forward_send(xp_flow *f, layer_state *s) {
+    XP_TRY(act2(f, f->M, f->H, &s->rows));
+    XP_TRY(flow_new1(f, XP_KIND_ACT, XP_I64, f->M, &s->tok));
+    XP_TRY(flow_new1(f, XP_KIND_ACT, XP_I32, f->M, &s->src));
+    XP_TRY(flow_new2(f, XP_KIND_ACT, XP_I32, f->T, f->K, &s->pos));
+    XP_TRY(flow_new1(f, XP_KIND_ACT, XP_I64, f->E, &s->counts));
+    XP_TRY(flow_new1(f, XP_KIND_ACT, XP_I64, f->E + 1, &s->offsets));
+    xp_permute_args perm = {.x = s->xn,
+                            .idx = s->idx,
+                            .rows = s->rows,
+                            .tok = s->tok,
+                            .src = s->src,
+                            .pos = s->pos,
+                            .counts = s->counts,
+                            .offsets = s->offsets,
+                            .order = f->src->order,
+                            .align = f->src->align,
+                            .token0 = f->token0};
+    XP_TRY(call(f, &xp_stage_permute, "permute", &perm));
+    XP_TRY(act2(f, f->C, f->H, &s->recv));
+    XP_TRY(flow_new1(f, XP_KIND_ACT, XP_I64, f->C, &s->recv_tok));
+    XP_TRY(flow_new2(f, XP_KIND_ACT, XP_I64, f->r->mesh->axis[XP_EP]->size, f->L, &s->recv_counts));
+    XP_TRY(flow_new1(f, XP_KIND_ACT, XP_I64, f->L + 1, &s->recv_offsets));
+    xp_dispatch_args send = {.rows = s->rows,
+                             .tok = s->tok,
+                             .counts = s->counts,
+                             .offsets = s->offsets,
+                             .recv = s->recv,
+                             .recv_tok = s->recv_tok,
+                             .recv_counts = s->recv_counts,
+                             .recv_offsets = s->recv_offsets,
+                             .align = f->src->align};
+    XP_TRY(call(f, &xp_stage_dispatch, "dispatch", &send));
+    flow_drop(f, &s->rows);
+    return XP_OK;
+}
+
+static xp_status forward_experts(xp_flow *f, int y, layer_state *s) {
+    const layer_params *p = &f->lp[y];
+    XP_TRY(flow_new2(f, XP_KIND_ACT, f->param, f->C, 2 * f->F, &s->pre));
+    XP_TRY(flow_new2(f, XP_KIND_ACT, f->param, f->C, f->F, &s->act));
+    XP_TRY(act2(f, f->C, f->H, &s->out));
+    xp_expert_args ffn = {.x = s->recv,
+                          .offsets = s->recv_offsets,
+                          .w1 = *full(f, p->w1),
+                          .w2 = *full(f, p->w2),
+                          .pre = s->pre,
+                          .act = s->act,
+                          .y = s->out,
+                          .dialect = &f->plan->model.dialect};
+    XP_TRY(call(f, &xp_stage_expert, "expert", &ffn));
+    XP_TRY(act2(f, f->M, f->H, &s->back));
+    XP_TRY(act2(f, f->T, f->H, &s->y));
+    xp_combine_args sum = {.out = s->out,
+                           .recv_counts = s->recv_counts,
+                           .recv_offsets = s->recv_offsets,
+                           .counts = s->counts,
+                           .offsets = s->offsets,
+                           .pos = s->pos,
+                           .idx = s->idx,
+                           .w = s->w,
+                           .back = s->back,
+                           .y = s->y,
+                           .dialect = &f->plan->model.dialect};
+    XP_TRY(call(f, &xp_stage_combine, "combine", &sum));
+    flow_drop(f, &s->out);
+    return flow_trace(f, "combine y", y, &s->y);
+}
+
+static xp_status forward_shared(xp_flow *f, int y, layer_state *s) {
+    const layer_params *p = &f->lp[y];
+    XP_TRY(flow_new2(f, XP_KIND_ACT, f->param, f->T, 2 * f->S, &s->spre));
+    XP_TRY(flow_new2(f, XP_KIND_ACT, f->param, f->T, f->S, &s->sact));
+    XP_TRY(act2(f, f->T, f->H, &s->smlp));
+    XP_TRY(act2(f, f->T, f->H, &s->sy));
+    xp_shared_args a = {.x = s->xn,
+                        .w1 = matrix(f, p->sw1),
+                        .w2 = matrix(f, p->sw2),
+                        .pre = s->spre,
+                        .act = s->sact,
+                        .mlp = s->smlp,
+                        .y = s->sy,
+                        .dialect = &f->plan->model.dialect};
+    if (p->sgate >= 0) {
+        XP_TRY(act2(f, f->T, 1, &s->ssig));
+        a.gate = matrix(f, p->sgate);
+        a.sig = s->ssig;
+    }
+    XP_TRY(call(f, &xp_stage_shared, "shared", &a));
+    return add(f, "residual shared", &s->y, &s->sy, &s->sum);
+}
+
+xp_status layer_forward(xp_flow *f, int y, const xp_tensor *h, xp_tensor *out) {
+    layer_state *s = &f->ls[y];
+    f->r->layer = y;
+    s->h = *h;
+    XP_TRY(gather_layer(f, y));
+    XP_TRY(forward_route(f, y, s));
+    XP_TRY(flow_trace(f, "router logits", y, &s->logits));
+    XP_TRY(flow_trace(f, "route idx", y, &s->idx));
+    XP_TRY(flow_trace(f, "route w", y, &s->w));
+    XP_TRY(forward_send(f, s));
+    XP_TRY(forward_experts(f, y, s));
+    s->sum = s->y;
+    if (f->S > 0)
+        XP_TRY(forward_shared(f, y, s));
+    XP_TRY(add(f, "residual", h, &s->sum, out));
+    return flow_trace(f, "layer out", y, out);
+}
+
+/* The experts' side of the backward: out holds the gradient of the normed rows through the experts; dw of the weights.
+ */
+static xp_status backward_experts(xp_flow *f, int y, const xp_tensor *dh, xp_tensor *out_dw, xp_tensor *out) {
+    const layer_params *p = &f->lp[y];
+    layer_state *s = &f->ls[y];
+    xp_tensor dout, dpre, drecv, drows;
+    XP_TRY(flow_new2(f, XP_KIND_ACT, f->wide, f->T, f->K, out_dw));
+    XP_TRY(act2(f, f->C, f->H, &dout));
+    xp_combine_bwd_args sum = {.dy = *dh,
+                               .back = s->back,
+                               .w = s->w,
+                               .pos = s->pos,
+                               .counts = s->counts,
+                               .offsets = s->offsets,
+                               .recv_counts = s->recv_counts,
+                               .recv_offsets = s->recv_offsets,
+                               .dw = *out_dw,
+                               .dout = dout,
+                               .dialect = &f->plan->model.dialect};
+    XP_TRY(call(f, &xp_stage_combine_bwd, "combine_bwd", &sum));
+    flow_drop(f, &s->back);
+    XP_TRY(flow_new2(f, XP_KIND_ACT, f->param, f->C, 2 * f->F, &dpre));
+    XP_TRY(act2(f, f->C, f->H, &drecv));
+    xp_expert_bwd_args ffn = {.dy = dout,
+                              .pre = s->pre,
+                              .offsets = s->recv_offsets,
+                              .w1 = *full(f, p->w1),
+                              .w2 = *full(f, p->w2),
+                              .dpre = dpre,
+                              .dx = drecv,
+                              .dialect = &f->plan->model.dialect};
+    XP_TRY(call(f, &xp_stage_expert_bwd, "expert_bwd", &ffn));
+    XP_TRY(params_wgrad_experts(f, p->w1, "wgrad w1", &dpre, &s->recv, &s->recv_offsets, &s->recv_tok));
+    XP_TRY(params_wgrad_experts(f, p->w2, "wgrad w2", &dout, &s->act, &s->recv_offsets, &s->recv_tok));
+    flow_drop(f, &dpre);
+    flow_drop(f, &dout);
+    XP_TRY(act2(f, f->M, f->H, &drows));
+    xp_dispatch_bwd_args send = {.drecv = drecv,
+                                 .recv_counts = s->recv_counts,
+                                 .recv_offsets = s->recv_offsets,
+                                 .counts = s->counts,
+                                 .offsets = s->offsets,
+                                 .drows = drows};
+    XP_TRY(call(f, &xp_stage_dispatch_bwd, "dispatch_bwd", &send));
+    flow_drop(f, &drecv);
+    XP_TRY(act2(f, f->T, f->H, out));
+    xp_permute_bwd_args perm = {.drows = drows, .pos = s->pos, .dx = *out};
+    XP_TRY(call(f, &xp_stage_permute_bwd, "permute_bwd", &perm));
+    flow_drop(f, &drows);
+    return XP_OK;
+}
+
+static xp_status backward_route(xp_flow *f, int y, const xp_tensor *dw, xp_tensor *out) {
+    const layer_params *p = &f->lp[y];
+    layer_state *s = &f->ls[y];
+    xp_tensor dlogits;
+    XP_TRY(flow_new2(f, XP_KIND_ACT, f->logits, f->T, f->E, &dlogits));
+    xp_route_bwd_args route = {
+        .scores = s->scores, .idx = s->idx, .dw = *dw, .dlogits = dlogits, .dialect = &f->plan->model.dialect};
+    if (f->daux.data)
+        route.daux = xp_tensor_2d(xp_tensor_at(&f->daux, y, 0, 0, 0), f->wide, f->T, f->E);
+    XP_TRY(call(f, &xp_stage_route_bwd, "route_bwd", &route));
+    XP_TRY(act2(f, f->T, f->H, out));
+    xp_router_bwd_args gate = {.dlogits = dlogits, .w = matrix(f, p->router), .dx = *out};
+    XP_TRY(call(f, &xp_stage_router_bwd, "router_bwd", &gate));
+    XP_TRY(flow_trace(f, "route dlogits", y, &dlogits));
+    XP_TRY(params_wgrad(f, p->router, "wgrad router", &dlogits, &s->xn));
+    flow_drop(f, &dlogits);
+    return XP_OK;
+}
+
+/* *dxn becomes r(*dxn + the shared expert's part). */
+static xp_status backward_shared(xp_flow *f, int y, const xp_tensor *dh, xp_tensor *dxn) {
+    const layer_params *p = &f->lp[y];
+    layer_state *s = &f->ls[y];
+    xp_tensor dmlp, dpre, dz = {0}, dx, total;
+    XP_TRY(act2(f, f->T, f->H, &dmlp));
+    XP_TRY(flow_new2(f, XP_KIND_ACT, f->param, f->T, 2 * f->S, &dpre));
+    XP_TRY(act2(f, f->T, f->H, &dx));
+    xp_shared_bwd_args a = {.dy = *dh,
+                            .pre = s->spre,
+                            .w1 = matrix(f, p->sw1),
+                            .w2 = matrix(f, p->sw2),
+                            .dmlp = dmlp,
+                            .dpre = dpre,
+                            .dx = dx,
+                            .dialect = &f->plan->model.dialect};
+    if (p->sgate >= 0) {
+        XP_TRY(act2(f, f->T, 1, &dz));
+        a.mlp = s->smlp;
+        a.sig = s->ssig;
+        a.gate = matrix(f, p->sgate);
+        a.dz = dz;
+    }
+    XP_TRY(call(f, &xp_stage_shared_bwd, "shared_bwd", &a));
+    XP_TRY(params_wgrad(f, p->sw1, "wgrad shared w1", &dpre, &s->xn));
+    XP_TRY(params_wgrad(f, p->sw2, "wgrad shared w2", &dmlp, &s->sact));
+    if (p->sgate >= 0)
+        XP_TRY(params_wgrad(f, p->sgate, "wgrad shared gate", &dz, &s->xn));
+    XP_TRY(add(f, "residual d shared", dxn, &dx, &total));
+    flow_drop(f, dxn);
+    *dxn = total;
+    flow_drop(f, &dmlp);
+    flow_drop(f, &dpre);
+    flow_drop(f, &dz);
+    flow_drop(f, &dx);
+    return XP_OK;
+}
+
+static void drop_state(xp_flow *f, layer_state *s) {
+    if (s->sum.data == s->y.data)
+        s->sum.data = NULL;
+    xp_tensor *const all[] = {&s->xn,           &s->rstd,   &s->scores,  &s->w,    &s->tok,      &s->src,
+                              &s->pos,          &s->counts, &s->offsets, &s->recv, &s->recv_tok, &s->recv_counts,
+                              &s->recv_offsets, &s->pre,    &s->act,     &s->y,    &s->spre,     &s->sact,
+                              &s->smlp,         &s->ssig,   &s->sy,      &s->sum};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        flow_drop(f, all[i]);
+}
+
+xp_status layer_backward(xp_flow *f, int y, const xp_tensor *dh, xp_tensor *out) {
+    layer_state *s = &f->ls[y];
+    f->r->layer = y;
+    xp_tensor dw, dxe, dxr, dxn, dx, dnorm;
+    XP_TRY(backward_experts(f, y, dh, &dw, &dxe));
+    XP_TRY(backward_route(f, y, &dw, &dxr));
+    XP_TRY(add(f, "residual d router", &dxe, &dxr, &dxn));
+    if (f->S > 0)
+        XP_TRY(backward_shared(f, y, dh, &dxn));
+    XP_TRY(act2(f, f->T, f->H, &dx));
+    const int64_t b = f->block ? f->blocks.dim[0] : 1;
+    XP_TRY(flow_new2(f, XP_KIND_GRAD, f->grad, b, f->H, &dnorm));
+    xp_rmsnorm_bwd_args norm = {.dy = dxn,
+                                .x = s->h,
+                                .w = vector(f, f->lp[y].norm),
+                                .rstd = s->rstd,
+                                .dx = dx,
+                                .dw = dnorm,
+                                .token0 = f->token0,
+                                .block = f->block};
+    XP_TRY(call(f, &xp_stage_rmsnorm_bwd, "rmsnorm_bwd", &norm));
+    const int64_t dim[4] = {b, 1, f->H, 1};
+    xp_tensor view = xp_tensor_of(dnorm.data, f->grad, 4, dim);
+    XP_TRY(params_scatter(f, f->lp[y].norm, 0, &view));
+    XP_TRY(add(f, "residual d", dh, &dx, out));
+    xp_tensor *const mine[] = {&dw, &dxe, &dxr, &dxn, &dx, &dnorm};
+    for (size_t i = 0; i < sizeof mine / sizeof *mine; i++)
+        flow_drop(f, mine[i]);
+    drop_state(f, s);
+    release_layer(f, y);
+    return flow_trace(f, "layer d in", y, out);
+}

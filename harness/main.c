@@ -1,0 +1,54 @@
+/* The program: reads the command line, refuses a launch environment that contradicts itself, and runs one command. */
+#include <signal.h>
+#include <string.h>
+
+#include "cmd.h"
+
+static int is_help(const char *s) {
+    return strcmp(s, "--help") == 0 || strcmp(s, "-h") == 0 || strcmp(s, "help") == 0;
+}
+
+static int run(const xp_options *o) {
+    static const struct {
+        const char *name;
+        int (*run)(const xp_options *o);
+    } commands[] = {
+        {"check", xp_cmd_check}, {"step", xp_cmd_step},       {"plan", xp_cmd_plan},
+        {"list", xp_cmd_list},   {"explain", xp_cmd_explain}, {"version", xp_cmd_version},
+    };
+    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
+        if (strcmp(o->command, commands[i].name) == 0)
+            return commands[i].run(o);
+    }
+    return XP_EXIT_INTERNAL;
+}
+
+int main(int argc, char **argv) {
+    xp_options o;
+    int rank, world;
+    signal(SIGPIPE, SIG_IGN); /* a closed pipe is an error of the write, with exit code 11 */
+    for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++) {
+        if (is_help(argv[i])) {
+            xp_options_help(i > 1 ? argv[1] : NULL, stdout);
+            return xp_cmd_flush(XP_EXIT_OK);
+        }
+    }
+    xp_status st = xp_launch_check(&rank, &world);
+    if (st == XP_OK && world > 1)
+        st =
+            XP_FAIL(XP_E_ARG,
+                    "WORLD_SIZE: the launcher started %d processes, but every mesh of this build lives in one process; "
+                    "run expar alone",
+                    world);
+    if (st != XP_OK) {
+        (void)xp_cmd_fail(st);
+        return XP_EXIT_LAUNCH;
+    }
+    st = xp_options_parse(argc, argv, &o);
+    if (st != XP_OK) {
+        const int code = xp_cmd_fail(st);
+        fprintf(stderr, "expar: try `expar --help`\n");
+        return code;
+    }
+    return xp_cmd_flush(run(&o));
+}

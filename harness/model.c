@@ -1,0 +1,181 @@
+/* Models by name, from numbers, shrunk and overridden. The checks on numbers are stated once here for models that do
+ * not come from a file; files have their own wording and limits in config.c. */
+#include "model.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "config.h"
+
+int xp_model_is_moe(const xp_model *m, int layer) {
+    return layer >= 0 && layer < m->layers && m->moe[layer];
+}
+
+int xp_model_moe_layers(const xp_model *m) {
+    int n = 0;
+    for (int i = 0; i < m->layers; i++)
+        n += m->moe[i];
+    return n;
+}
+
+void xp_model_moe_params(const xp_model *m, double *out_all, double *out_active) {
+    const double H = (double)m->H, layers = (double)xp_model_moe_layers(m);
+    const double maps = m->dialect.gated ? 3.0 : 2.0;
+    const double expert = maps * H * (double)m->F, router = (double)m->E * H;
+    const double shared = maps * H * (double)m->S + (m->S && m->dialect.shared_gate ? H : 0.0);
+    *out_all = layers * ((double)m->E * expert + router + shared);
+    *out_active = layers * ((double)m->K * expert + router + shared);
+}
+
+static xp_status in_range(const char *field, int64_t value, int64_t lo, int64_t hi) {
+    if (value < lo || value > hi)
+        return XP_FAIL(XP_E_ARG, "%s: %lld, expected %lld to %lld", field, (long long)value, (long long)lo,
+                       (long long)hi);
+    return XP_OK;
+}
+
+static xp_status check_topk(int64_t E, int64_t K) {
+    if (K > E)
+        return XP_FAIL(XP_E_ARG, "k: %lld slots a token, more than E %lld experts", (long long)K, (long long)E);
+    return XP_OK;
+}
+
+xp_status xp_model_of(const char *name, const xp_dialect *d, int layers, int64_t H, int64_t F, int64_t E, int64_t K,
+                      int64_t S, xp_model *out) {
+    memset(out, 0, sizeof *out);
+    XP_TRY(in_range("layers", layers, 1, XP_MAX_LAYERS));
+    XP_TRY(in_range("H", H, 1, XP_MAX_WIDTH));
+    XP_TRY(in_range("F", F, 1, XP_MAX_WIDTH));
+    XP_TRY(in_range("E", E, 1, XP_MAX_EXPERTS));
+    XP_TRY(in_range("k", K, 1, XP_MAX_EXPERTS));
+    XP_TRY(in_range("S", S, 0, XP_MAX_WIDTH));
+    XP_TRY(check_topk(E, K));
+    snprintf(out->name, sizeof out->name, "%s", name);
+    out->layers = layers;
+    memset(out->moe, 1, (size_t)layers);
+    out->H = H;
+    out->F = F;
+    out->E = E;
+    out->K = K;
+    out->S = S;
+    out->vocab = XP_VOCAB;
+    out->norm_eps = 1e-6;
+    out->shrink = 1;
+    out->dialect = *d;
+    return XP_OK;
+}
+
+xp_status xp_model_shrink(xp_model *m, int n) {
+    const struct {
+        const char *what;
+        int64_t value;
+    } width[] = {{"hidden width H", m->H}, {"expert width F", m->F}, {"shared expert's width S", m->S}};
+    if (n < 1)
+        return XP_FAIL(XP_E_ARG, "shrink: %d, expected 1 or more", n);
+    for (size_t i = 0; i < sizeof width / sizeof width[0]; i++) {
+        if (width[i].value % n != 0)
+            return XP_FAIL(XP_E_ARG, "shrink: %d does not divide the %s %lld of %s", n, width[i].what,
+                           (long long)width[i].value, m->name);
+    }
+    m->H /= n;
+    m->F /= n;
+    m->S /= n;
+    m->shrink *= n;
+    return XP_OK;
+}
+
+xp_status xp_model_override(xp_model *m, int layers, int64_t experts, int64_t topk) {
+    const int64_t E = experts ? experts : m->E, K = topk ? topk : m->K;
+    XP_TRY(in_range("layers", layers ? layers : m->layers, 1, m->layers));
+    XP_TRY(in_range("experts", E, 1, XP_MAX_EXPERTS));
+    XP_TRY(in_range("k", K, 1, XP_MAX_EXPERTS));
+    XP_TRY(check_topk(E, K));
+    m->layers = layers ? layers : m->layers;
+    m->E = E;
+    m->K = K;
+    return XP_OK;
+}
+
+/* ---- by name ---- */
+
+const char *xp_model_dir(void) {
+    const char *dir = getenv("EXPAR_MODELS");
+    return dir && *dir ? dir : XP_MODELS_DIR;
+}
+
+static int ends_in_json(const char *name, size_t n) {
+    return n > 5 && strcmp(name + n - 5, ".json") == 0;
+}
+
+xp_status xp_model_open(const char *name_or_path, xp_model *out) {
+    memset(out, 0, sizeof *out);
+    if (strchr(name_or_path, '/') || ends_in_json(name_or_path, strlen(name_or_path)))
+        return xp_config_read(name_or_path, out);
+    if (!*name_or_path)
+        return XP_FAIL(XP_E_ARG, "model: an empty name");
+    char path[4096];
+    const int n = snprintf(path, sizeof path, "%s/%s.json", xp_model_dir(), name_or_path);
+    if (n < 0 || (size_t)n >= sizeof path)
+        return XP_FAIL(XP_E_ARG, "model: the name '%.60s...' is too long", name_or_path);
+    const xp_status st = xp_config_read(path, out);
+    if (st == XP_E_IO)
+        return XP_FAIL(st, "model '%s': %s", name_or_path, xp_error_text());
+    return st;
+}
+
+static int by_text(const void *a, const void *b) {
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+typedef struct {
+    char **name;
+    size_t count, room;
+} name_list;
+
+static xp_status add_name(name_list *l, const char *file, size_t bytes) {
+    if (l->count == l->room) {
+        const size_t room = l->room ? 2 * l->room : 64;
+        char **bigger = realloc(l->name, room * sizeof *bigger);
+        if (!bigger)
+            return XP_FAIL(XP_E_NOMEM, "models: no memory for %zu names", room);
+        l->name = bigger;
+        l->room = room;
+    }
+    char *copy = malloc(bytes + 1);
+    if (!copy)
+        return XP_FAIL(XP_E_NOMEM, "models: no memory for a name of %zu bytes", bytes);
+    memcpy(copy, file, bytes);
+    copy[bytes] = 0;
+    l->name[l->count++] = copy;
+    return XP_OK;
+}
+
+static xp_status read_names(DIR *d, name_list *l) {
+    for (const struct dirent *e; (e = readdir(d)) != NULL;) {
+        const size_t n = strlen(e->d_name);
+        if (ends_in_json(e->d_name, n) && e->d_name[0] != '.')
+            XP_TRY(add_name(l, e->d_name, n - 5));
+    }
+    return XP_OK;
+}
+
+xp_status xp_model_list(xp_status (*fn)(const char *name, void *arg), void *arg) {
+    name_list l = {NULL, 0, 0};
+    DIR *d = opendir(xp_model_dir());
+    if (!d)
+        return XP_FAIL(XP_E_IO, "%s: cannot open the model directory (error %d)", xp_model_dir(), errno);
+    xp_status st = read_names(d, &l);
+    closedir(d);
+    if (st == XP_OK && l.count)
+        qsort(l.name, l.count, sizeof *l.name, by_text);
+    for (size_t i = 0; i < l.count; i++) {
+        if (st == XP_OK)
+            st = fn(l.name[i], arg);
+        free(l.name[i]);
+    }
+    free(l.name);
+    return st;
+}

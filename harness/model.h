@@ -1,0 +1,70 @@
+/* A model as the harness needs it: the shape and the routing of its MoE blocks, in the project's own letters.
+ *
+ * Comes from a config.json (config.h), by name from the model directory, or from numbers. Plain data, copied by value.
+ * It must not know any family's field names: those are rows of families.c. */
+#ifndef XP_MODEL_H
+#define XP_MODEL_H
+
+#include "xp/dialect.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum {
+    XP_MAX_LAYERS = 1024,
+    XP_MAX_EXPERTS = 65536,
+    XP_MAX_WIDTH = 1 << 20, /* hidden, expert, shared and dense widths */
+    XP_MODEL_NAME = 128,
+    XP_MODEL_NOTES = 4096,
+    XP_VOCAB = 256 /* the step's tokens are bytes, whatever the model's own vocabulary is */
+};
+
+typedef struct {
+    char name[XP_MODEL_NAME]; /* file name without .json, or as given */
+    char model_type[32];      /* "qwen3_moe"; "" for a model from numbers */
+    char torch_dtype[24];     /* as given; "" when the file has none */
+    int layers;
+    uint8_t moe[XP_MAX_LAYERS]; /* 1: the layer's MLP is a MoE block */
+    int64_t H, F, E, K;         /* hidden width, width of an expert, experts, slots a token */
+    int64_t S;                  /* width of the shared expert, 0: none; its gate is dialect.shared_gate */
+    int64_t dense_F;            /* width of the layers that are no MoE blocks; 0 when the model states none */
+    int64_t vocab;              /* of the published model; the step uses XP_VOCAB */
+    double norm_eps;
+    int shrink;         /* the widths were divided by this */
+    xp_dialect dialect; /* a copy of the preset; aux_coef is the file's */
+    /* One line each, '\n' between them: names of the keys of the file that nothing reads; fields that the file does not
+     * have and what the family's record says their absence means. */
+    char unread[XP_MODEL_NOTES], assumed[1024];
+} xp_model;
+
+/* 1 when layer (0-based) is a MoE block; 0 outside the model too. */
+int xp_model_is_moe(const xp_model *m, int layer);
+/* Number of MoE blocks. */
+int xp_model_moe_layers(const xp_model *m);
+/* Parameters of the published architecture's MoE blocks: all, and those that one token meets. Router included. */
+void xp_model_moe_params(const xp_model *m, double *out_all, double *out_active);
+
+/* A file when the text has a '/' or ends in ".json", else <model directory>/<text>.json. The directory is compiled in
+ * (golden/models); EXPAR_MODELS overrides it. XP_E_IO naming the file, XP_E_FORMAT naming file, field and value. */
+xp_status xp_model_open(const char *name_or_path, xp_model *out);
+/* From numbers: every layer a MoE block. XP_E_ARG naming the field and the value. */
+xp_status xp_model_of(const char *name, const xp_dialect *d, int layers, int64_t H, int64_t F, int64_t E, int64_t K,
+                      int64_t S, xp_model *out);
+
+/* Divides H, F and S by n; leaves E, K, groups and layers. XP_E_ARG naming the width that n does not divide. */
+xp_status xp_model_shrink(xp_model *m, int n);
+/* Replaces layers, experts and slots where the number is not 0. layers keeps the first ones and may not exceed the
+ * model's. XP_E_ARG naming field and value, K > E among them. */
+xp_status xp_model_override(xp_model *m, int layers, int64_t experts, int64_t topk);
+
+/* The directory in which names are looked up. */
+const char *xp_model_dir(void);
+/* Names (without .json) in that directory, sorted; calls fn for each and stops at the first failure. XP_E_IO when the
+ * directory cannot be read. */
+xp_status xp_model_list(xp_status (*fn)(const char *name, void *arg), void *arg);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

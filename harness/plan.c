@@ -1,0 +1,463 @@
+/* Makes the plan: which parameters there are, who holds which part, who counts it, what may go wrong with the options.
+ *
+ * Everything here is arithmetic on its arguments. What a report looks like is plan_print.c. */
+#include "plan.h"
+
+#include <assert.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+xp_step_options xp_step_defaults(void) {
+    return (xp_step_options){
+        .tokens = 512,
+        .shrink = 1,
+        .act = XP_BF16,
+        .param = XP_BF16,
+        .reduce = XP_F32,
+        .grad = XP_F32,
+        .router = XP_F32,
+        .lr = 1e-3,
+        .beta1 = 0.9,
+        .beta2 = 0.999,
+        .eps = 1e-8,
+        .weight_decay = 0.01,
+        .max_norm = 1.0,
+        .clip_eps = 1e-6,
+        .aux_coef = (double)NAN,
+        .z_coef = (double)NAN,
+        .seed = 1,
+    };
+}
+
+const char *xp_optimizer_name(xp_optimizer o) {
+    return o == XP_SGD ? "sgd" : "adamw";
+}
+
+const char *xp_optim_path_name(xp_optim_path o) {
+    static const char *const name[] = {"auto", "flat", "for-loop", "foreach"};
+    return name[o];
+}
+
+/* ---- checks ---- */
+
+static xp_status check_dtype(const char *field, xp_dtype d, uint32_t allowed, const char *expected) {
+    if ((unsigned)d < XP_NDTYPE && (XP_BIT(d) & allowed))
+        return XP_OK;
+    const char *name = xp_dtype_name(d);
+    return XP_FAIL(XP_E_ARG, "%s: %s, expected %s", field, name ? name : "no dtype", expected);
+}
+
+static xp_status check_real(const char *field, double v, double lo, double hi) {
+    if (v >= lo && v <= hi)
+        return XP_OK;
+    return XP_FAIL(XP_E_ARG, "%s: %g, expected %g to %g", field, v, lo, hi);
+}
+
+static xp_status check_dtypes(const xp_step_options *o) {
+    static const char act[] = "f32, bf16, f16 or f64";
+    XP_TRY(check_dtype("act", o->act, XP_DT_ACT, act));
+    XP_TRY(check_dtype("param", o->param, XP_DT_ACT, act));
+    XP_TRY(check_dtype("grad", o->grad, XP_DT_ACT, act));
+    if (o->act != XP_F64)
+        XP_TRY(check_dtype("router", o->router, XP_BIT(XP_F32), "f32: the softmax runs wide (f64 only with act f64)"));
+    if (o->grad == XP_F64)
+        XP_TRY(check_dtype("reduce", o->reduce, XP_BIT(XP_F64), "f64, because grad is f64"));
+    else
+        XP_TRY(check_dtype("reduce", o->reduce, XP_BIT(XP_F32) | XP_BIT(XP_BF16) | XP_BIT(XP_F16), "f32, bf16 or f16"));
+    if (!o->deterministic)
+        return XP_OK;
+    XP_TRY(check_dtype("reduce", o->reduce, XP_BIT(XP_F32), "f32: deterministic mode folds block partials in f32"));
+    return check_dtype("grad", o->grad, XP_BIT(XP_F32), "f32: deterministic mode keeps block partials in f32");
+}
+
+static xp_status check_options(const xp_step_options *o) {
+    if (o->tokens < 1 || o->tokens > INT32_MAX)
+        return XP_FAIL(XP_E_ARG, "tokens: %lld, expected 1 to %d", (long long)o->tokens, INT32_MAX);
+    if (o->optimizer != XP_ADAMW && o->optimizer != XP_SGD)
+        return XP_FAIL(XP_E_ARG, "optimizer: %d, expected adamw or sgd", (int)o->optimizer);
+    if ((unsigned)o->path > XP_PATH_FOREACH)
+        return XP_FAIL(XP_E_ARG, "path: %d, expected auto, flat, for-loop or foreach", (int)o->path);
+    XP_TRY(check_dtypes(o));
+    XP_TRY(check_real("lr", o->lr, 0, 1e6));
+    XP_TRY(check_real("beta1", o->beta1, 0, 1 - 0x1p-53));
+    XP_TRY(check_real("beta2", o->beta2, 0, 1 - 0x1p-53));
+    XP_TRY(check_real("eps", o->eps, 0, 1e6));
+    XP_TRY(check_real("weight_decay", o->weight_decay, 0, 1e6));
+    XP_TRY(check_real("momentum", o->momentum, 0, 1));
+    XP_TRY(check_real("max_norm", o->max_norm, 0, 3e38));
+    XP_TRY(check_real("clip_eps", o->clip_eps, 0, 3e38));
+    if (!isnan(o->aux_coef))
+        XP_TRY(check_real("aux_coef", o->aux_coef, 0, 1e6));
+    return isnan(o->z_coef) ? XP_OK : check_real("z_coef", o->z_coef, 0, 1e6);
+}
+
+static xp_status check_mesh(const xp_mesh_spec *s, const xp_model *m) {
+    if (s->dp < 1 || s->fsdp < 1 || s->ep < 1 || s->ep_fsdp < 1 || s->ep_dp < 1 ||
+        (int64_t)s->dp * s->fsdp != s->world || (int64_t)s->ep * s->ep_fsdp * s->ep_dp != s->world)
+        return XP_FAIL(XP_E_ARG,
+                       "mesh: dp %d x fsdp %d and ep %d x ep_fsdp %d x ep_dp %d must both make the world of %d", s->dp,
+                       s->fsdp, s->ep, s->ep_fsdp, s->ep_dp, s->world);
+    if (m->E % s->ep != 0)
+        return XP_FAIL(XP_E_ARG, "ep: %d does not divide the %lld experts of %s", s->ep, (long long)m->E, m->name);
+    return XP_OK;
+}
+
+/* ---- parameters ---- */
+
+static xp_status add(xp_plan *p, xp_weight w, int block, int ndim, int64_t G, int64_t R, int64_t N, double std) {
+    static const char *const suffix[XP_NWEIGHT] = {
+        [XP_W_EMBED] = "model.embed_tokens.weight",
+        [XP_W_NORM] = "post_attention_layernorm.weight",
+        [XP_W_ROUTER] = "mlp.gate.weight",
+        [XP_W_UP] = "mlp.experts.gate_up_proj",
+        [XP_W_DOWN] = "mlp.experts.down_proj",
+        [XP_W_SHARED_UP] = "mlp.shared_expert.gate_up_proj",
+        [XP_W_SHARED_DOWN] = "mlp.shared_expert.down_proj",
+        [XP_W_SHARED_GATE] = "mlp.shared_expert_gate.weight",
+        [XP_W_FINAL_NORM] = "model.norm.weight",
+        [XP_W_HEAD] = "lm_head.weight",
+    };
+    xp_plan_param *q = &p->param[p->params++];
+    q->weight = w;
+    q->block = block;
+    q->ndim = ndim;
+    q->G = G;
+    q->R = R;
+    q->N = N;
+    q->expert = w == XP_W_UP || w == XP_W_DOWN;
+    q->gather = q->expert ? XP_EP_FSDP : XP_FSDP;
+    q->reduce = q->expert ? XP_EDP : XP_WORLD;
+    q->decay = ndim > 1;
+    q->mean = ndim == 1 ? 1.0 : 0.0;
+    q->std = std;
+    const int64_t size[3] = {G, R, N};
+    for (int d = 0; d < ndim; d++)
+        q->shape[d] = ndim == 1 ? R : size[3 - ndim + d];
+    if (block < 0)
+        snprintf(q->name, sizeof q->name, "%s", suffix[w]);
+    else
+        snprintf(q->name, sizeof q->name, "model.layers.%d.%s", p->layer[block], suffix[w]);
+    /* G R N is at most 2^58 by the limits of a model, so the sum can't wrap before this stops it. */
+    p->elements += G * R * N;
+    if (p->elements > INT64_C(1) << 60)
+        return XP_FAIL(XP_E_ARG, "model: %s has more than 2^60 parameters", p->model.name);
+    return XP_OK;
+}
+
+/* Initial values keep every map's output near the scale of its input (std = 1/sqrt(columns)) at any --shrink. Norm
+ * weights vary around 1: with all of them equal to 1 a missing multiplication would not be seen. */
+static xp_status add_block(xp_plan *p, int b) {
+    const xp_model *m = &p->model;
+    const double by_h = 1.0 / sqrt((double)m->H), by_f = 1.0 / sqrt((double)m->F);
+    const int64_t maps = m->dialect.gated ? 2 : 1;
+    XP_TRY(add(p, XP_W_NORM, b, 1, 1, m->H, 1, 0.125));
+    XP_TRY(add(p, XP_W_ROUTER, b, 2, 1, m->E, m->H, by_h));
+    XP_TRY(add(p, XP_W_UP, b, 3, m->E, maps * m->F, m->H, by_h));
+    XP_TRY(add(p, XP_W_DOWN, b, 3, m->E, m->H, m->F, by_f));
+    if (!m->S)
+        return XP_OK;
+    XP_TRY(add(p, XP_W_SHARED_UP, b, 2, 1, maps * m->S, m->H, by_h));
+    XP_TRY(add(p, XP_W_SHARED_DOWN, b, 2, 1, m->H, m->S, 1.0 / sqrt((double)m->S)));
+    return m->dialect.shared_gate ? add(p, XP_W_SHARED_GATE, b, 2, 1, 1, m->H, by_h) : XP_OK;
+}
+
+static xp_status add_all(xp_plan *p) {
+    const xp_model *m = &p->model;
+    XP_TRY(add(p, XP_W_EMBED, -1, 2, 1, XP_VOCAB, m->H, 1.0));
+    for (int b = 0; b < p->blocks; b++)
+        XP_TRY(add_block(p, b));
+    XP_TRY(add(p, XP_W_FINAL_NORM, -1, 1, 1, m->H, 1, 0.125));
+    return add(p, XP_W_HEAD, -1, 2, 1, XP_VOCAB, m->H, 1.0 / sqrt((double)m->H));
+}
+
+/* An insertion sort: a few thousand names that are nearly in order already. */
+static void sort_names(xp_plan *p) {
+    for (int i = 0; i < p->params; i++) {
+        int j = i;
+        for (; j > 0 && strcmp(p->param[p->by_name[j - 1]].name, p->param[i].name) > 0; j--)
+            p->by_name[j] = p->by_name[j - 1];
+        p->by_name[j] = i;
+    }
+}
+
+static xp_status make_params(xp_plan *p) {
+    const size_t room = (size_t)p->blocks * 7 + 3;
+    p->param = calloc(room, sizeof *p->param);
+    p->by_name = calloc(room, sizeof *p->by_name);
+    if (!p->param || !p->by_name)
+        return XP_FAIL(XP_E_NOMEM, "plan: no memory for %zu parameters", room);
+    XP_TRY(add_all(p));
+    sort_names(p);
+    return XP_OK;
+}
+
+static xp_status choose_blocks(xp_plan *p) {
+    for (int i = 0; i < p->model.layers; i++) {
+        if (xp_model_is_moe(&p->model, i))
+            p->layer[p->blocks++] = i;
+    }
+    if (p->blocks)
+        return XP_OK;
+    return XP_FAIL(XP_E_ARG, "layers: %d, and none of the first %d layers of %s is a MoE block", p->model.layers,
+                   p->model.layers, p->model.name);
+}
+
+/* ---- the optimizer's path ---- */
+
+/* A list of tensors can be fused when all lie on one mesh. Dense parameters lie on (dp copies, fsdp rows), experts on
+ * (ep_dp copies, ep groups, ep_fsdp rows): one mesh exactly when ep is 1 and the other two agree. */
+static void judge_foreach(xp_plan *p) {
+    const xp_mesh_spec *s = &p->mesh;
+    p->foreach_legal = s->ep == 1 && s->ep_fsdp == s->fsdp && s->ep_dp == s->dp;
+    if (p->foreach_legal)
+        snprintf(p->foreach_why, sizeof p->foreach_why,
+                 "legal: dense and expert parameters lie on one mesh, %d copies x %d", s->dp, s->fsdp);
+    else
+        snprintf(p->foreach_why, sizeof p->foreach_why,
+                 "not legal: dense lie on (dp %d, fsdp %d), experts on (ep_dp %d, ep %d, ep_fsdp %d): mixed placements "
+                 "(pytorch#134551)",
+                 s->dp, s->fsdp, s->ep_dp, s->ep, s->ep_fsdp);
+}
+
+static xp_status choose_path(xp_plan *p) {
+    judge_foreach(p);
+    if (p->opt.path == XP_PATH_AUTO)
+        p->opt.path = XP_PATH_FLAT;
+    if (p->opt.path == XP_PATH_FOREACH && !p->foreach_legal)
+        return XP_FAIL(XP_E_ARG, "path: foreach is %s; expected flat or for-loop", p->foreach_why);
+    static const char *const why[] = {
+        [XP_PATH_AUTO] = "",
+        [XP_PATH_FLAT] = "one pass over each rank's flat f32 shard, legal over any placement",
+        [XP_PATH_FOR_LOOP] = "one parameter after another; legal over any placement",
+        [XP_PATH_FOREACH] = "fused lists; legal because all parameters lie on one mesh",
+    };
+    snprintf(p->path_why, sizeof p->path_why, "%s", why[p->opt.path]);
+    return XP_OK;
+}
+
+/* ---- the plan ---- */
+
+static xp_status fill(xp_plan *p) {
+    XP_TRY(check_options(&p->opt));
+    XP_TRY(xp_model_override(&p->model, p->opt.layers, 0, 0));
+    XP_TRY(xp_model_shrink(&p->model, p->opt.shrink));
+    XP_TRY(check_mesh(&p->mesh, &p->model));
+    if (p->opt.act == XP_F64)
+        p->opt.router = XP_F64;
+    if (isnan(p->opt.aux_coef))
+        p->opt.aux_coef = p->model.dialect.aux_coef;
+    if (isnan(p->opt.z_coef))
+        p->opt.z_coef = p->model.dialect.z_coef;
+    XP_TRY(choose_blocks(p));
+    XP_TRY(make_params(p));
+    return choose_path(p);
+}
+
+xp_status xp_plan_make(const xp_model *model, const xp_mesh_spec *mesh, const xp_step_options *opt, xp_plan *out) {
+    memset(out, 0, sizeof *out);
+    out->model = *model;
+    out->mesh = *mesh;
+    out->opt = *opt;
+    const xp_status st = fill(out);
+    if (st != XP_OK)
+        xp_plan_close(out);
+    return st;
+}
+
+void xp_plan_close(xp_plan *p) {
+    free(p->param);
+    free(p->by_name);
+    memset(p, 0, sizeof *p);
+}
+
+void xp_plan_tokens(const xp_plan *p, int rank, int64_t *out_start, int64_t *out_count) {
+    const int64_t unit = p->opt.deterministic ? XP_TOKEN_BLOCK : 1;
+    const int64_t units = (p->opt.tokens + unit - 1) / unit;
+    const int64_t each = units / p->mesh.world, more = units % p->mesh.world;
+    const int64_t first = rank * each + (rank < more ? rank : more);
+    const int64_t last = first + each + (rank < more);
+    const int64_t start = first * unit < p->opt.tokens ? first * unit : p->opt.tokens;
+    const int64_t end = last * unit < p->opt.tokens ? last * unit : p->opt.tokens;
+    *out_start = start;
+    *out_count = end - start;
+}
+
+void xp_plan_chunk(int64_t R, int P, int i, int64_t *out_start, int64_t *out_count) {
+    const int64_t each = (R + P - 1) / P;
+    const int64_t start = i * each < R ? i * each : R;
+    *out_start = start;
+    *out_count = each < R - start ? each : R - start;
+}
+
+static void shard_of(const xp_plan_param *q, const xp_mesh_spec *s, const xp_mesh_coord *c, xp_plan_shard *out) {
+    out->groups = q->expert ? q->G / s->ep : q->G;
+    out->g0 = q->expert ? c->ep * out->groups : 0;
+    xp_plan_chunk(q->R, q->expert ? s->ep_fsdp : s->fsdp, q->expert ? c->ep_fsdp : c->fsdp, &out->r0, &out->rows);
+    out->count = out->groups * out->rows * q->N;
+    out->owner = q->expert ? c->ep_dp == 0 : c->dp == 0;
+}
+
+int64_t xp_plan_shards(const xp_plan *p, int rank, xp_plan_shard *out) {
+    xp_mesh_coord c;
+    xp_mesh_coords(&p->mesh, rank, &c);
+    int64_t at = 0;
+    for (int i = 0; i < p->params; i++) {
+        shard_of(&p->param[i], &p->mesh, &c, &out[i]);
+        out[i].offset = at;
+        at += out[i].count;
+    }
+    return at;
+}
+
+int xp_plan_rows(const xp_plan *p, int param, xp_axis axis, int64_t *out_start, int64_t *out_rows) {
+    const xp_plan_param *q = &p->param[param];
+    assert(axis == q->gather || axis == q->reduce);
+    const int P = xp_mesh_axis_size(&p->mesh, axis), places = xp_mesh_axis_size(&p->mesh, q->gather);
+    /* Copies repeat the same rows: in both reduce axes the gather axis runs fastest. */
+    for (int i = 0; i < P; i++)
+        xp_plan_chunk(q->R, places, i % places, &out_start[i], &out_rows[i]);
+    return P;
+}
+
+int xp_plan_find(const xp_plan *p, xp_weight w, int block) {
+    for (int i = 0; i < p->params; i++) {
+        if (p->param[i].weight == w && p->param[i].block == block)
+            return i;
+    }
+    return -1;
+}
+
+/* Gradients of one parameter that some rank may bring to the reduction: one, or one a block of tokens. An expert whose
+ * gradient no other rank shares is folded where it lies. */
+static int64_t partials(const xp_plan *p, const xp_plan_param *q, int64_t blocks) {
+    const int alone = q->expert && p->mesh.ep_fsdp * p->mesh.ep_dp == 1;
+    return p->opt.deterministic && !alone ? blocks : 1;
+}
+
+static int64_t blocks_of(int64_t tokens) {
+    return (tokens + XP_TOKEN_BLOCK - 1) / XP_TOKEN_BLOCK;
+}
+
+int64_t xp_plan_chunk_groups(const xp_plan *p, int param) {
+    const xp_plan_param *q = &p->param[param];
+    const int64_t most = partials(p, q, blocks_of(p->opt.tokens));
+    /* 8 bytes an element whatever the dtype, so that a run in f64 takes the same steps. In double: it may not wrap. */
+    const double one = 8.0 * (double)most * (double)q->R * (double)q->N;
+    const double n = floor(XP_GRAD_CHUNK / one);
+    return n >= (double)q->G ? q->G : n >= 1 ? (int64_t)n : 1;
+}
+
+/* ---- cost ---- */
+
+typedef struct {
+    double tokens, rows, room;             /* of the rank; rows of its experts, balanced and at capacity */
+    int64_t blocks, group_blocks;          /* of tokens: its own, its ep group's */
+    double act, param, grad, reduce, wide; /* bytes of an element */
+} scale;
+
+static void scale_of(const xp_plan *p, const xp_mesh_coord *c, int64_t tokens, scale *out) {
+    const xp_mesh_spec *s = &p->mesh;
+    *out = (scale){.tokens = (double)tokens, .blocks = blocks_of(tokens)};
+    /* Ranks of one ep group: same ep_dp and ep_fsdp, every ep. */
+    int64_t group = 0;
+    for (int e = 0; e < s->ep; e++) {
+        int64_t start, count;
+        xp_plan_tokens(p, (c->ep_dp * s->ep + e) * s->ep_fsdp + c->ep_fsdp, &start, &count);
+        group += count;
+        out->group_blocks += blocks_of(count);
+    }
+    out->room = (double)group * (double)p->model.K;
+    out->rows = out->room / s->ep;
+    out->act = (double)xp_dtype_bytes(p->opt.act, 1);
+    out->param = (double)xp_dtype_bytes(p->opt.param, 1);
+    out->grad = (double)xp_dtype_bytes(p->opt.grad, 1);
+    out->reduce = (double)xp_dtype_bytes(p->opt.reduce, 1);
+    out->wide = p->opt.act == XP_F64 ? 8 : 4;
+}
+
+/* Bytes that the forward pass of one block keeps for the backward pass. */
+static double kept_activations(const xp_model *m, const scale *n) {
+    const double T = n->tokens, C = n->room, H = (double)m->H, E = (double)m->E, K = (double)m->K;
+    const double F = (double)m->F, S = (double)m->S, maps = m->dialect.gated ? 3 : 2;
+    const double logits = m->dialect.logits_dtype == XP_WIDE_F32 ? n->wide : n->act;
+    const double weight = m->dialect.weight_dtype == XP_WIDE_F32 ? n->wide : n->act;
+    const double model = 3 * T * H * n->act + T * n->wide;                    /* x, normed x, y; 1/rms */
+    const double route = T * E * (logits + n->wide) + T * K * (4 + weight);   /* logits, scores; idx, w */
+    const double table = T * K * 16 + C * 8 + 4 * E * 8;                      /* tok, src, pos; recv_tok; counts */
+    const double expert = (T * K + C) * H * n->act + C * maps * F * n->param; /* returned, received; inside */
+    const double shared = S > 0 ? 3 * T * H * n->act + T * maps * S * n->param + T * n->act : 0;
+    return model + route + table + expert + shared;
+}
+
+/* The most that lives beside the kept activations: at the top of the model, or in the backward of one block. */
+static double passing_activations(const xp_model *m, const scale *n) {
+    const double T = n->tokens, C = n->room, H = (double)m->H, F = (double)m->F;
+    const double top = 4 * T * H * n->act + 2 * T * XP_VOCAB * n->wide;
+    const double block = T * H * n->act + 2 * C * H * n->act + (m->dialect.gated ? 2 : 1) * C * F * n->param;
+    return top > block ? top : block;
+}
+
+static double forward_flop(const xp_plan *p, const scale *n) {
+    const xp_model *m = &p->model;
+    const double T = n->tokens, H = (double)m->H, maps = m->dialect.gated ? 3 : 2;
+    const double router = 2 * T * H * (double)m->E, expert = 2 * maps * n->rows * H * (double)m->F;
+    const double shared = 2 * maps * T * H * (double)m->S + (m->S && m->dialect.shared_gate ? 2 * T * H : 0);
+    return p->blocks * (router + expert + shared) + 2 * T * H * XP_VOCAB;
+}
+
+/* One parameter's share of everything but tokens. out_live: bytes of its largest chunk of unsharded gradients. */
+static void add_param_cost(const xp_plan *p, int i, const xp_plan_shard *sh, const scale *n, xp_plan_cost *out,
+                           double *out_live) {
+    const xp_plan_param *q = &p->param[i];
+    const int places = xp_mesh_axis_size(&p->mesh, q->gather), sums = xp_mesh_axis_size(&p->mesh, q->reduce);
+    const int64_t chunk = xp_plan_chunk_groups(p, i);
+    const double parts = (double)partials(p, q, q->expert ? n->group_blocks : n->blocks);
+    const double own = (double)sh->count, group = (double)q->R * (double)q->N, whole = (double)sh->groups * group;
+    const double moments = p->opt.optimizer == XP_ADAMW ? 8 : p->opt.momentum > 0 ? 4 : 0;
+    out->elements += sh->count;
+    out->bytes[XP_KIND_PARAM] += 4 * own + n->param * whole;
+    out->bytes[XP_KIND_GRAD] += 4 * own;
+    out->bytes[XP_KIND_OPTIM] += moments * own;
+    out->bytes[XP_KIND_BUFFER] += 16 * (places + sums) + 10;
+    out->sent[q->gather] += (places - 1) * own * n->param;
+    /* Every copy is sent its rows: sums / places times the whole parameter, less what stays here. */
+    out->sent[q->reduce] += (sums / places * whole - own) * parts * n->reduce;
+    *out_live = parts * (double)(chunk < sh->groups ? chunk : sh->groups) * group * n->grad;
+}
+
+static void add_token_cost(const xp_plan *p, const scale *n, xp_plan_cost *out) {
+    const xp_model *m = &p->model;
+    const double T = n->tokens, H = (double)m->H, sent = T * (double)m->K, remote = 1.0 - 1.0 / p->mesh.ep;
+    const double balance = p->opt.aux_coef > 0 || p->opt.z_coef > 0 ? T * (double)m->E * n->wide : 0;
+    out->bytes[XP_KIND_ACT] += p->blocks * (kept_activations(m, n) + balance) + passing_activations(m, n);
+    out->bytes[XP_KIND_ACT] += T * (H * n->act + 9); /* position rows, tokens, targets, which are valid */
+    out->bytes[XP_KIND_BUFFER] += T * 8 + 8 * (double)(n->blocks + n->group_blocks);
+    /* There and back, forward and backward; token numbers once. */
+    out->sent[XP_EP] += p->blocks * remote * (2 * (sent + n->rows) * H * n->act + 8 * sent);
+    out->flop_forward = forward_flop(p, n);
+    out->flop_backward = 2 * out->flop_forward;
+}
+
+void xp_plan_cost_of(const xp_plan *p, int rank, xp_plan_cost *out) {
+    *out = (xp_plan_cost){0};
+    xp_mesh_coord c;
+    xp_mesh_coords(&p->mesh, rank, &c);
+    xp_plan_tokens(p, rank, &out->token0, &out->tokens);
+    scale n;
+    scale_of(p, &c, out->tokens, &n);
+    out->expert_rows = n.rows;
+    out->expert_room = n.room;
+    double most = 0;
+    for (int i = 0; i < p->params; i++) {
+        xp_plan_shard sh;
+        double live;
+        shard_of(&p->param[i], &p->mesh, &c, &sh);
+        add_param_cost(p, i, &sh, &n, out, &live);
+        most = live > most ? live : most;
+    }
+    out->bytes[XP_KIND_GRAD] += most;
+    add_token_cost(p, &n, out);
+    for (int k = 0; k < XP_KIND_JUDGE; k++)
+        out->total_bytes += out->bytes[k];
+}

@@ -1,0 +1,156 @@
+/* Draws of random cases. Sizes are drawn first and cut until the pass is small enough; nothing is drawn that no run
+ * could honour. */
+#include "random.h"
+
+#include <stdio.h>
+#include <string.h>
+
+enum { MAX_FLOP = 20000000, REDRAWS = 64 };
+
+typedef struct {
+    uint64_t seed, key, next;
+} dice;
+
+static uint64_t roll(dice *d, uint64_t n) {
+    return xp_rng(d->seed, d->key, d->next++) % n;
+}
+
+static int64_t between(dice *d, int64_t lo, int64_t hi) {
+    return lo + (int64_t)roll(d, (uint64_t)(hi - lo + 1));
+}
+
+/* Small numbers as often as large ones: half the draws fall below the cube root of the range. */
+static int64_t size(dice *d, int64_t lo, int64_t hi) {
+    const int64_t low = lo + (hi - lo) / 8;
+    return roll(d, 2) ? between(d, lo, low > lo ? low : hi) : between(d, lo, hi);
+}
+
+/* World 1 half of the time; else 2 to 8, as dp x fsdp and with an ep that divides both the world and E. */
+static void draw_mesh(dice *d, int routed, xp_case *c) {
+    char text[XP_MESH_TEXT];
+    const int world = roll(d, 2) ? 1 : (int)between(d, 2, 8);
+    int dp = 1, ep = 1, ep_fsdp;
+    for (int tries = 0; tries < 8; tries++) {
+        const int t = (int)between(d, 1, world);
+        if (world % t == 0)
+            dp = t;
+        const int e = (int)between(d, 1, world);
+        if (routed && world % e == 0)
+            ep = e;
+    }
+    ep_fsdp = world / ep;
+    for (int tries = 0; tries < 4; tries++) {
+        const int t = (int)between(d, 1, world / ep);
+        if (world / ep % t == 0)
+            ep_fsdp = t;
+    }
+    snprintf(text, sizeof text, "sim:dp=%d,fsdp=%d,ep=%d,ep_fsdp=%d", dp, world / dp, ep, ep_fsdp);
+    if (roll(d, 4) == 0)
+        snprintf(text + strlen(text), sizeof text - strlen(text), ",jitter=%d", (int)between(d, 0, 999));
+    (void)xp_mesh_spec_parse(text, &c->mesh);
+    if (routed && c->dim['E' - 'A'] % ep != 0)
+        c->dim['E' - 'A'] = (c->dim['E' - 'A'] / ep + 1) * ep;
+}
+
+static void set_dim(xp_case *c, char letter, int64_t v) {
+    c->dim[letter - 'A'] = v;
+    c->dim_set[letter - 'A'] = 1;
+}
+
+static int64_t dim(const xp_case *c, char letter) {
+    return c->dim[letter - 'A'];
+}
+
+/* Multiply-adds of the layers' forward and backward, counted as 2. */
+static int64_t layer_flop(const xp_case *c) {
+    const int64_t row = dim(c, 'H') * dim(c, 'F') * 3, gate = dim(c, 'H') * dim(c, 'E');
+    return 6 * c->layers * dim(c, 'T') * (dim(c, 'K') * row + gate + dim(c, 'H') * 3 * dim(c, 'S') + 256 * dim(c, 'H'));
+}
+
+static void draw_sizes(dice *d, xp_case *c) {
+    set_dim(c, 'T', roll(d, 8) ? size(d, 1, 96) : 0);
+    set_dim(c, 'E', size(d, 1, 32));
+    set_dim(c, 'H', size(d, 1, 96));
+    set_dim(c, 'F', size(d, 1, 96));
+    set_dim(c, 'K', between(d, 1, dim(c, 'E') < 8 ? dim(c, 'E') : 8));
+}
+
+static xp_dtype draw_act(dice *d) {
+    static const xp_dtype act[] = {XP_F32, XP_BF16, XP_BF16, XP_F16, XP_F64};
+    return act[roll(d, 5)];
+}
+
+static xp_data draw_data(dice *d, const xp_case *c) {
+    static const xp_data layer[] = {XP_DATA_REAL, XP_DATA_REAL, XP_DATA_EXACT,
+                                    XP_DATA_TIES, XP_DATA_SKEW, XP_DATA_IDENTITY};
+    static const xp_data stage[] = {XP_DATA_REAL, XP_DATA_REAL,    XP_DATA_EXACT,
+                                    XP_DATA_TIES, XP_DATA_EXTREME, XP_DATA_IDENTITY};
+    return c->kind == XP_CASE_STAGE && !c->stage->chain ? stage[roll(d, 6)] : layer[roll(d, 6)];
+}
+
+/* A layer or a step; deterministic half of the time where it is legal. */
+static void draw_layer(dice *d, xp_case *c) {
+    c->layers = roll(d, 4) ? 1 : 2;
+    draw_sizes(d, c);
+    if (roll(d, 3) == 0)
+        set_dim(c, 'S', size(d, 1, 48));
+    if (c->kind == XP_CASE_STEP || dim(c, 'T') == 0)
+        set_dim(c, 'T', size(d, 1, 96));
+    draw_mesh(d, 1, c);
+    while (layer_flop(c) > MAX_FLOP) {
+        set_dim(c, 'T', (dim(c, 'T') + 1) / 2);
+        set_dim(c, 'F', (dim(c, 'F') + 1) / 2);
+    }
+    c->deterministic = c->dtype[XP_G_ACT] != XP_F64 && roll(d, 2) == 0;
+    c->order = (int)roll(d, 2);
+    c->align = roll(d, 4) ? 1 : 16;
+    if (c->kind == XP_CASE_STEP)
+        c->steps = (int)between(d, 1, 2);
+    static const char *const dialects[] = {"hf-5.24/qwen3_moe", "hf-5.24/qwen2_moe", "hf-5.24/mixtral"};
+    if (dim(c, 'S') == 0)
+        strcpy(c->dialect, dialects[roll(d, 2) ? 0 : 2]);
+    else
+        strcpy(c->dialect, dialects[1]);
+}
+
+static void draw_stage(dice *d, xp_case *c) {
+    draw_sizes(d, c);
+    set_dim(c, 'N', size(d, 0, 6000));
+    set_dim(c, 'V', size(d, 2, 256));
+    set_dim(c, 'R', size(d, 1, 40));
+    draw_mesh(d, 0, c);
+    if (strcmp(c->stage->name, "cast") == 0)
+        c->dtype[XP_G_PARAM] = (xp_dtype)roll(d, XP_E5M2 + 1);
+    if (strncmp(c->stage->name, "gradnorm", 8) == 0 && c->data == XP_DATA_TIES)
+        c->data = XP_DATA_REAL;
+}
+
+static const xp_stage *draw_stage_name(dice *d) {
+    int n = 0;
+    while (xp_stages[n])
+        n++;
+    return xp_stages[roll(d, (uint64_t)n)];
+}
+
+void xp_random_case(uint64_t seed, uint64_t n, int redraw, xp_case *out) {
+    dice d = {seed, xp_rng_stream("random case") + (uint64_t)redraw * 0x9e3779b97f4a7c15u, n << 16};
+    for (int tries = 0; tries < REDRAWS; tries++) {
+        const uint64_t what = roll(&d, 4);
+        const xp_stage *s = what == 0 ? draw_stage_name(&d) : NULL;
+        const xp_case_kind kind = what == 0 ? XP_CASE_STAGE : what == 1 ? XP_CASE_STEP : XP_CASE_LAYER;
+        xp_case_defaults(kind, s, out);
+        /* Most stages are in every layer; those with generated inputs get the other draws. */
+        if (s && s->chain)
+            xp_case_defaults(XP_CASE_LAYER, NULL, out);
+        out->dtype[XP_G_ACT] = draw_act(&d);
+        out->data = draw_data(&d, out);
+        out->seed = xp_rng(seed, d.key, ~n) >> 33;
+        if (out->kind == XP_CASE_STAGE)
+            draw_stage(&d, out);
+        else
+            draw_layer(&d, out);
+        snprintf(out->name, sizeof out->name, "random/%llu%s", (unsigned long long)n, redraw ? "'" : "");
+        if (xp_case_check(out) == XP_OK)
+            return;
+    }
+}

@@ -1,0 +1,188 @@
+/* Runs a case: opens a judge on every rank, runs the stage, the layers or the step, and makes one judgement of what the
+ * ranks found.
+ *
+ * A stage with a chain gets its inputs from that chain's run, in which it alone is judged; any other stage gets
+ * generated ones (bind.c). */
+#include "run.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "bind.h"
+#include "registry.h"
+
+typedef struct {
+    const xp_case *c;
+    const xp_run_options *o;
+    const xp_plan *plan;
+    xp_parity *parity;
+    xp_judge *judge[XP_MESH_MAX_RANKS];
+    size_t peak[XP_MESH_MAX_RANKS];
+    xp_step_result result[XP_MESH_MAX_RANKS];
+    int judged; /* 0: the run only records for the parity store */
+} job;
+
+static int is_chain(const xp_case *c) {
+    return c->kind != XP_CASE_STAGE || c->stage->chain != NULL;
+}
+
+xp_status xp_case_model(const xp_case *c, xp_model *out) {
+    if (c->model[0]) {
+        XP_TRY(xp_model_open(c->model, out));
+        XP_TRY(xp_model_override(out, 0, c->dim_set['E' - 'A'] ? c->dim['E' - 'A'] : 0,
+                                 c->dim_set['K' - 'A'] ? c->dim['K' - 'A'] : 0));
+        return XP_OK;
+    }
+    const char *name = c->dialect[0] ? c->dialect : c->dim['S' - 'A'] > 0 ? "hf-5.24/qwen2_moe" : "hf-5.24/qwen3_moe";
+    const xp_dialect *d = xp_dialect_find(name);
+    if (!d)
+        return XP_FAIL(XP_E_ARG, "dialect: '%s' is no preset (see `expar list dialects`)", name);
+    return xp_model_of("case", d, c->layers, c->dim['H' - 'A'], c->dim['F' - 'A'], c->dim['E' - 'A'], c->dim['K' - 'A'],
+                       c->dim['S' - 'A'], out);
+}
+
+xp_status xp_case_options(const xp_case *c, xp_step_options *out) {
+    *out = xp_step_defaults();
+    out->tokens = c->dim['T' - 'A'];
+    out->layers = c->layers;
+    out->shrink = c->shrink;
+    out->act = c->dtype[XP_G_ACT];
+    out->param = c->dtype[XP_G_PARAM] != XP_NDTYPE ? c->dtype[XP_G_PARAM] : out->act;
+    const xp_dtype wide = out->act == XP_F64 ? XP_F64 : XP_F32;
+    out->grad = c->dtype[XP_G_GRAD] != XP_NDTYPE ? c->dtype[XP_G_GRAD] : wide;
+    out->reduce = c->dtype[XP_G_REDUCE] != XP_NDTYPE ? c->dtype[XP_G_REDUCE] : wide;
+    out->router = wide;
+    out->deterministic = c->deterministic;
+    out->seed = c->seed;
+    return XP_OK;
+}
+
+static xp_status open_judge(job *j, xp_rank *r) {
+    const xp_judge_options o = {
+        .ref = xp_backend_ref(),
+        .dense = j->o->impl == xp_backend_ref() ? xp_backend_judge(xp_backend_ref()) : NULL,
+        .stage = j->c->kind == XP_CASE_STAGE ? j->c->stage->name : NULL,
+        .data = j->c->data,
+        .calls = j->o->calls,
+        .sample_units = j->o->sample_units,
+        .seed = j->c->seed,
+        .twice = XP_TWICE_FIRST,
+    };
+    XP_TRY(xp_judge_open(&o, &j->judge[r->rank]));
+    r->judge = j->judge[r->rank];
+    r->fault = j->o->fault;
+    r->only = o.stage;
+    return XP_OK;
+}
+
+static xp_status run_chain(job *j, xp_rank *r) {
+    const xp_step_source src = {
+        .text = j->c->data == XP_DATA_TEXT ? j->o->text : NULL,
+        .text_bytes = j->o->text_bytes,
+        .data = j->c->data,
+        .mode = j->c->kind == XP_CASE_STEP   ? XP_RUN_TRAIN
+                : j->c->data == XP_DATA_TEXT ? XP_RUN_GRADS
+                                             : XP_RUN_LAYER,
+        .parity = j->parity,
+        .order = j->c->order,
+        .align = j->c->align,
+    };
+    xp_step *st = NULL;
+    XP_TRY(xp_step_open(r, j->plan, &src, &st));
+    xp_status status = XP_OK;
+    for (int s = 0; s < j->c->steps && status == XP_OK; s++)
+        status = xp_step_run(st, s, &j->result[r->rank]);
+    xp_step_close(st);
+    return status;
+}
+
+static xp_status rank_main(const xp_mesh *mesh, int rank, void *arg) {
+    job *j = arg;
+    xp_rank r;
+    size_t live[XP_NKIND], peak[XP_NKIND];
+    XP_TRY(xp_rank_open(mesh, j->judged ? j->o->impl : xp_backend_ref(), xp_backend_ref(), &r));
+    xp_status st = j->judged ? open_judge(j, &r) : XP_OK;
+    if (st == XP_OK)
+        st = is_chain(j->c) ? run_chain(j, &r) : xp_bind_run(j->c, &r);
+    xp_rank_memory(&r, live, peak, &j->peak[rank]);
+    xp_rank_close(&r);
+    return st;
+}
+
+static void close_judges(job *j) {
+    for (int i = 0; i < XP_MESH_MAX_RANKS; i++) {
+        xp_judge_close(j->judge[i]);
+        j->judge[i] = NULL;
+    }
+}
+
+/* The one-rank run whose rows the mesh must reproduce. */
+static xp_status record(job *j, const xp_plan *plan) {
+    xp_mesh_spec one;
+    xp_plan p1;
+    xp_mesh_report end;
+    XP_TRY(xp_mesh_spec_parse("sim:fsdp=1", &one));
+    XP_TRY(xp_plan_make(&plan->model, &one, &plan->opt, &p1));
+    j->plan = &p1;
+    j->judged = 0;
+    const xp_status st = xp_mesh_run(&one, rank_main, j, &end);
+    xp_plan_close(&p1);
+    j->plan = plan;
+    j->judged = 1;
+    xp_parity_compare(j->parity);
+    return st;
+}
+
+static xp_status run_planned(job *j, xp_run_result *out) {
+    xp_model model;
+    xp_step_options opt;
+    xp_plan plan;
+    xp_status st = XP_OK;
+    XP_TRY(xp_case_model(j->c, &model));
+    XP_TRY(xp_case_options(j->c, &opt));
+    XP_TRY(xp_plan_make(&model, &j->c->mesh, &opt, &plan));
+    if (j->o->against_one_rank && opt.deterministic) {
+        XP_GOTO(out, xp_parity_open(&out->parity));
+        j->parity = out->parity;
+        XP_GOTO(out, record(j, &plan));
+    }
+    j->plan = &plan;
+    j->judged = 1;
+    st = xp_mesh_run(&j->c->mesh, rank_main, j, &out->end);
+out:
+    xp_plan_close(&plan);
+    return st;
+}
+
+xp_status xp_case_run(const xp_case *c, const xp_run_options *o, xp_run_result *out) {
+    struct timespec t0, t1;
+    memset(out, 0, sizeof *out);
+    job *j = calloc(1, sizeof *j);
+    if (!j)
+        return XP_FAIL(XP_E_NOMEM, "case: %zu bytes", sizeof *j);
+    j->c = c;
+    j->o = o;
+    j->judged = 1;
+    clock_gettime(CLOCK_MONOTONIC, &t0);
+    xp_status st = is_chain(c) ? run_planned(j, out) : xp_mesh_run(&c->mesh, rank_main, j, &out->end);
+    if (out->end.world > 0)
+        st = xp_judgement_make(j->judge, out->end.world, &out->end, c->expect, &out->judgement);
+    clock_gettime(CLOCK_MONOTONIC, &t1);
+    out->seconds = (double)(t1.tv_sec - t0.tv_sec) + 1e-9 * (double)(t1.tv_nsec - t0.tv_nsec);
+    out->result = j->result[0];
+    for (int i = 0; i < XP_MESH_MAX_RANKS; i++)
+        out->peak_bytes += j->peak[i];
+    if (out->end.stuck)
+        return st; /* ranks that never returned may still touch their judges */
+    close_judges(j);
+    free(j);
+    return st;
+}
+
+void xp_run_result_close(xp_run_result *r) {
+    xp_judgement_close(&r->judgement);
+    xp_parity_close(r->parity);
+    r->parity = NULL;
+}

@@ -1,0 +1,43 @@
+/* Stages permute and permute_bwd: sort a token's copies by expert.
+ *
+ * Row order inside an expert: slot_token (slot k, then token), or token (token, then slot). Each expert's segment
+ * starts at a multiple of align; pad rows are zero and have tok = src = -1. A token that names one expert twice has two
+ * rows. M is a capacity: rows at offsets[E] and beyond are not written. Moves bits: judged bit for bit. */
+#ifndef XP_PERMUTE_H
+#define XP_PERMUTE_H
+
+#include "backend.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum { XP_ORDER_SLOT_TOKEN = 0, XP_ORDER_TOKEN } xp_row_order;
+
+typedef struct {
+    xp_tensor x;       /* in  [T,H] act */
+    xp_tensor idx;     /* in  [T,K] i32 expert of each slot, 0 <= idx < E */
+    xp_tensor rows;    /* out [M,H] act, M >= T*K + E*(align-1) */
+    xp_tensor tok;     /* out [M] i64 global token number of each row */
+    xp_tensor src;     /* out [M] i32 t*K + k of each row */
+    xp_tensor pos;     /* out [T,K] i32 row of each slot */
+    xp_tensor counts;  /* out [E] i64 rows of each expert, pads not counted */
+    xp_tensor offsets; /* out [E+1] i64 first row of each expert; offsets[E] rows are in use */
+    int order;         /* xp_row_order */
+    int align;         /* 1, 16 or 128 */
+    int64_t token0;
+} xp_permute_args;
+extern const xp_stage xp_stage_permute;
+
+/* dx[t] = r(sum over slots k, ascending, of drows[pos[t][k]]). */
+typedef struct {
+    xp_tensor drows; /* in  [M,H] act */
+    xp_tensor pos;   /* in  [T,K] i32 */
+    xp_tensor dx;    /* out [T,H] act */
+} xp_permute_bwd_args;
+extern const xp_stage xp_stage_permute_bwd;
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,65 @@
+/* The gated MLP that the experts and the shared expert have in common, a chunk of rows at a time, and its bounds.
+ *
+ * Everything is double between the declared rounding points (xp/expert.h). Rows come in and leave through the planes
+ * below, which live in the caller's workspace. It must not know which rows belong to which expert. */
+#ifndef XP_REF_MLP_H
+#define XP_REF_MLP_H
+
+#include "err.h"
+#include "xp/dialect.h"
+
+/* A workspace that is laid out, or only measured (base NULL): one function states a layout for both. */
+typedef struct {
+    char *base;
+    size_t bytes;
+} xp_ref_layout;
+/* The next block, at a multiple of 64; NULL when measuring. */
+void *xp_ref_take(xp_ref_layout *l, size_t bytes);
+
+/* Rows of a chunk: a tile of weights is widened once for all of them. */
+enum { XP_REF_MLP_ROWS = 64 };
+
+typedef struct {
+    int64_t H, F;
+    xp_dtype param, act;
+    const xp_tensor *w1, *w2;      /* [2F,H], [H,F] of the rows at hand; set by the caller */
+    double *x, *pre, *mid, *y;     /* rows of H, 2F, F, H */
+    double *xe, *pree, *mide, *ye; /* what another implementation's values may differ by; NULL without bounds */
+    double *acte, *dpree;          /* NULL, or where E of the rounded act and dpre goes, for sums over rows */
+    void *tile;
+} xp_ref_mlp;
+
+/* Takes the planes for chunks of at most XP_REF_MLP_ROWS rows out of `rows`. */
+void xp_ref_mlp_plan(xp_ref_layout *l, int64_t rows, int64_t H, int64_t F, int bounds, xp_dtype param, xp_dtype act,
+                     xp_ref_mlp *out);
+/* XP_E_ARG naming the field of the record that this reference does not know: anything but silu(gate) * up, gate rows
+ * first, [out,in] weights, no bias, no limit, each operation rounded. */
+xp_status xp_ref_mlp_check(const char *stage, const xp_dialect *d);
+
+/* In: x, not yet cast. Writes rows [row, row+m) of pre and act; leaves in y the product with W2, rounded to param where
+ * that is not the activation dtype. */
+void xp_ref_mlp_forward(xp_ref_mlp *p, int64_t m, int64_t row, const xp_tensor *pre, const xp_tensor *act);
+/* In: y = gradient of the output, not yet cast; pre. Writes rows of dpre; leaves dpre W1, unrounded, in x. */
+void xp_ref_mlp_backward(xp_ref_mlp *p, int64_t m, int64_t row, const xp_tensor *dpre);
+
+/* The same chains with errors. In: x and xe (y and ye, pre and pree). Stop at an output to have its tolerance in the
+ * error plane: *_PRE, *_ACT (mide), *_DPRE (pree). At the end: unrounded values and errors, in y, ye (x, xe). */
+typedef enum { XP_REF_MLP_PRE, XP_REF_MLP_ACT, XP_REF_MLP_DPRE, XP_REF_MLP_END } xp_ref_mlp_stop;
+void xp_ref_mlp_forward_error(xp_ref_mlp *p, int64_t m, xp_ref_mlp_stop stop);
+/* more: further terms that the caller adds to the sums of dx. */
+void xp_ref_mlp_backward_error(xp_ref_mlp *p, int64_t m, int64_t more, xp_ref_mlp_stop stop);
+/* What xp_ref_mlp_finish does to values, with errors. */
+void xp_ref_mlp_finish_error(const xp_ref_mlp *p, int64_t n, double *v, double *e);
+/* e[i] becomes the tolerance of an output in the activation dtype that holds v[i] within e[i]; v is finished. */
+void xp_ref_mlp_out_error(const xp_ref_mlp *p, int64_t n, double *v, double *e);
+
+/* v[i] rounded to the parameters' dtype, where the activation dtype is another one. */
+void xp_ref_mlp_finish(const xp_ref_mlp *p, int64_t n, double *v);
+
+/* Rows [row, row+m) of a matrix from and to n doubles a row. */
+void xp_ref_rows_load(const xp_tensor *t, int64_t row, int64_t m, double *out);
+void xp_ref_rows_store(const xp_tensor *t, int64_t row, int64_t m, const double *v);
+/* Matrix l of [L,R,C]. */
+xp_tensor xp_ref_matrix(const xp_tensor *t, int64_t l);
+
+#endif

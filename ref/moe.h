@@ -1,0 +1,23 @@
+/* What the two files of stage moe share: its operands' places, and the bound that moe_bound.c derives. */
+#ifndef XP_REF_MOE_H
+#define XP_REF_MOE_H
+
+#include "xp/moe.h"
+
+/* Places in the operand table. */
+enum {
+    XP_REF_MOE_Y = 9,
+    XP_REF_MOE_DX,
+    XP_REF_MOE_DWR,
+    XP_REF_MOE_DW1,
+    XP_REF_MOE_DW2,
+    XP_REF_MOE_DSW1,
+    XP_REF_MOE_DSW2,
+    XP_REF_MOE_DSGATE
+};
+
+size_t xp_ref_moe_bound_ws(const xp_moe_args *a);
+/* As xp_stage.bound. */
+void xp_ref_moe_bound(const xp_moe_args *a, int operand, const xp_tensor *ref, void *ws, xp_tensor *tol);
+
+#endif

@@ -1,0 +1,624 @@
+/* The reader of config.json: published files give published values, and every wrong file is refused by name. */
+#include "config.h"
+
+#include <fcntl.h>
+#include <jansson.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+static xp_model model; /* too large for a frame of a test among many */
+
+/* ---- valid files to change ---- */
+
+static const char qwen3[] = "{\"model_type\": \"qwen3_moe\", \"architectures\": [\"Qwen3MoeForCausalLM\"],"
+                            " \"hidden_size\": 64, \"num_hidden_layers\": 6, \"num_experts\": 16,"
+                            " \"num_experts_per_tok\": 4, \"moe_intermediate_size\": 48, \"intermediate_size\": 96,"
+                            " \"decoder_sparse_step\": 1, \"mlp_only_layers\": [], \"norm_topk_prob\": true,"
+                            " \"hidden_act\": \"silu\", \"rms_norm_eps\": 1e-06, \"router_aux_loss_coef\": 0.001,"
+                            " \"vocab_size\": 1000, \"torch_dtype\": \"bfloat16\"}";
+static const char qwen2[] = "{\"model_type\": \"qwen2_moe\","
+                            " \"hidden_size\": 64, \"num_hidden_layers\": 6, \"num_experts\": 16,"
+                            " \"num_experts_per_tok\": 4, \"moe_intermediate_size\": 48, \"intermediate_size\": 96,"
+                            " \"shared_expert_intermediate_size\": 80, \"decoder_sparse_step\": 1,"
+                            " \"norm_topk_prob\": false, \"hidden_act\": \"silu\", \"rms_norm_eps\": 1e-06,"
+                            " \"router_aux_loss_coef\": 0.001, \"vocab_size\": 1000}";
+static const char mixtral[] = "{\"model_type\": \"mixtral\", \"hidden_size\": 64, \"num_hidden_layers\": 6,"
+                              " \"num_local_experts\": 8, \"num_experts_per_tok\": 2, \"intermediate_size\": 48,"
+                              " \"hidden_act\": \"silu\", \"rms_norm_eps\": 1e-05, \"router_aux_loss_coef\": 0.02,"
+                              " \"vocab_size\": 1000}";
+
+/* The file with one key set to a JSON value, or removed when value is NULL. */
+static xp_status parse_with(const char *base, const char *key, const char *value) {
+    json_t *root = json_loads(base, 0, NULL);
+    assert_non_null(root);
+    if (value) {
+        json_t *v = json_loads(value, JSON_DECODE_ANY, NULL);
+        assert_non_null(v);
+        assert_int_equal(json_object_set_new(root, key, v), 0);
+    } else {
+        assert_int_equal(json_object_del(root, key), 0);
+    }
+    char *text = json_dumps(root, 0);
+    assert_non_null(text);
+    const xp_status st = xp_config_parse(text, strlen(text), "dir/file.json", &model);
+    free(text);
+    json_decref(root);
+    return st;
+}
+
+static void has(const char *part) {
+    if (!strstr(xp_error_text(), part))
+        fail_msg("expected '%s' in: %s", part, xp_error_text());
+}
+
+/* ---- values ---- */
+
+static void valid_file_gives_its_values(void **state) {
+    (void)state;
+    assert_int_equal(xp_config_parse(qwen3, strlen(qwen3), "dir/file.json", &model), XP_OK);
+    assert_string_equal(model.name, "file");
+    assert_string_equal(model.model_type, "qwen3_moe");
+    assert_string_equal(model.torch_dtype, "bfloat16");
+    assert_int_equal(model.layers, 6);
+    assert_int_equal(model.H, 64);
+    assert_int_equal(model.F, 48);
+    assert_int_equal(model.E, 16);
+    assert_int_equal(model.K, 4);
+    assert_int_equal(model.S, 0);
+    assert_int_equal(model.dense_F, 96);
+    assert_int_equal(model.vocab, 1000);
+    assert_true(model.norm_eps == 1e-6);
+    assert_true(model.dialect.aux_coef == 0.001);
+    assert_string_equal(model.dialect.name, "hf-5.24/qwen3_moe");
+    assert_int_equal(model.dialect.renorm, XP_RENORM_SUM);
+    assert_string_equal(model.unread, "");
+    assert_string_equal(model.assumed, "");
+}
+
+static void published_qwen3(void **state) {
+    (void)state;
+    assert_int_equal(xp_model_open("qwen3-30b-a3b", &model), XP_OK);
+    assert_string_equal(model.name, "qwen3-30b-a3b");
+    assert_int_equal(model.layers, 48);
+    assert_int_equal(xp_model_moe_layers(&model), 48);
+    assert_int_equal(model.H, 2048);
+    assert_int_equal(model.F, 768);
+    assert_int_equal(model.E, 128);
+    assert_int_equal(model.K, 8);
+    assert_int_equal(model.S, 0);
+    assert_int_equal(model.dense_F, 6144);
+    assert_int_equal(model.vocab, 151936);
+    assert_true(model.norm_eps == 1e-6);
+    assert_true(model.dialect.aux_coef == 0.001);
+    assert_int_equal(model.dialect.renorm, XP_RENORM_SUM);
+    assert_int_equal(model.dialect.weight_dtype, XP_WIDE_ACT);
+    assert_int_equal(model.dialect.shared_gate, 0);
+    double all, active;
+    xp_model_moe_params(&model, &all, &active);
+    /* 48 (128 * 3 * 2048 * 768 + 128 * 2048) and 48 (8 * 3 * 2048 * 768 + 128 * 2048) */
+    assert_true(all == 29003612160.0);
+    assert_true(active == 1824522240.0);
+    assert_non_null(strstr(model.unread, "rope_theta\n"));
+    assert_non_null(strstr(model.unread, "output_router_logits"));
+    assert_null(strstr(model.unread, "num_experts"));
+}
+
+static void published_qwen2(void **state) {
+    (void)state;
+    assert_int_equal(xp_model_open("qwen1.5-moe-a2.7b", &model), XP_OK);
+    assert_int_equal(model.layers, 24);
+    assert_int_equal(xp_model_moe_layers(&model), 24);
+    assert_int_equal(model.H, 2048);
+    assert_int_equal(model.F, 1408);
+    assert_int_equal(model.E, 60);
+    assert_int_equal(model.K, 4);
+    assert_int_equal(model.S, 5632);
+    assert_int_equal(model.dense_F, 5632);
+    assert_int_equal(model.vocab, 151936);
+    assert_true(model.norm_eps == 1e-6);
+    assert_int_equal(model.dialect.renorm, XP_RENORM_NONE);
+    assert_int_equal(model.dialect.weight_dtype, XP_WIDE_ACT);
+    assert_int_equal(model.dialect.shared_gate, 1);
+    assert_non_null(strstr(model.assumed, "mlp_only_layers absent"));
+}
+
+static void published_mixtral(void **state) {
+    (void)state;
+    assert_int_equal(xp_model_open("mixtral-8x7b", &model), XP_OK);
+    assert_int_equal(model.layers, 32);
+    assert_int_equal(xp_model_moe_layers(&model), 32);
+    assert_int_equal(model.H, 4096);
+    assert_int_equal(model.F, 14336);
+    assert_int_equal(model.E, 8);
+    assert_int_equal(model.K, 2);
+    assert_int_equal(model.S, 0);
+    assert_int_equal(model.dense_F, 0);
+    assert_int_equal(model.vocab, 32000);
+    assert_true(model.norm_eps == 1e-5);
+    assert_true(model.dialect.aux_coef == 0.02);
+    assert_int_equal(model.dialect.renorm, XP_RENORM_SUM);
+    assert_int_equal(model.dialect.weight_dtype, XP_WIDE_F32);
+    assert_non_null(strstr(model.assumed, "router_jitter_noise absent"));
+}
+
+static void norm_flag_chooses_the_dialect(void **state) {
+    (void)state;
+    assert_int_equal(parse_with(qwen3, "norm_topk_prob", "false"), XP_OK);
+    assert_string_equal(model.dialect.name, "hf-5.24/qwen3_moe-raw");
+    assert_int_equal(model.dialect.renorm, XP_RENORM_NONE);
+    assert_int_equal(parse_with(qwen2, "norm_topk_prob", "true"), XP_OK);
+    assert_string_equal(model.dialect.name, "hf-5.24/qwen2_moe-renorm");
+    assert_int_equal(model.dialect.renorm, XP_RENORM_SUM);
+    assert_int_equal(model.dialect.shared_gate, 1);
+}
+
+static void presets_are_found_by_name(void **state) {
+    (void)state;
+    int n = 0;
+    for (const xp_dialect *d = xp_dialects; d->name; d++, n++) {
+        assert_ptr_equal(xp_dialect_find(d->name), d);
+        assert_true(d->meaning && *d->meaning && d->source && *d->source);
+        assert_true(d->scale == 1.0 && d->logit_scale == 1.0 && d->gated == 1);
+    }
+    assert_int_equal(n, 5);
+    assert_null(xp_dialect_find("hf-5.24/qwen3"));
+    assert_null(xp_dialect_find(""));
+}
+
+/* Layer i is a MoE block when (i + 1) % step == 0 and it is not listed. */
+static void layer_rule(void **state) {
+    (void)state;
+    static const int want2[6] = {0, 1, 0, 1, 0, 1}, want3[6] = {0, 0, 1, 0, 0, 1}, listed[6] = {0, 1, 1, 0, 1, 1};
+    assert_int_equal(parse_with(qwen3, "decoder_sparse_step", "2"), XP_OK);
+    for (int i = 0; i < 6; i++)
+        assert_int_equal(xp_model_is_moe(&model, i), want2[i]);
+    assert_int_equal(parse_with(qwen3, "decoder_sparse_step", "3"), XP_OK);
+    for (int i = 0; i < 6; i++)
+        assert_int_equal(xp_model_is_moe(&model, i), want3[i]);
+    assert_int_equal(parse_with(qwen3, "mlp_only_layers", "[3, 0]"), XP_OK);
+    for (int i = 0; i < 6; i++)
+        assert_int_equal(xp_model_is_moe(&model, i), listed[i]);
+    assert_int_equal(xp_model_moe_layers(&model), 4);
+    assert_int_equal(xp_model_is_moe(&model, -1), 0);
+    assert_int_equal(xp_model_is_moe(&model, 6), 0);
+    assert_int_equal(parse_with(qwen3, "mlp_only_layers", "null"), XP_OK);
+    assert_non_null(strstr(model.assumed, "mlp_only_layers"));
+}
+
+static void aliases(void **state) {
+    (void)state;
+    assert_int_equal(parse_with(qwen3, "num_local_experts", "16"), XP_OK); /* both, equal */
+    assert_int_equal(model.E, 16);
+    assert_int_equal(parse_with(qwen3, "num_local_experts", "8"), XP_E_FORMAT);
+    has("dir/file.json: num_experts 16 and num_local_experts 8 contradict");
+    assert_int_equal(parse_with(mixtral, "num_experts", "9"), XP_E_FORMAT);
+    has("num_local_experts 8 and num_experts 9 contradict");
+    assert_int_equal(parse_with(qwen2, "num_local_experts", "16"), XP_E_FORMAT); /* no alias in this family */
+    has("key 'num_local_experts' (16) speaks of experts or routing and a qwen2_moe has no such field");
+    assert_int_equal(parse_with(qwen2, "dtype", "\"float32\""), XP_OK);
+    assert_string_equal(model.torch_dtype, "float32");
+}
+
+/* ---- wrong files ---- */
+
+static void required_fields_have_no_default(void **state) {
+    (void)state;
+    static const struct {
+        const char *base, *keys[16];
+    } family[] = {
+        {qwen3,
+         {"hidden_size", "num_hidden_layers", "num_experts", "num_experts_per_tok", "moe_intermediate_size",
+          "intermediate_size", "decoder_sparse_step", "norm_topk_prob", "hidden_act", "rms_norm_eps",
+          "router_aux_loss_coef", "vocab_size"}},
+        {qwen2,
+         {"hidden_size", "num_hidden_layers", "num_experts", "num_experts_per_tok", "moe_intermediate_size",
+          "intermediate_size", "shared_expert_intermediate_size", "decoder_sparse_step", "norm_topk_prob", "hidden_act",
+          "rms_norm_eps", "router_aux_loss_coef", "vocab_size"}},
+        {mixtral,
+         {"hidden_size", "num_hidden_layers", "num_local_experts", "num_experts_per_tok", "intermediate_size",
+          "hidden_act", "rms_norm_eps", "router_aux_loss_coef", "vocab_size"}},
+    };
+    for (size_t f = 0; f < sizeof family / sizeof family[0]; f++) {
+        for (int k = 0; family[f].keys[k]; k++) {
+            char want[96];
+            assert_int_equal(parse_with(family[f].base, family[f].keys[k], NULL), XP_E_FORMAT);
+            snprintf(want, sizeof want, "dir/file.json: no field '%s'", family[f].keys[k]);
+            has(want);
+            has("names tried: ");
+            assert_int_equal(parse_with(family[f].base, family[f].keys[k], "null"), XP_E_FORMAT);
+            snprintf(want, sizeof want, "dir/file.json: %s is null, expected", family[f].keys[k]);
+            has(want);
+        }
+    }
+    assert_int_equal(parse_with(qwen3, "num_experts", NULL), XP_E_FORMAT);
+    has("names tried: num_experts, num_local_experts");
+    assert_int_equal(parse_with(qwen3, "model_type", NULL), XP_E_FORMAT);
+    has("no field 'model_type'; expected one of qwen3_moe, qwen2_moe, mixtral");
+}
+
+static void integers(void **state) {
+    (void)state;
+    static const char *const key[] = {"hidden_size",         "num_hidden_layers",     "num_experts",
+                                      "num_experts_per_tok", "moe_intermediate_size", "decoder_sparse_step",
+                                      "vocab_size"};
+    static const char *const value[] = {"\"8\"", "8.0", "0.5", "-1", "0", "true", "[8]", "{}", "9223372036854775807",
+                                        "1e3"};
+    static const char *const shown[] = {"\"8\"", "8.0", "0.5", "-1", "0", "true", "[8]", "{}", "9223372036854775807",
+                                        "1000.0"};
+    for (size_t k = 0; k < sizeof key / sizeof key[0]; k++) {
+        for (size_t v = 0; v < sizeof value / sizeof value[0]; v++) {
+            char want[96];
+            assert_int_equal(parse_with(qwen3, key[k], value[v]), XP_E_FORMAT);
+            snprintf(want, sizeof want, "dir/file.json: %s is %s, expected an integer from 1 to", key[k], shown[v]);
+            has(want);
+        }
+    }
+}
+
+typedef struct {
+    const char *base, *key, *value, *want;
+} wrong_value;
+
+static void values(void **state) {
+    (void)state;
+    static const wrong_value bad[] = {
+        {qwen3, "model_type", "\"qwen3\"", "model_type is \"qwen3\", expected one of qwen3_moe, qwen2_moe, mixtral"},
+        {qwen3, "model_type", "7", "model_type is 7, expected one of"},
+        {qwen3, "model_type", "\"mixtral\"", "architectures is [\"Qwen3MoeForCausalLM\"] and model_type \"mixtral\""},
+        {qwen3, "architectures", "\"Qwen3MoeForCausalLM\"",
+         "architectures is \"Qwen3MoeForCausalLM\", expected a list"},
+        {qwen3, "architectures", "[\"Qwen2MoeForCausalLM\"]", "expected names that begin with Qwen3Moe"},
+        {qwen3, "architectures", "[3]", "architectures is [3]"},
+        {qwen3, "num_experts_per_tok", "17", "num_experts_per_tok is 17, more than num_experts 16: k > E"},
+        {mixtral, "num_experts_per_tok", "9", "num_experts_per_tok is 9, more than num_local_experts 8: k > E"},
+        {qwen3, "num_experts", "65537", "num_experts is 65537, expected an integer from 1 to 65536"},
+        {qwen3, "num_hidden_layers", "1025", "num_hidden_layers is 1025, expected an integer from 1 to 1024"},
+        {qwen3, "hidden_size", "1048577", "hidden_size is 1048577, expected an integer from 1 to 1048576"},
+        {qwen3, "norm_topk_prob", "1", "norm_topk_prob is 1, expected true or false"},
+        {qwen3, "norm_topk_prob", "\"true\"", "norm_topk_prob is \"true\", expected true or false"},
+        {qwen3, "hidden_act", "\"gelu\"", "hidden_act is \"gelu\", expected \"silu\""},
+        {qwen3, "hidden_act", "true", "hidden_act is true, expected \"silu\""},
+        {qwen3, "torch_dtype", "16", "torch_dtype is 16, expected a text"},
+        {qwen3, "torch_dtype", "\"\\u001b[2J\"", "torch_dtype is \"\\u001B[2J\", expected a text"},
+        {qwen3, "rms_norm_eps", "0", "rms_norm_eps is 0, expected a number from 1e-30 to 1"},
+        {qwen3, "rms_norm_eps", "-1e-6", "rms_norm_eps is -1e-6, expected a number"},
+        {qwen3, "rms_norm_eps", "\"1e-6\"", "rms_norm_eps is \"1e-6\", expected a number"},
+        {qwen3, "rms_norm_eps", "2", "rms_norm_eps is 2, expected a number"},
+        {qwen3, "router_aux_loss_coef", "-0.5", "router_aux_loss_coef is -0.5, expected a number from 0 to 1000000"},
+        {qwen3, "router_aux_loss_coef", "false", "router_aux_loss_coef is false, expected a number"},
+        {qwen3, "mlp_only_layers", "[6]", "mlp_only_layers[0] is 6, expected a layer number from 0 to 5"},
+        {qwen3, "mlp_only_layers", "[0, -1]", "mlp_only_layers[1] is -1"},
+        {qwen3, "mlp_only_layers", "[1.0]", "mlp_only_layers[0] is 1.0"},
+        {qwen3, "mlp_only_layers", "[\"1\"]", "mlp_only_layers[0] is \"1\""},
+        {qwen3, "mlp_only_layers", "3", "mlp_only_layers is 3, expected a list of layer numbers"},
+        {qwen3, "mlp_only_layers", "[0,1,2,3,4,5]", "mlp_only_layers leaves none of the 6 layers a MoE block"},
+        {qwen3, "decoder_sparse_step", "7", "decoder_sparse_step is 7 with 6 layers: no layer is a MoE block"},
+        {mixtral, "router_jitter_noise", "0.01", "router_jitter_noise is 0.01, expected 0, anything else is not built"},
+        {mixtral, "hidden_size", "\"64\"", "hidden_size is \"64\", expected an integer"},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        assert_int_equal(parse_with(bad[i].base, bad[i].key, bad[i].value), XP_E_FORMAT);
+        has("dir/file.json: ");
+        has(bad[i].want);
+        assert_int_equal(model.layers, 0); /* nothing half read is left behind */
+    }
+}
+
+static void keys_that_nobody_reads(void **state) {
+    (void)state;
+    static const wrong_value bad[] = {
+        {qwen3, "shared_expert_intermediate_size", "80", "key 'shared_expert_intermediate_size' (80)"},
+        {qwen3, "n_group", "4", "key 'n_group' (4) speaks of experts or routing and a qwen3_moe has no such field"},
+        {qwen3, "topk_method", "\"greedy\"", "key 'topk_method' (\"greedy\")"},
+        {qwen3, "top_k", "2", "key 'top_k'"},
+        {qwen3, "routed_scaling_factor", "2.5", "key 'routed_scaling_factor'"},
+        {qwen3, "expert_capacity", "64", "key 'expert_capacity'"},
+        {qwen3, "capacity_factor", "1.25", "key 'capacity_factor'"},
+        {qwen3, "gate_bias", "true", "key 'gate_bias'"},
+        {qwen3, "moe_layer_freq", "1", "key 'moe_layer_freq'"},
+        {qwen3, "numExperts", "16", "key 'numExperts'"},
+        {qwen3, "TopK", "2", "key 'TopK'"},
+        {qwen3, "router_jitter_noise", "0", "key 'router_jitter_noise'"},
+        {qwen3, "text_config", "{\"a\": [{\"num_experts\": 8}]}", "key 'text_config' holds 'num_experts'"},
+        {mixtral, "norm_topk_prob", "true", "key 'norm_topk_prob' (true) speaks of experts or routing and a mixtral"},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        assert_int_equal(parse_with(bad[i].base, bad[i].key, bad[i].value), XP_E_FORMAT);
+        has(bad[i].want);
+    }
+    assert_int_equal(parse_with(qwen3, "a\nb", "1"), XP_E_FORMAT);
+    has("control characters");
+    assert_int_equal(parse_with(qwen3, "rope_scaling", "{\"factor\": 4.0, \"scaling\": 1}"), XP_OK);
+    assert_string_equal(model.unread, "rope_scaling");
+    assert_int_equal(parse_with(qwen3, "quantization_config", "{\"group_size\": 128}"), XP_OK);
+    assert_int_equal(parse_with(qwen3, "use_cache", "true"), XP_OK);
+    assert_string_equal(model.unread, "use_cache");
+}
+
+static void too_many_unread_keys_are_not_cut(void **state) {
+    (void)state;
+    json_t *root = json_loads(qwen3, 0, NULL);
+    for (int i = 0; i < 200; i++) {
+        char key[64];
+        snprintf(key, sizeof key, "a_key_that_nobody_reads_number_%d", i);
+        json_object_set_new(root, key, json_true());
+    }
+    char *text = json_dumps(root, 0);
+    assert_int_equal(xp_config_parse(text, strlen(text), "f", &model), XP_E_FORMAT);
+    has("exceed 4096 bytes");
+    free(text);
+    json_decref(root);
+}
+
+static void words(void **state) {
+    (void)state;
+    static const char *const yes[] = {"num_experts", "moe_k", "Router_x",     "gate",          "gating",
+                                      "topk",        "top_k", "top-k",        "n_group",       "shared",
+                                      "capacity",    "scale", "rope_scaling", "weight_sharing"};
+    static const char *const no[] = {"hidden_size",         "vocab_size",        "use_cache",
+                                     "rope_theta",          "attention_dropout", "mlp_only_layers",
+                                     "decoder_sparse_step", "initializer_range", "head_dim"};
+    for (size_t i = 0; i < sizeof yes / sizeof yes[0]; i++) {
+        if (!xp_config_speaks(yes[i]))
+            fail_msg("%s does not speak", yes[i]);
+    }
+    for (size_t i = 0; i < sizeof no / sizeof no[0]; i++) {
+        if (xp_config_speaks(no[i]))
+            fail_msg("%s speaks", no[i]);
+    }
+}
+
+static void not_json(void **state) {
+    (void)state;
+    static const struct {
+        const char *text, *want;
+    } bad[] = {
+        {"", "f:1:0: "},
+        {"{", "f:1:1: "},
+        {"[1]", "f: the file holds a list, expected one JSON object"},
+        {"7", "f:1:1: "},
+        {"{\"num_experts\": NaN}", "(at field 'num_experts')"},
+        {"{\"num_experts\": Infinity}", "(at field 'num_experts')"},
+        {"{\"a\": 1, \"rms_norm_eps\": -Infinity}", "(at field 'rms_norm_eps')"},
+        {"{\"rms_norm_eps\": 1e999}", "(at field 'rms_norm_eps')"},
+        {"{\"num_experts\": 99999999999999999999}", "(at field 'num_experts')"},
+        {"{\"num_experts\": 8, \"num_experts\": 16}", "duplicate object key near '\"num_experts\"'"},
+        {"{\"a\": {\"b\": 1, \"b\": 1}}", "duplicate object key"},
+        {"{} {}", "end of file expected"},
+        {"{} x", "end of file expected"},
+        {"{\"a\": 1,}", "f:1:"},
+        {"{\"a\": 01}", "f:1:"},
+        {"{'a': 1}", "f:1:"},
+        {"{\"a\": \"\xff\"}", "f:1:"},
+        {"\xef\xbb\xbf{}", "f:1:"},
+        {"{\"a\": \"\\u0000\"}", "f:1:"},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        assert_int_equal(xp_config_parse(bad[i].text, strlen(bad[i].text), "f", &model), XP_E_FORMAT);
+        has(bad[i].want);
+    }
+    assert_int_equal(xp_config_parse("{}\0{}", 5, "f", &model), XP_E_FORMAT); /* a NUL byte ends no file */
+}
+
+/* Every prefix of a valid file is refused, every byte turned over is answered, and neither reads outside the text. */
+static void damaged_files(void **state) {
+    (void)state;
+    const size_t n = strlen(qwen3);
+    for (size_t cut = 0; cut < n; cut++) {
+        char *text = malloc(cut + 1); /* of exactly that size, for the sanitizers */
+        assert_non_null(text);
+        memcpy(text, qwen3, cut);
+        assert_int_equal(xp_config_parse(text, cut, "f", &model), XP_E_FORMAT);
+        free(text);
+    }
+    char text[sizeof qwen3];
+    for (size_t i = 0; i < n; i++) {
+        memcpy(text, qwen3, sizeof text);
+        text[i] ^= 0x15;
+        const xp_status st = xp_config_parse(text, n, "f", &model);
+        assert_true(st == XP_OK || st == XP_E_FORMAT);
+        assert_true(st == XP_OK || *xp_error_text());
+    }
+}
+
+/* ---- files and names ---- */
+
+static char folder[] = "/tmp/expar-config-XXXXXX";
+
+static const char *in_folder(const char *name) {
+    static char path[256];
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    return path;
+}
+
+static void put(const char *name, const char *text) {
+    FILE *f = fopen(in_folder(name), "w");
+    assert_non_null(f);
+    fputs(text, f);
+    fclose(f);
+}
+
+static int open_folder(void **state) {
+    (void)state;
+    return mkdtemp(folder) ? 0 : -1;
+}
+
+static int close_folder(void **state) {
+    (void)state;
+    static const char *const made[] = {"good.json", "b.json",     "a.json", "fifo.json",
+                                       "big.json",  "empty.json", "x.txt",  "sub/config.json"};
+    for (size_t i = 0; i < sizeof made / sizeof made[0]; i++)
+        unlink(in_folder(made[i]));
+    rmdir(in_folder("sub"));
+    return rmdir(folder);
+}
+
+static void files(void **state) {
+    (void)state;
+    put("good.json", qwen3);
+    assert_int_equal(xp_model_open(in_folder("good.json"), &model), XP_OK);
+    assert_string_equal(model.name, "good");
+    assert_int_equal(mkdir(in_folder("sub"), 0700), 0);
+    put("sub/config.json", qwen2);
+    assert_int_equal(xp_model_open(in_folder("sub/config.json"), &model), XP_OK);
+    assert_string_equal(model.name, "sub");
+    assert_int_equal(xp_model_open(in_folder("sub/"), &model), XP_E_IO);
+    has("is a folder");
+    assert_int_equal(xp_model_open(in_folder("none.json"), &model), XP_E_IO);
+    has("none.json: cannot open: ");
+    assert_int_equal(xp_model_open("nosuch.json", &model), XP_E_IO);
+    has("nosuch.json: cannot open: ");
+    assert_int_equal(mkfifo(in_folder("fifo.json"), 0600), 0);
+    assert_int_equal(xp_model_open(in_folder("fifo.json"), &model), XP_E_IO);
+    has("is not a regular file");
+    assert_int_equal(xp_config_read("/dev/null", &model), XP_E_IO);
+    put("empty.json", "");
+    assert_int_equal(xp_model_open(in_folder("empty.json"), &model), XP_E_FORMAT);
+    put("big.json", "{}");
+    assert_int_equal(truncate(in_folder("big.json"), XP_CONFIG_MAX_BYTES + 1), 0);
+    assert_int_equal(xp_model_open(in_folder("big.json"), &model), XP_E_FORMAT);
+    has("is 4194305 bytes, expected at most 4194304");
+}
+
+/* arg: the previous name and how many of the published three came. */
+typedef struct {
+    char last[XP_MODEL_NAME];
+    int sorted, published;
+} name_check;
+
+static xp_status collect(const char *name, void *arg) {
+    name_check *c = arg;
+    c->sorted = c->sorted && strcmp(c->last, name) < 0;
+    c->published +=
+        !strcmp(name, "mixtral-8x7b") || !strcmp(name, "qwen1.5-moe-a2.7b") || !strcmp(name, "qwen3-30b-a3b");
+    snprintf(c->last, sizeof c->last, "%s", name);
+    return XP_OK;
+}
+
+static xp_status stop(const char *name, void *arg) {
+    snprintf(((name_check *)arg)->last, XP_MODEL_NAME, "%s", name);
+    return XP_FAIL(XP_E_IO, "stopped");
+}
+
+static void names(void **state) {
+    (void)state;
+    name_check seen = {"", 1, 0};
+    assert_int_equal(xp_model_list(collect, &seen), XP_OK);
+    assert_int_equal(seen.published, 3);
+    assert_int_equal(seen.sorted, 1);
+    assert_int_equal(xp_model_open("nosuch", &model), XP_E_IO);
+    has("model 'nosuch': ");
+    has("nosuch.json: cannot open");
+    assert_int_equal(xp_model_open("", &model), XP_E_ARG);
+    put("b.json", qwen2);
+    put("a.json", mixtral);
+    put("x.txt", "");
+    assert_int_equal(setenv("EXPAR_MODELS", folder, 1), 0);
+    assert_int_equal(xp_model_open("b", &model), XP_OK);
+    assert_string_equal(model.model_type, "qwen2_moe");
+    assert_int_equal(xp_model_open("qwen3-30b-a3b", &model), XP_E_IO);
+    assert_int_equal(xp_model_list(stop, &seen), XP_E_IO);
+    assert_string_equal(seen.last, "a");
+    assert_int_equal(setenv("EXPAR_MODELS", "/nosuch", 1), 0);
+    assert_int_equal(xp_model_list(collect, &seen), XP_E_IO);
+    has("/nosuch");
+    assert_int_equal(unsetenv("EXPAR_MODELS"), 0);
+}
+
+/* ---- changes ---- */
+
+static void shrink(void **state) {
+    (void)state;
+    assert_int_equal(xp_model_open("qwen1.5-moe-a2.7b", &model), XP_OK);
+    assert_int_equal(xp_model_shrink(&model, 16), XP_OK);
+    assert_int_equal(model.H, 128);
+    assert_int_equal(model.F, 88);
+    assert_int_equal(model.S, 352);
+    assert_int_equal(model.E, 60);
+    assert_int_equal(model.K, 4);
+    assert_int_equal(model.layers, 24);
+    assert_int_equal(model.shrink, 16);
+    const xp_model before = model;
+    assert_int_equal(xp_model_shrink(&model, 0), XP_E_ARG);
+    has("shrink: 0");
+    assert_int_equal(xp_model_shrink(&model, 3), XP_E_ARG);
+    has("shrink: 3 does not divide the hidden width H 128 of qwen1.5-moe-a2.7b");
+    assert_int_equal(xp_model_shrink(&model, 16), XP_E_ARG);
+    has("shrink: 16 does not divide the expert width F 88");
+    assert_memory_equal(&before, &model, sizeof model);
+    assert_int_equal(xp_model_of("m", &xp_dialects[0], 1, 8, 8, 2, 1, 6, &model), XP_OK);
+    assert_int_equal(xp_model_shrink(&model, 4), XP_E_ARG);
+    has("shrink: 4 does not divide the shared expert's width S 6 of m");
+}
+
+static void overrides(void **state) {
+    (void)state;
+    assert_int_equal(xp_model_open("qwen3-30b-a3b", &model), XP_OK);
+    assert_int_equal(xp_model_override(&model, 2, 0, 0), XP_OK);
+    assert_int_equal(model.layers, 2);
+    assert_int_equal(xp_model_moe_layers(&model), 2);
+    assert_int_equal(xp_model_override(&model, 3, 0, 0), XP_E_ARG);
+    has("layers: 3, expected 1 to 2");
+    assert_int_equal(xp_model_override(&model, 0, 0, 200), XP_E_ARG);
+    has("k: 200 slots a token, more than E 128 experts");
+    assert_int_equal(xp_model_override(&model, 0, 256, 200), XP_OK);
+    assert_int_equal(model.E, 256);
+    assert_int_equal(model.K, 200);
+}
+
+static void from_numbers(void **state) {
+    (void)state;
+    const xp_dialect *d = &xp_dialects[0];
+    assert_int_equal(xp_model_of("m", d, 2, 3, 5, 4, 4, 0, &model), XP_OK);
+    assert_int_equal(xp_model_moe_layers(&model), 2);
+    assert_int_equal(xp_model_of("m", d, 2, 3, 5, 4, 5, 0, &model), XP_E_ARG);
+    has("k: 5 slots a token, more than E 4 experts");
+    assert_int_equal(xp_model_of("m", d, 0, 3, 5, 4, 1, 0, &model), XP_E_ARG);
+    has("layers: 0");
+    assert_int_equal(xp_model_of("m", d, 1, 0, 5, 4, 1, 0, &model), XP_E_ARG);
+    has("H: 0");
+    assert_int_equal(xp_model_of("m", d, 1, 1, XP_MAX_WIDTH + 1, 4, 1, 0, &model), XP_E_ARG);
+    has("F: 1048577");
+    assert_int_equal(xp_model_of("m", d, 1, 1, 1, 0, 1, 0, &model), XP_E_ARG);
+    has("E: 0");
+    assert_int_equal(xp_model_of("m", d, 1, 1, 1, 1, 0, 0, &model), XP_E_ARG);
+    has("k: 0");
+    assert_int_equal(xp_model_of("m", d, 1, 1, 1, 1, 1, -1, &model), XP_E_ARG);
+    has("S: -1");
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(valid_file_gives_its_values),
+        cmocka_unit_test(published_qwen3),
+        cmocka_unit_test(published_qwen2),
+        cmocka_unit_test(published_mixtral),
+        cmocka_unit_test(norm_flag_chooses_the_dialect),
+        cmocka_unit_test(presets_are_found_by_name),
+        cmocka_unit_test(layer_rule),
+        cmocka_unit_test(aliases),
+        cmocka_unit_test(required_fields_have_no_default),
+        cmocka_unit_test(integers),
+        cmocka_unit_test(values),
+        cmocka_unit_test(keys_that_nobody_reads),
+        cmocka_unit_test(too_many_unread_keys_are_not_cut),
+        cmocka_unit_test(words),
+        cmocka_unit_test(not_json),
+        cmocka_unit_test(damaged_files),
+        cmocka_unit_test(files),
+        cmocka_unit_test(names),
+        cmocka_unit_test(shrink),
+        cmocka_unit_test(overrides),
+        cmocka_unit_test(from_numbers),
+    };
+    unsetenv("EXPAR_MODELS");
+    return cmocka_run_group_tests(tests, open_folder, close_folder);
+}

@@ -1,0 +1,626 @@
+/* The plan: shards that partition every parameter on every mesh of 1 to 8 ranks, sums that agree with one another, and
+ * options that are refused by name. Expected shards are computed here element by element, not by the plan's formulas.
+ */
+#include "plan.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static xp_model model;
+static xp_plan plan;
+
+static void has(const char *part) {
+    if (!strstr(xp_error_text(), part))
+        fail_msg("expected '%s' in: %s", part, xp_error_text());
+}
+
+static void must(xp_status st) {
+    if (st != XP_OK)
+        fail_msg("%s", xp_error_text());
+}
+
+static xp_mesh_spec mesh_of(const char *text) {
+    xp_mesh_spec s;
+    must(xp_mesh_spec_parse(text, &s));
+    return s;
+}
+
+/* Widths that no mesh divides, a shared expert with gate, E experts. */
+static void odd_model(int64_t E) {
+    must(xp_model_of("odd", xp_dialect_find("hf-5.24/qwen2_moe"), 2, 5, 3, E, E < 3 ? E : 3, 7, &model));
+}
+
+static void make(const char *mesh, const xp_step_options *o) {
+    const xp_mesh_spec s = mesh_of(mesh);
+    must(xp_plan_make(&model, &s, o, &plan));
+}
+
+/* Every mesh with a world of 1 to 8: fn(mesh) with plan made for it. */
+static void each_mesh(void (*fn)(void), const xp_step_options *o) {
+    int meshes = 0;
+    for (int world = 1; world <= 8; world++)
+        for (int dp = 1; dp <= world; dp++)
+            for (int ep = 1; ep <= world; ep++)
+                for (int ep_fsdp = 1; ep_fsdp <= world; ep_fsdp++) {
+                    if (world % dp || world % (ep * ep_fsdp))
+                        continue;
+                    char text[96];
+                    snprintf(text, sizeof text, "sim:dp=%d,fsdp=%d,ep=%d,ep_fsdp=%d", dp, world / dp, ep, ep_fsdp);
+                    odd_model(3 * ep);
+                    make(text, o);
+                    fn();
+                    xp_plan_close(&plan);
+                    meshes++;
+                }
+    /* Divisors of the world times its ordered factorisations in three: 1*1 + 2*3 + 2*3 + 3*6 + 2*3 + 4*9 + 2*3 + 4*10.
+     */
+    assert_int_equal(meshes, 119);
+}
+
+/* ---- shards ---- */
+
+/* Adds 1 to owner and to holder of every element that the shard covers. */
+static void mark(const xp_plan_param *q, const xp_plan_shard *s, uint8_t *owner, uint8_t *holder) {
+    for (int64_t g = s->g0; g < s->g0 + s->groups; g++)
+        for (int64_t r = s->r0; r < s->r0 + s->rows; r++)
+            for (int64_t n = 0; n < q->N; n++) {
+                const int64_t at = (g * q->R + r) * q->N + n;
+                assert_true(g < q->G && r < q->R);
+                owner[at] = (uint8_t)(owner[at] + (s->owner != 0));
+                holder[at]++;
+            }
+}
+
+static void check_partition(void) {
+    enum { ROOM = 8192 };
+    static uint8_t owner[32][ROOM], holder[32][ROOM];
+    xp_plan_shard shard[32];
+    memset(owner, 0, sizeof owner);
+    memset(holder, 0, sizeof holder);
+    assert_true(plan.params <= 32);
+    for (int rank = 0; rank < plan.mesh.world; rank++) {
+        const int64_t total = xp_plan_shards(&plan, rank, shard);
+        int64_t at = 0;
+        for (int i = 0; i < plan.params; i++) {
+            const xp_plan_param *q = &plan.param[i];
+            assert_true(q->G * q->R * q->N <= ROOM);
+            assert_true(shard[i].offset == at);
+            assert_true(shard[i].count == shard[i].groups * shard[i].rows * q->N);
+            at += shard[i].count;
+            mark(q, &shard[i], owner[i], holder[i]);
+        }
+        assert_true(total == at);
+    }
+    for (int i = 0; i < plan.params; i++) {
+        const xp_plan_param *q = &plan.param[i];
+        const int copies = q->expert ? plan.mesh.ep_dp : plan.mesh.dp;
+        for (int64_t n = 0; n < q->G * q->R * q->N; n++) {
+            assert_int_equal(owner[i][n], 1);
+            assert_int_equal(holder[i][n], copies);
+        }
+    }
+}
+
+static void every_element_has_one_owner(void **state) {
+    (void)state;
+    const xp_step_options o = xp_step_defaults();
+    each_mesh(check_partition, &o);
+}
+
+/* torch.chunk, by its documentation: pieces of ceil(R/P) until nothing is left, and then empty ones. */
+static void chunks(void **state) {
+    (void)state;
+    for (int64_t R = 0; R <= 40; R++)
+        for (int P = 1; P <= 12; P++) {
+            int64_t left = R, from = 0;
+            const int64_t piece = (int64_t)ceil((double)R / P);
+            for (int i = 0; i < P; i++) {
+                int64_t start, count;
+                const int64_t want = left < piece ? left : piece;
+                xp_plan_chunk(R, P, i, &start, &count);
+                assert_true(start == from && count == want);
+                from += want;
+                left -= want;
+            }
+            assert_true(left == 0);
+        }
+}
+
+/* The row tables of gather and scatter are the shards, seen from the axis. */
+static void check_rows(void) {
+    int64_t start[8], rows[8];
+    xp_plan_shard shard[32];
+    for (int rank = 0; rank < plan.mesh.world; rank++) {
+        xp_plan_shards(&plan, rank, shard);
+        for (int i = 0; i < plan.params; i++) {
+            const xp_axis axis[2] = {plan.param[i].gather, plan.param[i].reduce};
+            for (int a = 0; a < 2; a++) {
+                assert_int_equal(xp_plan_rows(&plan, i, axis[a], start, rows), xp_mesh_axis_size(&plan.mesh, axis[a]));
+                const int place = xp_mesh_axis_index(&plan.mesh, axis[a], rank);
+                assert_true(start[place] == shard[i].r0 && rows[place] == shard[i].rows);
+            }
+            int64_t sum = 0;
+            for (int k = 0; k < xp_plan_rows(&plan, i, plan.param[i].gather, start, rows); k++) {
+                assert_true(start[k] == sum);
+                sum += rows[k];
+            }
+            assert_true(sum == plan.param[i].R);
+        }
+    }
+}
+
+static void row_tables_agree_with_shards(void **state) {
+    (void)state;
+    const xp_step_options o = xp_step_defaults();
+    each_mesh(check_rows, &o);
+}
+
+/* ---- tokens ---- */
+
+static void check_tokens(void) {
+    const int64_t unit = plan.opt.deterministic ? 16 : 1;
+    int64_t at = 0, before = INT64_MAX;
+    for (int rank = 0; rank < plan.mesh.world; rank++) {
+        int64_t start, count;
+        xp_plan_tokens(&plan, rank, &start, &count);
+        const int64_t units = (count + unit - 1) / unit;
+        assert_true(start == at && count >= 0);
+        assert_true(count == 0 || start % unit == 0);
+        assert_true(units <= before); /* earlier ranks take the surplus */
+        before = rank == 0 || units < before ? units : before;
+        at += count;
+    }
+    int64_t start, first, last;
+    xp_plan_tokens(&plan, 0, &start, &first);
+    xp_plan_tokens(&plan, plan.mesh.world - 1, &start, &last);
+    assert_true((first + unit - 1) / unit - (last + unit - 1) / unit <= 1);
+    assert_true(at == plan.opt.tokens);
+}
+
+static void tokens_are_dealt_whole(void **state) {
+    (void)state;
+    static const int64_t tokens[] = {1, 2, 3, 7, 8, 15, 16, 17, 100, 112, 113, 512};
+    xp_step_options o = xp_step_defaults();
+    odd_model(4);
+    for (int det = 0; det < 2; det++)
+        for (size_t t = 0; t < sizeof tokens / sizeof tokens[0]; t++)
+            for (int world = 1; world <= 8; world++) {
+                char mesh[32];
+                snprintf(mesh, sizeof mesh, "sim:fsdp=%d", world);
+                o.deterministic = det;
+                o.tokens = tokens[t];
+                make(mesh, &o);
+                check_tokens();
+                xp_plan_close(&plan);
+            }
+    /* 113 tokens are 8 blocks, the last of one token: 3 ranks get 3, 3 and 2 blocks. */
+    o.deterministic = 1;
+    o.tokens = 113;
+    make("sim:fsdp=3", &o);
+    int64_t start, count;
+    xp_plan_tokens(&plan, 1, &start, &count);
+    assert_true(start == 48 && count == 48);
+    xp_plan_tokens(&plan, 2, &start, &count);
+    assert_true(start == 96 && count == 17);
+    xp_plan_close(&plan);
+}
+
+/* ---- parameters ---- */
+
+static void parameters_of_a_published_model(void **state) {
+    (void)state;
+    static const struct {
+        const char *name;
+        int ndim;
+        int64_t shape[3];
+        int expert, decay;
+    } want[] = {
+        {"model.embed_tokens.weight", 2, {256, 2048, 0}, 0, 1},
+        {"model.layers.0.post_attention_layernorm.weight", 1, {2048, 0, 0}, 0, 0},
+        {"model.layers.0.mlp.gate.weight", 2, {60, 2048, 0}, 0, 1},
+        {"model.layers.0.mlp.experts.gate_up_proj", 3, {60, 2816, 2048}, 1, 1},
+        {"model.layers.0.mlp.experts.down_proj", 3, {60, 2048, 1408}, 1, 1},
+        {"model.layers.0.mlp.shared_expert.gate_up_proj", 2, {11264, 2048, 0}, 0, 1},
+        {"model.layers.0.mlp.shared_expert.down_proj", 2, {2048, 5632, 0}, 0, 1},
+        {"model.layers.0.mlp.shared_expert_gate.weight", 2, {1, 2048, 0}, 0, 1},
+    };
+    const xp_step_options o = xp_step_defaults();
+    must(xp_model_open("qwen1.5-moe-a2.7b", &model));
+    make("sim:fsdp=4,ep=4", &o);
+    assert_int_equal(plan.blocks, 24);
+    assert_int_equal(plan.params, 24 * 7 + 3);
+    for (size_t i = 0; i < sizeof want / sizeof want[0]; i++) {
+        const xp_plan_param *q = &plan.param[i];
+        assert_string_equal(q->name, want[i].name);
+        assert_int_equal(q->ndim, want[i].ndim);
+        assert_memory_equal(q->shape, want[i].shape, sizeof q->shape);
+        assert_int_equal(q->expert, want[i].expert);
+        assert_int_equal(q->decay, want[i].decay);
+        assert_int_equal(q->reduce, want[i].expert ? XP_EDP : XP_WORLD);
+        assert_int_equal(q->gather, want[i].expert ? XP_EP_FSDP : XP_FSDP);
+    }
+    assert_string_equal(plan.param[plan.params - 2].name, "model.norm.weight");
+    assert_string_equal(plan.param[plan.params - 1].name, "lm_head.weight");
+    assert_string_equal(plan.param[1 + 23 * 7].name, "model.layers.23.post_attention_layernorm.weight");
+    const double block = 2048.0 * (1 + 60 + 60 * 3 * 1408.0 + 3 * 5632.0 + 1);
+    assert_true((double)plan.elements == 24 * block + 2 * 256 * 2048.0 + 2048);
+    assert_int_equal(xp_plan_find(&plan, XP_W_DOWN, 2), 1 + 2 * 7 + 3);
+    assert_int_equal(xp_plan_find(&plan, XP_W_HEAD, -1), plan.params - 1);
+    assert_int_equal(xp_plan_find(&plan, XP_W_DOWN, 24), -1);
+    for (int i = 1; i < plan.params; i++)
+        assert_true(strcmp(plan.param[plan.by_name[i - 1]].name, plan.param[plan.by_name[i]].name) < 0);
+    xp_plan_close(&plan);
+    must(xp_model_open("qwen3-30b-a3b", &model));
+    make("sim:fsdp=1", &o);
+    assert_int_equal(xp_plan_find(&plan, XP_W_SHARED_UP, 0), -1);
+    assert_int_equal(xp_plan_find(&plan, XP_W_SHARED_GATE, 0), -1);
+    xp_plan_close(&plan);
+}
+
+static void dense_layers_are_left_out(void **state) {
+    (void)state;
+    xp_step_options o = xp_step_defaults();
+    odd_model(4);
+    model.layers = 4;
+    model.moe[0] = model.moe[2] = 0;
+    model.moe[1] = model.moe[3] = 1;
+    make("sim:fsdp=2", &o);
+    assert_int_equal(plan.blocks, 2);
+    assert_int_equal(plan.layer[1], 3);
+    assert_string_equal(plan.param[1].name, "model.layers.1.post_attention_layernorm.weight");
+    xp_plan_close(&plan);
+    const xp_mesh_spec s = mesh_of("sim:fsdp=2");
+    o.layers = 1;
+    assert_int_equal(xp_plan_make(&model, &s, &o, &plan), XP_E_ARG);
+    has("layers: 1, and none of the first 1 layers of odd is a MoE block");
+    assert_null(plan.param);
+}
+
+/* ---- cost ---- */
+
+/* What does not depend on the mesh, for the sums below. */
+static double world_flop;
+
+static void check_sums(void) {
+    double elements = 0, want = 0, flop = 0, sent_ep = 0, full = 0;
+    for (int i = 0; i < plan.params; i++) {
+        const xp_plan_param *q = &plan.param[i];
+        const double size = (double)(q->G * q->R * q->N);
+        want += size * (q->expert ? plan.mesh.ep_dp : plan.mesh.dp);
+        full += size * (q->expert ? 1.0 / plan.mesh.ep : 1.0);
+    }
+    for (int rank = 0; rank < plan.mesh.world; rank++) {
+        xp_plan_cost c;
+        xp_plan_shard shard[32];
+        double total = 0;
+        xp_plan_cost_of(&plan, rank, &c);
+        assert_true(c.elements == xp_plan_shards(&plan, rank, shard));
+        assert_true(c.bytes[XP_KIND_PARAM] == 4.0 * (double)c.elements + 2.0 * full); /* bf16 */
+        assert_true(c.bytes[XP_KIND_OPTIM] == 8.0 * (double)c.elements);
+        /* A rank without a block brings no partials in deterministic mode, and zeros otherwise. */
+        const int brings = c.tokens > 0 || !plan.opt.deterministic;
+        assert_true(c.bytes[XP_KIND_GRAD] >= 4.0 * (double)c.elements + (brings ? 4.0 * 256 * 5 : 0));
+        for (int k = 0; k < XP_KIND_JUDGE; k++) {
+            assert_true(c.bytes[k] > 0);
+            total += c.bytes[k];
+        }
+        assert_true(total == c.total_bytes);
+        assert_true(c.flop_backward == 2 * c.flop_forward);
+        elements += (double)c.elements;
+        flop += c.flop_forward;
+        sent_ep += c.sent[XP_EP];
+        if (plan.mesh.world == 1)
+            for (int x = 0; x < XP_NAXIS; x++)
+                assert_true(c.sent[x] == 0);
+    }
+    assert_true(elements == want);
+    assert_true((sent_ep > 0) == (plan.mesh.ep > 1));
+    /* The model has 3 ep experts here, so only the router's share of FLOPs depends on the mesh. */
+    const double T = (double)plan.opt.tokens, H = 5, F = 3, S = 7, K = (double)plan.model.K;
+    world_flop = 2 * (2 * T * H * 3.0 * plan.mesh.ep + T * K * 6 * H * F + T * 6 * H * S + 2 * T * H) + 2 * T * H * 256;
+    assert_true(fabs(flop - world_flop) <= 1e-12 * world_flop); /* thirds and sevenths of tokens are summed */
+}
+
+static void costs_add_up_on_every_mesh(void **state) {
+    (void)state;
+    xp_step_options o = xp_step_defaults();
+    o.tokens = 96;
+    each_mesh(check_sums, &o);
+    o.deterministic = 1;
+    each_mesh(check_sums, &o);
+}
+
+/* One mesh by hand: dp 2, fsdp 2, ep 2, ep_fsdp 1, so ep_dp 2; H 4, F 3, E 4, K 2, one layer, 8 tokens. */
+static void costs_by_hand(void **state) {
+    (void)state;
+    xp_step_options o = xp_step_defaults();
+    o.tokens = 8;
+    must(xp_model_of("hand", xp_dialect_find("hf-5.24/qwen3_moe"), 1, 4, 3, 4, 2, 0, &model));
+    make("sim:dp=2,fsdp=2,ep=2,ep_fsdp=1", &o);
+    xp_plan_cost c;
+    xp_plan_cost_of(&plan, 3, &c);
+    const double dense = 2 * 256 * 4 + 4 + 4 + 4 * 4, expert = 4 * (6 * 4 + 4 * 3);
+    assert_int_equal(c.tokens, 2);
+    assert_int_equal(c.token0, 6);
+    assert_true((double)c.elements == dense / 2 + expert / 2);
+    assert_true(c.sent[XP_FSDP] == dense / 2 * 2);                /* own half to one other rank, bf16 */
+    assert_true(c.sent[XP_EP_FSDP] == 0);                         /* nothing to gather */
+    assert_true(c.sent[XP_WORLD] == (2 * dense - dense / 2) * 4); /* two copies of both halves, less its own */
+    assert_true(c.sent[XP_EDP] == expert / 2 * 4);                /* one other copy, f32 */
+    /* 2 tokens x 2 slots leave, 4 rows come; half of both is remote; there and back, forward and backward; 8 bytes of
+     * token number once. */
+    assert_true(c.expert_rows == 4 && c.expert_room == 8);
+    assert_true(c.sent[XP_EP] == 0.5 * (2 * (4 + 4) * 4 * 2 + 8 * 4));
+    assert_true(c.flop_forward == 2 * 2 * 4 * 4 + 4 * 6 * 4 * 3 + 2 * 2 * 4 * 256);
+    assert_true(c.bytes[XP_KIND_GRAD] == 4 * (dense / 2 + expert / 2) + 4 * 256 * 4); /* the embedding is the largest */
+    xp_plan_close(&plan);
+}
+
+/* Block partials: in deterministic mode a rank brings one gradient for each of its 16-token blocks, but an expert that
+ * lies on one rank only is folded there. */
+static void deterministic_mode_moves_block_partials(void **state) {
+    (void)state;
+    xp_step_options o = xp_step_defaults();
+    xp_plan_cost one, det;
+    o.tokens = 128;
+    must(xp_model_of("hand", xp_dialect_find("hf-5.24/qwen3_moe"), 1, 4, 3, 4, 2, 0, &model));
+    make("sim:fsdp=4,ep=2", &o);
+    xp_plan_cost_of(&plan, 0, &one);
+    xp_plan_close(&plan);
+    o.deterministic = 1;
+    make("sim:fsdp=4,ep=2", &o);
+    xp_plan_cost_of(&plan, 0, &det);
+    xp_plan_close(&plan);
+    assert_true(one.sent[XP_WORLD] > 0 && det.sent[XP_WORLD] == 2 * one.sent[XP_WORLD]); /* 32 tokens: 2 blocks */
+    assert_true(one.sent[XP_EDP] > 0 && det.sent[XP_EDP] == 4 * one.sent[XP_EDP]);       /* 2 ranks' blocks */
+    make("sim:fsdp=4,ep=4", &o);
+    xp_plan_cost_of(&plan, 0, &det);
+    assert_true(det.sent[XP_EDP] == 0);
+    assert_int_equal(xp_plan_chunk_groups(&plan, xp_plan_find(&plan, XP_W_UP, 0)), 4);
+    xp_plan_close(&plan);
+    must(xp_model_open("qwen3-30b-a3b", &model));
+    make("sim:fsdp=8,ep=8", &o); /* an expert's gate_up is 1536 x 2048 x 8 bytes = 24 MiB: two fit under 64 MiB */
+    assert_int_equal(xp_plan_chunk_groups(&plan, xp_plan_find(&plan, XP_W_UP, 0)), 2);
+    assert_int_equal(xp_plan_chunk_groups(&plan, xp_plan_find(&plan, XP_W_DOWN, 0)), 5);
+    xp_plan_cost_of(&plan, 0, &det); /* five down projections, f32, are the largest chunk */
+    assert_true(det.bytes[XP_KIND_GRAD] == 4 * (double)det.elements + 5.0 * 2048 * 768 * 4);
+    xp_plan_close(&plan);
+}
+
+/* ---- choices and refusals ---- */
+
+static void check_foreach(void) {
+    const int same = plan.mesh.ep == 1 && plan.mesh.ep_fsdp == plan.mesh.fsdp;
+    assert_int_equal(plan.foreach_legal, same);
+    assert_int_equal(plan.opt.path, XP_PATH_FLAT);
+    assert_true(*plan.path_why && *plan.foreach_why);
+    xp_step_options o = plan.opt;
+    xp_plan asked;
+    o.path = XP_PATH_FOREACH;
+    assert_int_equal(xp_plan_make(&model, &plan.mesh, &o, &asked), same ? XP_OK : XP_E_ARG);
+    if (!same)
+        has("path: foreach is not legal: dense lie on (dp ");
+    assert_true(same == (asked.param != NULL)); /* a refused plan is cleared */
+    xp_plan_close(&asked);
+    o.path = XP_PATH_FOR_LOOP;
+    must(xp_plan_make(&model, &plan.mesh, &o, &asked));
+    assert_int_equal(asked.opt.path, XP_PATH_FOR_LOOP);
+    xp_plan_close(&asked);
+}
+
+static void foreach_needs_one_placement(void **state) {
+    (void)state;
+    const xp_step_options o = xp_step_defaults();
+    each_mesh(check_foreach, &o);
+}
+
+static void coefficients_come_from_the_model(void **state) {
+    (void)state;
+    xp_step_options o = xp_step_defaults();
+    must(xp_model_open("mixtral-8x7b", &model));
+    make("sim:fsdp=1", &o);
+    assert_true(plan.opt.aux_coef == 0.02 && plan.opt.z_coef == 0);
+    xp_plan_close(&plan);
+    o.aux_coef = 0;
+    o.act = XP_F64;
+    make("sim:fsdp=1", &o);
+    assert_true(plan.opt.aux_coef == 0);
+    assert_int_equal(plan.opt.router, XP_F64);
+    xp_plan_close(&plan);
+}
+
+typedef struct {
+    size_t at;
+    char type; /* 'd'ouble, 'i'nt, 'l'ong, 't'ype */
+    double value;
+    const char *want;
+} bad_option;
+
+static void options_are_refused_by_name(void **state) {
+    (void)state;
+#define AT(field) offsetof(xp_step_options, field)
+    static const bad_option bad[] = {
+        {AT(tokens), 'l', 0, "tokens: 0, expected 1 to"},
+        {AT(tokens), 'l', -5, "tokens: -5, expected 1 to"},
+        {AT(tokens), 'l', 4e9, "tokens: 4000000000, expected 1 to"},
+        {AT(layers), 'i', 3, "layers: 3, expected 1 to 2"},
+        {AT(layers), 'i', -1, "layers: -1, expected 1 to 2"},
+        {AT(shrink), 'i', 0, "shrink: 0, expected 1 or more"},
+        {AT(shrink), 'i', 2, "shrink: 2 does not divide the hidden width H 5 of odd"},
+        {AT(act), 't', XP_E4M3, "act: e4m3, expected f32, bf16, f16 or f64"},
+        {AT(param), 't', XP_I32, "param: i32, expected f32, bf16, f16 or f64"},
+        {AT(grad), 't', XP_NDTYPE, "grad: no dtype, expected f32"},
+        {AT(reduce), 't', XP_F64, "reduce: f64, expected f32, bf16 or f16"},
+        {AT(router), 't', XP_BF16, "router: bf16, expected f32"},
+        {AT(router), 't', XP_F64, "router: f64, expected f32"},
+        {AT(lr), 'd', -1e-3, "lr: -0.001, expected 0 to"},
+        {AT(lr), 'd', (double)NAN, "lr: "},
+        {AT(beta1), 'd', 1, "beta1: 1, expected 0 to"},
+        {AT(beta2), 'd', -0.1, "beta2: -0.1"},
+        {AT(eps), 'd', (double)INFINITY, "eps: inf"},
+        {AT(weight_decay), 'd', -1, "weight_decay: -1"},
+        {AT(momentum), 'd', 2, "momentum: 2, expected 0 to 1"},
+        {AT(max_norm), 'd', -1, "max_norm: -1"},
+        {AT(clip_eps), 'd', -1, "clip_eps: -1"},
+        {AT(aux_coef), 'd', -1, "aux_coef: -1"},
+        {AT(z_coef), 'd', -1, "z_coef: -1"},
+        {AT(optimizer), 'i', 2, "optimizer: 2, expected adamw or sgd"},
+        {AT(path), 'i', 9, "path: 9, expected auto, flat, for-loop or foreach"},
+    };
+#undef AT
+    const xp_mesh_spec s = mesh_of("sim:fsdp=2");
+    odd_model(4);
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        xp_step_options o = xp_step_defaults();
+        void *field = (char *)&o + bad[i].at;
+        if (bad[i].type == 'd')
+            *(double *)field = bad[i].value;
+        else if (bad[i].type == 'l')
+            *(int64_t *)field = (int64_t)bad[i].value;
+        else
+            *(int *)field = (int)bad[i].value;
+        assert_int_equal(xp_plan_make(&model, &s, &o, &plan), XP_E_ARG);
+        has(bad[i].want);
+        assert_null(plan.param);
+    }
+    xp_step_options o = xp_step_defaults();
+    o.deterministic = 1;
+    o.reduce = XP_BF16;
+    assert_int_equal(xp_plan_make(&model, &s, &o, &plan), XP_E_ARG);
+    has("reduce: bf16, expected f32: deterministic");
+    o.reduce = XP_F32;
+    o.grad = XP_BF16;
+    assert_int_equal(xp_plan_make(&model, &s, &o, &plan), XP_E_ARG);
+    has("grad: bf16, expected f32: deterministic");
+    o = xp_step_defaults();
+    o.grad = XP_F64;
+    assert_int_equal(xp_plan_make(&model, &s, &o, &plan), XP_E_ARG);
+    has("reduce: f32, expected f64, because grad is f64");
+}
+
+static void meshes_are_refused_by_name(void **state) {
+    (void)state;
+    const xp_step_options o = xp_step_defaults();
+    xp_mesh_spec s = mesh_of("sim:fsdp=6,ep=3");
+    odd_model(4);
+    assert_int_equal(xp_plan_make(&model, &s, &o, &plan), XP_E_ARG);
+    has("ep: 3 does not divide the 4 experts of odd");
+    s = mesh_of("sim:fsdp=4,ep=2");
+    s.ep_dp = 3;
+    assert_int_equal(xp_plan_make(&model, &s, &o, &plan), XP_E_ARG);
+    has("mesh: dp 1 x fsdp 4 and ep 2 x ep_fsdp 2 x ep_dp 3 must both make the world of 4");
+    must(xp_model_of("huge", xp_dialect_find("hf-5.24/mixtral"), XP_MAX_LAYERS, XP_MAX_WIDTH, XP_MAX_WIDTH,
+                     XP_MAX_EXPERTS, 1, 0, &model));
+    s = mesh_of("sim:fsdp=1");
+    assert_int_equal(xp_plan_make(&model, &s, &o, &plan), XP_E_ARG);
+    has("model: huge has more than 2^60 parameters");
+}
+
+/* ---- reports ---- */
+
+static char *printed(void) {
+    static char text[1 << 16];
+    FILE *f = tmpfile();
+    assert_non_null(f);
+    must(xp_plan_print(&plan, f));
+    rewind(f);
+    const size_t n = fread(text, 1, sizeof text - 1, f);
+    text[n] = 0;
+    fclose(f);
+    return text;
+}
+
+static void printed_plan_says_what_it_is(void **state) {
+    (void)state;
+    static const char *const part[] = {
+        "model      qwen1.5-moe-a2.7b: qwen2_moe, dialect hf-5.24/qwen2_moe\n",
+        "2 MoE blocks of 2 layers; H 128, F 88, E 60, k 4, shared expert 352 with gate;",
+        "widths divided by 16",
+        "vocabulary 256, the bytes of a text (the model's own: 151936); weights seeded, not published ones",
+        "world 6 = dp 1 x fsdp 6 = ep_dp 1 x ep 2 x ep_fsdp 3",
+        "model.layers.*.mlp.experts.gate_up_proj (2)",
+        "divisor    valid tokens of the global batch (at most 512), for dense and expert alike",
+        "foreach: not legal",
+        "mlp_only_layers absent, taken as []",
+        "rope_theta",
+    };
+    xp_step_options o = xp_step_defaults();
+    o.shrink = 16;
+    o.layers = 2;
+    must(xp_model_open("qwen1.5-moe-a2.7b", &model));
+    make("sim:fsdp=6,ep=2", &o);
+    const char *text = printed();
+    for (size_t i = 0; i < sizeof part / sizeof part[0]; i++) {
+        if (!strstr(text, part[i]))
+            fail_msg("no '%s' in:\n%s", part[i], text);
+    }
+    FILE *full = fopen("/dev/full", "w");
+    assert_non_null(full);
+    setvbuf(full, NULL, _IONBF, 0);
+    assert_int_equal(xp_plan_print(&plan, full), XP_E_IO);
+    fclose(full);
+    xp_plan_close(&plan);
+}
+
+static void json_covers_every_rank_once(void **state) {
+    (void)state;
+    xp_step_options o = xp_step_defaults();
+    o.tokens = 13;
+    odd_model(4);
+    make("sim:dp=2,fsdp=3,ep=2", &o);
+    json_t *a, *b;
+    must(xp_plan_json(&plan, &a));
+    assert_string_equal(json_string_value(json_object_get(a, "schema")), "expar.plan/1");
+    assert_int_equal(json_array_size(json_object_get(a, "parameters")), plan.params);
+    const json_t *ranks = json_object_get(a, "ranks");
+    json_int_t next = 0, tokens = 0;
+    for (size_t i = 0; i < json_array_size(ranks); i++) {
+        const json_t *r = json_array_get(ranks, i);
+        const json_int_t first = json_integer_value(json_object_get(r, "first"));
+        const json_int_t last = json_integer_value(json_object_get(r, "last"));
+        assert_true(first == next && last >= first);
+        next = last + 1;
+        tokens += (last - first + 1) * json_integer_value(json_object_get(r, "tokens"));
+        assert_true(json_real_value(json_object_get(json_object_get(r, "bytes"), "total")) > 0);
+        assert_int_equal(json_object_size(json_object_get(r, "sent")), XP_NAXIS);
+    }
+    assert_int_equal(next, 6);
+    assert_int_equal(tokens, 13);
+    xp_plan again;
+    must(xp_plan_make(&model, &plan.mesh, &o, &again)); /* the same plan from the same arguments */
+    must(xp_plan_json(&again, &b));
+    assert_true(json_equal(a, b));
+    json_decref(a);
+    json_decref(b);
+    xp_plan_close(&again);
+    xp_plan_close(&plan);
+    xp_plan_close(&plan); /* twice does no harm */
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_element_has_one_owner),
+        cmocka_unit_test(chunks),
+        cmocka_unit_test(row_tables_agree_with_shards),
+        cmocka_unit_test(tokens_are_dealt_whole),
+        cmocka_unit_test(parameters_of_a_published_model),
+        cmocka_unit_test(dense_layers_are_left_out),
+        cmocka_unit_test(costs_add_up_on_every_mesh),
+        cmocka_unit_test(costs_by_hand),
+        cmocka_unit_test(deterministic_mode_moves_block_partials),
+        cmocka_unit_test(foreach_needs_one_placement),
+        cmocka_unit_test(coefficients_come_from_the_model),
+        cmocka_unit_test(options_are_refused_by_name),
+        cmocka_unit_test(meshes_are_refused_by_name),
+        cmocka_unit_test(printed_plan_says_what_it_is),
+        cmocka_unit_test(json_covers_every_rank_once),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
