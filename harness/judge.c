@@ -109,7 +109,9 @@ xp_finding *xp_judged_finding(xp_judged *c, int operand) {
     snprintf(f->operand, sizeof f->operand, "%s", name);
     f->seq = j->findings++;
     f->fail_call = f->rank = -1;
-    f->is_float = operand >= 0 && c->role[operand] && xp_dtype_is_float(xp_stage_ctensor(c->s, c->args, operand)->dtype);
+    f->first_call = j->calls;
+    f->is_float =
+        operand >= 0 && c->role[operand] && xp_dtype_is_float(xp_stage_ctensor(c->s, c->args, operand)->dtype);
     name_rows(c, f);
     return f;
 }
@@ -150,7 +152,7 @@ static void note(xp_judged *c, int operand, xp_verdict v, const char *text) {
     snprintf(f->text, sizeof f->text, "%s", text);
 }
 
-static void settle_bias(xp_finding *f, const xp_bias *b, int rank_of_judge) {
+static void settle_bias(xp_finding *f, const xp_bias *b, int rank) {
     if (b->n < XP_BIAS_LEAST)
         return;
     const double n = (double)b->n, limit = xp_bias_limit(b);
@@ -166,8 +168,8 @@ static void settle_bias(xp_finding *f, const xp_bias *b, int rank_of_judge) {
         return;
     f->cls = XP_C_BIAS;
     f->verdict = XP_V_FAIL;
-    f->rank = rank_of_judge;
-    f->fail_call = INT32_MAX;
+    f->rank = rank;
+    f->fail_call = f->first_call;
     f->first = f->worst;
     snprintf(f->text, sizeof f->text,
              "errors lean %s: mean %+.4f units in the last place over %lld distinct values, limit %.4f",
@@ -177,7 +179,7 @@ static void settle_bias(xp_finding *f, const xp_bias *b, int rank_of_judge) {
 
 int xp_judge_findings(xp_judge *j, const xp_finding **out) {
     for (int i = 0; i < j->findings; i++)
-        settle_bias(&j->finding[i], &j->bias[i], j->finding[i].worst.rank);
+        settle_bias(&j->finding[i], &j->bias[i], j->rank);
     *out = j->finding;
     return j->findings;
 }
@@ -257,17 +259,18 @@ static xp_status call_open(xp_judged *c, xp_judge *j, xp_rank *r, const xp_stage
     c->select = -1;
     c->mem = r->impl->device->mem == XP_HOST ? r->arena : j->own;
     j->calls++;
+    j->rank = r->rank;
     c->nth = count_call(j, s, site, &st);
     XP_TRY(st);
     if (s->operands > XP_CALL_OPERANDS)
         return XP_FAIL(XP_E_BUG, "stage %s: %d operands, the judge holds %d", s->name, s->operands, XP_CALL_OPERANDS);
     c->judging = (!j->o.stage || strcmp(j->o.stage, s->name) == 0) && (j->o.calls == 0 || c->nth < j->o.calls);
     XP_TRY(xp_judged_alloc(c, s->args_size, &c->host));
+    memcpy(c->host, args, s->args_size);
     XP_TRY(xp_judged_alloc(c, s->args_size, &c->in));
     for (int i = 0; i < 3; i++)
         XP_TRY(xp_judged_alloc(c, s->args_size, &c->slice[i]));
     find_roles(c);
-    memcpy(c->host, args, s->args_size);
     return XP_OK;
 }
 
@@ -362,10 +365,10 @@ static xp_status judge_call(xp_judged *c) {
 }
 
 static void record_status(xp_judged *c, xp_status st) {
-    const xp_class cls = st == XP_E_HANG                  ? XP_C_HANG
-                         : st == XP_E_COMM                ? XP_C_COMM
+    const xp_class cls = st == XP_E_HANG                 ? XP_C_HANG
+                         : st == XP_E_COMM               ? XP_C_COMM
                          : st == XP_E_ARG && !c->checked ? XP_C_ARG
-                                                          : XP_C_STATUS;
+                                                         : XP_C_STATUS;
     xp_finding *f;
     if (st == XP_E_PEER)
         return; /* another rank has the reason */

@@ -71,18 +71,19 @@ typedef struct {
     char row[32], judge[32];               /* names of the row under test and of the judge's, "backend:row" */
     int seq;                               /* order of first appearance on its rank */
     xp_verdict verdict;
-    xp_class cls;     /* of the first failure */
-    uint32_t classes; /* XP_BIT of every class seen */
-    int64_t calls;    /* judged */
-    int64_t total;    /* elements of the operand in those calls, judged or not */
-    int64_t remote;   /* rows compared whose token lives on another rank */
+    xp_class cls;           /* of the first failure */
+    uint32_t classes;       /* XP_BIT of every class seen */
+    int64_t calls;          /* judged */
+    int64_t total;          /* elements of the operand in those calls, judged or not */
+    int64_t remote;         /* rows compared whose token lives on another rank */
     int is_float, compares; /* compares: 0 for a record of failures outside any comparison */
     xp_diff diff;
     int64_t chosen, undecided, reordered; /* XP_SELECT: tokens, other set within bounds, other order within bounds */
     int64_t experts;                      /* XP_SELECT: E */
-    int bias_state; /* 0: not judged, 1: tested on at least one rank */
+    int bias_state;                       /* 0: not judged, 1: tested on at least one rank */
     int64_t bias_n;
     double bias_mean, bias_limit; /* the larger of the two means by |mean| / limit */
+    int first_call;               /* number of the rank's call in which it appeared */
     int fail_call;                /* number of the rank's call at the first failure, -1 */
     xp_place worst;               /* largest err / bound */
     xp_place first;               /* first wrong element */
@@ -92,7 +93,8 @@ typedef struct {
 
 xp_status xp_judge_open(const xp_judge_options *o, xp_judge **out);
 void xp_judge_close(xp_judge *j); /* NULL-safe */
-/* The findings of this rank so far, in order of appearance; valid until the next call or close. Returns their number. */
+/* The findings of this rank so far, in order of appearance; valid until the next call or close. Returns their number.
+ */
 int xp_judge_findings(xp_judge *j, const xp_finding **out);
 
 /* Used by xp_call(): runs the call and judges it. Returns the row's own error; a wrong result is a finding, not an
@@ -107,7 +109,7 @@ typedef struct {
     xp_verdict verdict;
     xp_finding *line; /* one a (stage, site, operand), in order of appearance on the lowest rank that has it */
     int lines;
-    int first;        /* the line of the culprit: the earliest call that failed; -1: none */
+    int first;                   /* the line of the culprit: the earliest call that failed; -1: none */
     int local, zero, one_expert; /* which vacuous results hold */
     int64_t elements, remote, wrong, undecided;
     int count[XP_V_HANG + 1]; /* lines by verdict */

@@ -45,6 +45,7 @@ struct xp_judge {
     xp_site_count *site;
     int sites, site_room;
     int calls; /* xp_call()s so far */
+    int rank;
     xp_seen seen;
     xp_arrivals arrived;
 };
@@ -54,20 +55,21 @@ typedef struct {
     xp_rank *r;
     const xp_stage *s;
     const char *site;
-    void *args;       /* the caller's */
-    void *host;       /* the same with every operand in host memory; what is judged */
-    void *in;         /* host, with in-out operands as they were before the run */
-    void *slice[3];   /* views of host, of in, and the judge's own */
-    xp_arena *mem;    /* of the judge's memory */
+    void *args;     /* the caller's */
+    void *host;     /* the same with every operand in host memory; what is judged */
+    void *in;       /* host, with in-out operands as they were before the run */
+    void *slice[3]; /* views of host, of in, and the judge's own */
+    xp_arena *mem;  /* of the judge's memory */
     const xp_backend *backend;
     const xp_kernel *row, *judge;
-    int judging;      /* this call is judged, though judge may be NULL */
-    int checked;      /* the stage took the arguments */
-    int64_t nth;      /* number of the call at this (stage, site), from 0 */
-    int select;       /* the XP_SELECT operand when it is an output here, else -1 */
-    int failures;     /* recorded in this call */
+    int judging;                    /* this call is judged, though judge may be NULL */
+    int checked;                    /* the stage took the arguments */
+    int64_t nth;                    /* number of the call at this (stage, site), from 0 */
+    int select;                     /* the XP_SELECT operand when it is an output here, else -1 */
+    int failures;                   /* recorded in this call */
     xp_role role[XP_CALL_OPERANDS]; /* 0: absent */
     xp_tensor saved[XP_CALL_OPERANDS];
+    void *output[XP_CALL_OPERANDS];   /* the judge's outputs of the current slice */
     xp_hash before[XP_CALL_OPERANDS]; /* of inputs */
     xp_hash around[XP_CALL_OPERANDS]; /* of the bytes around outputs */
     xp_hash args_before;
@@ -105,8 +107,11 @@ void xp_judged_select(xp_judged *c, const xp_choice *v);
 
 /* judge_place.c. Where element n (row-major) of a view of operand i lies. */
 void xp_judged_place(const xp_judged *c, int operand, const xp_tensor *view, int64_t n, xp_place *out);
-/* Of the operand's rows that the view holds, those whose token lives on another rank; whole: the view is all of it. */
-int64_t xp_judged_remote(const xp_judged *c, int operand, const xp_tensor *view, int whole);
+/* 1 when the operand's rows are those of the expert side, so that a view of it holds some of them. */
+int xp_judged_by_rows(const xp_judged *c, int operand);
+/* Rows whose token lives on another rank: of the view, when the operand has such rows, else those that the stage
+ * reads. */
+int64_t xp_judged_remote(const xp_judged *c, int operand, const xp_tensor *view);
 /* 1 when the units of the stage are rows in use by groups: out is their number. */
 int xp_judged_rows_in_use(const xp_judged *c, int64_t extent, int64_t *out);
 /* Notes choices and moves after the run. XP_E_NOMEM. */

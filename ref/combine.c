@@ -188,7 +188,8 @@ static xp_status combine_run(const xp_exec *x, const void *args) {
  * eager_act: each p sees one rounding in acc and one to act, then at most K additions, each rounded in acc and to act,
  * so at most K+1 roundings of either kind: (1 + gamma_K+1(acc))(1 + gamma_K+1(act)) - 1, in units of S. The reference
  * makes the same roundings to act and can be off the other way, so both count; each rounding to act may also lose half
- * its smallest value, 2K times on either side. back must hold the judge's rows. */
+ * its smallest value, 2K times on either side. S is read from back, an output: it is compared by bits beside y, so a
+ * row that is wrong there fails there. */
 static double y_tolerance(const xp_dialect *d, int64_t slots, xp_dtype act, double value, double gauge) {
     const xp_dtype acc = xp_ref_acc(act);
     const double e = xp_ref_sum_err(slots, acc, gauge, slots);

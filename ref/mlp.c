@@ -9,12 +9,6 @@
 
 #include "linear.h"
 
-void *xp_ref_take(xp_ref_layout *l, size_t bytes) {
-    void *p = l->base ? l->base + l->bytes : NULL;
-    l->bytes += (bytes + 63) & ~(size_t)63;
-    return p;
-}
-
 void xp_ref_mlp_plan(xp_ref_layout *l, int64_t rows, int64_t H, int64_t F, int bounds, xp_dtype param, xp_dtype act,
                      xp_ref_mlp *out) {
     const size_t m = (size_t)(rows < XP_REF_MLP_ROWS ? rows : XP_REF_MLP_ROWS) * sizeof(double);
@@ -230,29 +224,4 @@ void xp_ref_mlp_backward_error(xp_ref_mlp *p, int64_t m, int64_t more, xp_ref_ml
     xp_ref_dot_inputs(2 * F + more, op, m * 2 * F, p->pre, p->pree);
     xp_ref_linear_nn(p->pree, m, 2 * F, p->w1, 1, p->xe, H, p->tile);
     xp_ref_dot_outputs(2 * F + more, op, m * H, p->xe);
-}
-
-/* ---- rows ---- */
-
-void xp_ref_rows_load(const xp_tensor *t, int64_t row, int64_t m, double *out) {
-    const int64_t n = t->dim[1];
-    for (int64_t i = 0; i < m; i++)
-        xp_widen_row(t->data, t->dtype, (row + i) * t->stride[0], n, out + i * n);
-}
-
-void xp_ref_rows_store(const xp_tensor *t, int64_t row, int64_t m, const double *v) {
-    const int64_t n = t->dim[1];
-    for (int64_t i = 0; i < m; i++)
-        xp_ref_store_row(t->data, t->dtype, (row + i) * t->stride[0], n, v + i * n);
-}
-
-xp_tensor xp_ref_matrix(const xp_tensor *t, int64_t l) {
-    xp_tensor out = *t;
-    out.data = xp_tensor_at(t, l, 0, 0, 0);
-    out.ndim = 2;
-    for (int d = 0; d < 2; d++) {
-        out.dim[d] = t->dim[d + 1];
-        out.stride[d] = t->stride[d + 1];
-    }
-    return out;
 }

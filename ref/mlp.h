@@ -6,15 +6,8 @@
 #define XP_REF_MLP_H
 
 #include "err.h"
+#include "plane.h"
 #include "xp/dialect.h"
-
-/* A workspace that is laid out, or only measured (base NULL): one function states a layout for both. */
-typedef struct {
-    char *base;
-    size_t bytes;
-} xp_ref_layout;
-/* The next block, at a multiple of 64; NULL when measuring. */
-void *xp_ref_take(xp_ref_layout *l, size_t bytes);
 
 /* Rows of a chunk: a tile of weights is widened once for all of them. */
 enum { XP_REF_MLP_ROWS = 64 };
@@ -55,11 +48,5 @@ void xp_ref_mlp_out_error(const xp_ref_mlp *p, int64_t n, double *v, double *e);
 
 /* v[i] rounded to the parameters' dtype, where the activation dtype is another one. */
 void xp_ref_mlp_finish(const xp_ref_mlp *p, int64_t n, double *v);
-
-/* Rows [row, row+m) of a matrix from and to n doubles a row. */
-void xp_ref_rows_load(const xp_tensor *t, int64_t row, int64_t m, double *out);
-void xp_ref_rows_store(const xp_tensor *t, int64_t row, int64_t m, const double *v);
-/* Matrix l of [L,R,C]. */
-xp_tensor xp_ref_matrix(const xp_tensor *t, int64_t l);
 
 #endif

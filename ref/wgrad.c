@@ -12,8 +12,8 @@
 #include "check.h"
 #include "err.h"
 #include "linear.h"
-#include "mlp.h"
 #include "move.h"
+#include "plane.h"
 #include "ref.h"
 
 /* ---- operands and parameters ---- */

@@ -641,11 +641,11 @@ static xp_status modes_rank(const xp_mesh *m, int rank, void *arg) {
         c.dialect.accumulate = XP_ACC_EAGER_ACT;
         XP_TRY(run_kernel(&xp_ref_combine, m, &c.f));
         MUST(get(&c.f.y, 0, 0) == hand[i].eager_act, "eager_act %d: %g", (int)i, get(&c.f.y, 0, 0));
-        /* a product rounded before the sum: 1.0078125 * 1.0078125 = 1.01568603515625, which bf16 holds as 1.015625 */
-        set(&c.f.out, get_i32(&c.f.pos, 0, 0), 0, 1.0078125);
+        /* a product rounded before the last sum: 1.0078125 * 1.0078125 = 1.01568603515625, in bf16 1.015625 */
+        set(&c.f.out, get_i32(&c.f.pos, 0, 0), 0, 0.0);
         set(&c.f.out, get_i32(&c.f.pos, 0, 1), 0, 0.0);
-        set(&c.f.out, get_i32(&c.f.pos, 0, 2), 0, 0.0);
-        set(&c.f.w, 0, 0, 1.0078125);
+        set(&c.f.out, get_i32(&c.f.pos, 0, 2), 0, 1.0078125);
+        set(&c.f.w, 0, 2, 1.0078125);
         c.f.y = matrix(XP_F64, 1, 1);
         XP_TRY(run_unchecked(&xp_ref_combine, m, &c.f));
         MUST(get(&c.f.y, 0, 0) == 1.015625, "eager product: %.17g", get(&c.f.y, 0, 0));

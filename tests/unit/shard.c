@@ -295,27 +295,29 @@ static void scatter_block_twice(void **state) {
     }
 }
 
-/* A judge's shard is f64 and keeps the quotient unrounded; -0 survives; nothing is divided when the divisor is 1. */
+/* A judge's shard is f64: the sum is still folded in f32, the quotient is not rounded; -0 survives. */
 static xp_status finish_rank(const xp_mesh *m, int rank, void *arg) {
     const scatter_case *c = arg;
     xp_scatter_args a = scatter_open(c, rank);
-    a.shard = cube(XP_F64, 1, 1, 2);
+    a.shard = cube(XP_F64, 1, 1, 3);
     xp_ref_store(a.grad.data, XP_F32, 0, rank ? 0.5 : 0.25);
     xp_ref_store(a.grad.data, XP_F32, 1, -0.0);
+    xp_ref_store(a.grad.data, XP_F32, 2, rank ? 0x1.8p-25 : 1.0);
     XP_TRY(run_unchecked(&xp_ref_scatter, m, &a));
     const double *v = a.shard.data;
-    MUST(v[0] == 0.75 / c->divisor, "quotient %.17g", v[0]);
+    MUST(v[0] == 1.25 / c->divisor, "quotient %.17g", v[0]);
     MUST(v[1] == 0.0 && signbit(v[1]), "-0 is %g", v[1]);
+    MUST(v[2] == 1.0 / c->divisor, "f32 fold: %.17g", v[2]); /* f32 loses either part; a double sum keeps both */
     return pool_close();
 }
 
 static void scatter_finish(void **state) {
-    scatter_case c = {.axis = XP_WORLD, .ranks = 2, .how = WHOLE, .groups = 1, .rows0 = 1, .columns = 2, .divisor = 7};
+    scatter_case c = {.axis = XP_WORLD, .ranks = 3, .how = WHOLE, .groups = 1, .rows0 = 1, .columns = 3, .divisor = 7};
     (void)state;
     c.grad = c.reduce = XP_F32;
     scatter_deal(&c);
-    suite_run("fsdp=2", finish_rank, &c, &report);
-    suite_expect_ok("fsdp=2", &report);
+    suite_run("fsdp=3", finish_rank, &c, &report);
+    suite_expect_ok("fsdp=3", &report);
 }
 
 /* The tolerance holds another order and a reciprocal, and nothing coarser. */
@@ -351,15 +353,27 @@ static xp_status scatter_bound_rank(const xp_mesh *m, int rank, void *arg) {
 }
 
 static void scatter_bounds(void **state) {
-    scatter_case c = {
-        .axis = XP_WORLD, .ranks = 4, .how = WHOLE, .groups = 2, .rows0 = 6, .columns = 30, .divisor = 13};
+    /* the narrow rounding; exact parts; cancellation in f32 without a division; a division alone */
+    static const struct {
+        const char *mesh;
+        int ranks;
+        xp_dtype grad, reduce;
+        double divisor;
+    } on[] = {{"fsdp=4", 4, XP_F32, XP_BF16, 13},
+              {"fsdp=4", 4, XP_BF16, XP_F32, 13},
+              {"fsdp=8", 8, XP_F32, XP_F32, 1},
+              {"fsdp=1", 1, XP_F32, XP_F32, 13}};
     (void)state;
-    scatter_deal(&c);
-    for (int v = 0; v < 2; v++) {
-        c.grad = v ? XP_BF16 : XP_F32;
-        c.reduce = v ? XP_F32 : XP_BF16;
-        suite_run("fsdp=4", scatter_bound_rank, &c, &report);
-        suite_expect_ok("fsdp=4", &report);
+    for (size_t i = 0; i < sizeof on / sizeof *on; i++) {
+        scatter_case c = {.axis = XP_WORLD, .ranks = on[i].ranks, .how = WHOLE, .grad = on[i].grad};
+        c.groups = 2;
+        c.rows0 = 6;
+        c.columns = 60;
+        c.reduce = on[i].reduce;
+        c.divisor = on[i].divisor;
+        scatter_deal(&c);
+        suite_run(on[i].mesh, scatter_bound_rank, &c, &report);
+        suite_expect_ok(on[i].mesh, &report);
     }
 }
 

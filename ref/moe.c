@@ -1,0 +1,605 @@
+/* Stage moe: see xp/moe.h for the meaning.
+ *
+ * The reference row is the layer's other reference rows, called in the order of the step on a mesh of one rank: it adds
+ * no arithmetic of its own. Every intermediate has the operands' dtype, f32 or f64. Weight gradients are sums over this
+ * rank's tokens, undivided. The bound is in moe_bound.c. */
+#include "moe.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "check.h"
+#include "mlp.h"
+#include "move.h"
+#include "num.h"
+#include "plane.h"
+#include "ref.h"
+#include "xp/combine.h"
+#include "xp/dispatch.h"
+#include "xp/expert.h"
+#include "xp/permute.h"
+#include "xp/residual.h"
+#include "xp/route.h"
+#include "xp/router.h"
+#include "xp/shared.h"
+#include "xp/wgrad.h"
+
+/* ---- operands and parameters ---- */
+
+#define IN(field, shape) XP_OPERAND(xp_moe_args, field, shape, XP_IN, XP_DT_WIDE, XP_UNCOMPARED, "act")
+#define OPT(field, shape) XP_OPTIONAL(xp_moe_args, field, shape, XP_IN, XP_DT_WIDE, XP_UNCOMPARED, "act")
+#define OUT(field, shape) XP_OPERAND(xp_moe_args, field, shape, XP_OUT, XP_DT_WIDE, XP_BOUND, "act")
+#define OPT_OUT(field, shape) XP_OPTIONAL(xp_moe_args, field, shape, XP_OUT, XP_DT_WIDE, XP_BOUND, "act")
+
+static const xp_operand operands[] = {
+    IN(x, "T,H"),
+    IN(dy, "T,H"),
+    IN(wr, "E,H"),
+    IN(w1, "E,2*F,H"),
+    IN(w2, "E,H,F"),
+    OPT(sw1, "2*S,H"),
+    OPT(sw2, "H,S"),
+    OPT(sgate, "1,H"),
+    XP_OPERAND(xp_moe_args, idx, "T,K", XP_IN, XP_BIT(XP_I32), XP_UNCOMPARED, ""),
+    [XP_REF_MOE_Y] = OUT(y, "T,H"),
+    [XP_REF_MOE_DX] = OUT(dx, "T,H"),
+    [XP_REF_MOE_DWR] = OUT(dwr, "E,H"),
+    [XP_REF_MOE_DW1] = OUT(dw1, "E,2*F,H"),
+    [XP_REF_MOE_DW2] = OUT(dw2, "E,H,F"),
+    [XP_REF_MOE_DSW1] = OPT_OUT(dsw1, "2*S,H"),
+    [XP_REF_MOE_DSW2] = OPT_OUT(dsw2, "H,S"),
+    [XP_REF_MOE_DSGATE] = OPT_OUT(dsgate, "1,H"),
+};
+
+static const xp_param params[] = {{"dialect", NULL, "hf-5.24/qwen3_moe", XP_P_DIALECT, offsetof(xp_moe_args, dialect)}};
+
+/* ---- check ---- */
+
+/* The routing fields that dialect A leaves free are renorm and the scale; everything else has one value. */
+static xp_status check_routing(const xp_dialect *d) {
+    const struct {
+        const char *field;
+        int value, expected;
+    } field[] = {
+        {"score", (int)d->score, XP_SCORE_SOFTMAX},
+        {"select_on", (int)d->select_on, XP_ON_SCORE},
+        {"group_reduce", (int)d->group_reduce, XP_GROUP_NONE},
+        {"scale_at", (int)d->scale_at, XP_SCALE_WEIGHT},
+        {"accumulate", (int)d->accumulate, XP_ACC_SLOTS_F32},
+        {"shared_combine", (int)d->shared_combine, XP_COMBINE_ADD},
+        {"router_bias", d->router_bias, 0},
+        {"select_bias", d->select_bias, 0},
+        {"expert_scale", d->expert_scale, 0},
+        {"weight_div_k", d->weight_div_k, 0},
+    };
+    for (size_t i = 0; i < sizeof field / sizeof *field; i++) {
+        if (field[i].value != field[i].expected)
+            return XP_FAIL(XP_E_ARG, "moe: dialect %s has %s %d, expected %d", d->name ? d->name : "?", field[i].field,
+                           field[i].value, field[i].expected);
+    }
+    if (d->renorm != XP_RENORM_NONE && d->renorm != XP_RENORM_SUM)
+        return XP_FAIL(XP_E_ARG, "moe: dialect %s has renorm %d, expected 0 (none) or 1 (sum)", d->name ? d->name : "?",
+                       (int)d->renorm);
+    return XP_OK;
+}
+
+/* Operands that stand or fall together. */
+static xp_status check_together(const xp_moe_args *a, int present, const char *why, const char *const *name, int n) {
+    for (int i = 0; i < n; i++) {
+        const xp_tensor *t = xp_stage_ctensor(&xp_stage_moe, a, xp_stage_operand(&xp_stage_moe, name[i]));
+        if ((t->data != NULL) != present)
+            return XP_FAIL(XP_E_ARG, "moe: %s is %s, expected %s: %s", name[i], t->data ? "present" : "absent",
+                           present ? "a tensor" : "none", why);
+    }
+    return XP_OK;
+}
+
+static xp_status check(const void *args, const xp_mesh *m) {
+    static const char *const experts[] = {"sw2", "dsw1", "dsw2"}, *const gate[] = {"sgate", "dsgate"};
+    const xp_moe_args *a = args;
+    xp_ref_dims dims;
+    (void)m;
+    XP_TRY(xp_ref_check(&xp_stage_moe, args, &dims));
+    XP_TRY(xp_ref_mlp_check("moe", a->dialect));
+    XP_TRY(check_routing(a->dialect));
+    const int has = a->sw1.data != NULL, gated = has && a->dialect->shared_gate;
+    XP_TRY(check_together(a, has, has ? "sw1 is present" : "sw1 is absent", experts, 3));
+    XP_TRY(check_together(a, gated,
+                          !has    ? "sw1 is absent"
+                          : gated ? "the dialect has a gate"
+                                  : "the dialect has none",
+                          gate, 2));
+    const int64_t E = XP_REF_DIM(dims, 'E'), K = XP_REF_DIM(dims, 'K');
+    if (K < 1 || K > E)
+        return XP_FAIL(XP_E_ARG, "moe: idx dim 1 is %lld, expected 1 to E = %lld", (long long)K, (long long)E);
+    for (int64_t t = 0; t < a->idx.dim[0] && xp_ref_readable(&a->idx); t++) {
+        for (int64_t k = 0; k < K; k++) {
+            const int32_t e = *(const int32_t *)xp_tensor_at(&a->idx, t, k, 0, 0);
+            if (e < 0 || e >= E)
+                return XP_FAIL(XP_E_ARG, "moe: idx[%lld][%lld] is %d, expected 0 to E-1 = %lld", (long long)t,
+                               (long long)k, e, (long long)E - 1);
+        }
+    }
+    return XP_OK;
+}
+
+/* ---- cost ---- */
+
+/* Forward, gradient of the input and gradient of the weights: one product each of every row with every weight. */
+static void cost(const void *args, const xp_mesh *m, xp_cost *out) {
+    const xp_moe_args *a = args;
+    const double T = (double)a->x.dim[0], H = (double)a->x.dim[1], K = (double)a->idx.dim[1];
+    const double S = a->sw2.data ? (double)a->sw2.dim[1] : 0.0;
+    (void)m;
+    *out = (xp_cost){.flop = 6.0 * T * H * (3.0 * K * (double)a->w2.dim[2] + 3.0 * S + (double)a->wr.dim[0])};
+    for (int i = 0; i < xp_stage_moe.operands; i++) {
+        const xp_tensor *t = xp_stage_ctensor(&xp_stage_moe, args, i);
+        if (t->data)
+            out->mem_bytes += (double)xp_dtype_bytes(t->dtype, xp_tensor_count(t));
+    }
+}
+
+/* ---- bound ---- */
+
+static xp_status bound(const void *args, const xp_mesh *m, int operand, const xp_tensor *ref, void *ws,
+                       xp_tensor *tol) {
+    (void)m;
+    if (operand < XP_REF_MOE_Y || operand > XP_REF_MOE_DSGATE)
+        return XP_FAIL(XP_E_BUG, "moe: operand %d has no bound", operand);
+    xp_ref_moe_bound(args, operand, ref, ws, tol);
+    return XP_OK;
+}
+
+static size_t bound_workspace(const void *args, const xp_mesh *m) {
+    (void)m;
+    return xp_ref_moe_bound_ws(args);
+}
+
+/* ---- a mesh of one rank ---- */
+
+static xp_status self_copy(const xp_tensor *src, xp_tensor *dst) {
+    if (src->dtype != dst->dtype || xp_tensor_count(src) != xp_tensor_count(dst) || !xp_tensor_contiguous(src) ||
+        !xp_tensor_contiguous(dst))
+        return XP_FAIL(XP_E_COMM, "moe: one rank sends itself %lld elements and expects %lld",
+                       (long long)xp_tensor_count(src), (long long)xp_tensor_count(dst));
+    if (src->data != dst->data)
+        memcpy(dst->data, src->data, xp_dtype_bytes(src->dtype, xp_tensor_count(src)));
+    return XP_OK;
+}
+
+static xp_status self_gather(xp_comm *c, xp_queue *q, const xp_tensor *src, const int64_t *rows, xp_tensor *dst) {
+    (void)c;
+    (void)q;
+    (void)rows;
+    return self_copy(src, dst);
+}
+
+static xp_status self_scatter(xp_comm *c, xp_queue *q, const xp_tensor *src, const int64_t *rows, xp_tensor *dst,
+                              xp_redop op) {
+    (void)op;
+    return self_gather(c, q, src, rows, dst);
+}
+
+static xp_status self_reduce(xp_comm *c, xp_queue *q, xp_tensor *buf, xp_redop op) {
+    (void)c;
+    (void)q;
+    (void)buf;
+    (void)op;
+    return XP_OK;
+}
+
+static xp_status self_exchange(xp_comm *c, xp_queue *q, const xp_tensor *src, const int64_t *send_rows, xp_tensor *dst,
+                               const int64_t *recv_rows) {
+    (void)c;
+    (void)q;
+    if (send_rows[0] != recv_rows[0])
+        return XP_FAIL(XP_E_COMM, "moe: one rank sends itself %lld rows and expects %lld", (long long)send_rows[0],
+                       (long long)recv_rows[0]);
+    return self_copy(src, dst);
+}
+
+static xp_status self_barrier(xp_comm *c, xp_queue *q) {
+    (void)c;
+    (void)q;
+    return XP_OK;
+}
+
+static xp_status self_split(xp_comm *c, int color, int key, xp_comm **out) {
+    (void)color;
+    (void)key;
+    *out = c;
+    return XP_OK;
+}
+
+static void self_give_up(xp_comm *c, xp_status why) {
+    (void)c;
+    (void)why;
+}
+
+static const xp_mesh_ops self_ops = {
+    .abi = XP_ABI,
+    .size = sizeof(xp_mesh_ops),
+    .name = "self",
+    .mems = XP_BIT(XP_HOST) | XP_BIT(XP_PINNED),
+    .det = XP_DET_RUN | XP_DET_MESH,
+    .all_gather = self_gather,
+    .reduce_scatter = self_scatter,
+    .all_reduce = self_reduce,
+    .all_to_all_v = self_exchange,
+    .barrier = self_barrier,
+    .split = self_split,
+    .give_up = self_give_up,
+};
+
+typedef struct {
+    xp_comm comm;
+    xp_mesh mesh;
+} self_mesh;
+
+static void self_open(self_mesh *s) {
+    s->comm = (xp_comm){&self_ops, 0, 1, NULL};
+    for (int i = 0; i < XP_NAXIS; i++)
+        s->mesh.axis[i] = &s->comm;
+}
+
+/* ---- reference: the parts in order ---- */
+
+typedef struct {
+    const xp_kernel *row;
+    const void *args;
+} part;
+
+typedef struct {
+    xp_router_args router;
+    xp_route_args route;
+    xp_permute_args permute;
+    xp_dispatch_args dispatch;
+    xp_expert_args expert;
+    xp_combine_args combine;
+    xp_shared_args shared;
+    xp_residual_args sum;
+    xp_combine_bwd_args combine_bwd;
+    xp_expert_bwd_args expert_bwd;
+    xp_wgrad_args w1, w2, wr, sw1, sw2, sgate;
+    xp_dispatch_bwd_args dispatch_bwd;
+    xp_permute_bwd_args permute_bwd;
+    xp_route_bwd_args route_bwd;
+    xp_router_bwd_args router_bwd;
+    xp_shared_bwd_args shared_bwd;
+    xp_residual_args dsum, dtotal;
+    xp_tensor span; /* [2] i64: 0, T - the one group of a dense weight gradient */
+    part call[24];
+    int calls;
+} layer;
+
+static xp_tensor take(xp_ref_layout *l, xp_dtype d, int64_t n0, int64_t n1) {
+    return xp_tensor_2d(xp_ref_take(l, xp_dtype_bytes(d, n0 * n1)), d, n0, n1);
+}
+
+static xp_tensor take1(xp_ref_layout *l, xp_dtype d, int64_t n0) {
+    return xp_tensor_1d(xp_ref_take(l, xp_dtype_bytes(d, n0)), d, n0);
+}
+
+static void call(layer *y, const xp_kernel *row, const void *args) {
+    y->call[y->calls++] = (part){row, args};
+}
+
+/* A gradient [R,C] or [L,R,C] as wgrad's [1,L,R,C]. */
+static xp_tensor one_block(const xp_tensor *t) {
+    xp_tensor out = *t;
+    const int lead = 4 - t->ndim;
+    for (int d = 3; d >= 0; d--) {
+        out.dim[d] = d >= lead ? t->dim[d - lead] : 1;
+        out.stride[d] = d >= lead ? t->stride[d - lead] : xp_tensor_count(t);
+    }
+    out.ndim = 4;
+    return out;
+}
+
+static xp_wgrad_args wgrad_of(const xp_tensor *dy, const xp_tensor *x, const xp_tensor *offsets, const xp_tensor *dw) {
+    return (xp_wgrad_args){.dy = *dy, .x = *x, .offsets = *offsets, .dw = one_block(dw)};
+}
+
+static void plan_routing(const xp_moe_args *a, xp_ref_layout *l, layer *y) {
+    const int64_t T = a->x.dim[0], H = a->x.dim[1], E = a->wr.dim[0], K = a->idx.dim[1], M = T * K;
+    const xp_dtype d = a->x.dtype;
+    y->router = (xp_router_args){.x = a->x, .w = a->wr, .logits = take(l, d, T, E)};
+    y->route = (xp_route_args){.logits = y->router.logits,
+                               .scores = take(l, d, T, E),
+                               .idx = a->idx,
+                               .w = take(l, d, T, K),
+                               .dialect = a->dialect,
+                               .replay = 1};
+    y->permute = (xp_permute_args){.x = a->x,
+                                   .idx = a->idx,
+                                   .rows = take(l, d, M, H),
+                                   .tok = take1(l, XP_I64, M),
+                                   .src = take1(l, XP_I32, M),
+                                   .pos = take(l, XP_I32, T, K),
+                                   .counts = take1(l, XP_I64, E),
+                                   .offsets = take1(l, XP_I64, E + 1),
+                                   .order = XP_ORDER_SLOT_TOKEN,
+                                   .align = 1};
+    y->dispatch = (xp_dispatch_args){.rows = y->permute.rows,
+                                     .tok = y->permute.tok,
+                                     .counts = y->permute.counts,
+                                     .offsets = y->permute.offsets,
+                                     .recv = take(l, d, M, H),
+                                     .recv_tok = take1(l, XP_I64, M),
+                                     .recv_counts = take(l, XP_I64, 1, E),
+                                     .recv_offsets = take1(l, XP_I64, E + 1),
+                                     .align = 1};
+    call(y, &xp_ref_router, &y->router);
+    call(y, &xp_ref_route, &y->route);
+    call(y, &xp_ref_permute, &y->permute);
+    call(y, &xp_ref_dispatch, &y->dispatch);
+}
+
+static void plan_forward(const xp_moe_args *a, xp_ref_layout *l, layer *y) {
+    const int64_t T = a->x.dim[0], H = a->x.dim[1], M = T * a->idx.dim[1], F = a->w2.dim[2];
+    const xp_dtype d = a->x.dtype;
+    const int has = a->sw1.data != NULL;
+    y->expert = (xp_expert_args){.x = y->dispatch.recv,
+                                 .offsets = y->dispatch.recv_offsets,
+                                 .w1 = a->w1,
+                                 .w2 = a->w2,
+                                 .pre = take(l, d, M, 2 * F),
+                                 .act = take(l, d, M, F),
+                                 .y = take(l, d, M, H),
+                                 .dialect = a->dialect};
+    y->combine = (xp_combine_args){.out = y->expert.y,
+                                   .recv_counts = y->dispatch.recv_counts,
+                                   .recv_offsets = y->dispatch.recv_offsets,
+                                   .counts = y->permute.counts,
+                                   .offsets = y->permute.offsets,
+                                   .pos = y->permute.pos,
+                                   .idx = a->idx,
+                                   .w = y->route.w,
+                                   .back = take(l, d, M, H),
+                                   .y = has ? take(l, d, T, H) : a->y,
+                                   .dialect = a->dialect};
+    call(y, &xp_ref_expert, &y->expert);
+    call(y, &xp_ref_combine, &y->combine);
+    if (!has)
+        return;
+    const int64_t S = a->sw2.dim[1];
+    y->shared = (xp_shared_args){.x = a->x,
+                                 .w1 = a->sw1,
+                                 .w2 = a->sw2,
+                                 .gate = a->sgate,
+                                 .pre = take(l, d, T, 2 * S),
+                                 .act = take(l, d, T, S),
+                                 .mlp = take(l, d, T, H),
+                                 .y = take(l, d, T, H),
+                                 .dialect = a->dialect};
+    if (a->sgate.data)
+        y->shared.sig = take(l, d, T, 1);
+    y->sum = (xp_residual_args){.a = y->combine.y, .b = y->shared.y, .y = a->y};
+    call(y, &xp_ref_shared, &y->shared);
+    call(y, &xp_ref_residual, &y->sum);
+}
+
+static void plan_backward_experts(const xp_moe_args *a, xp_ref_layout *l, layer *y) {
+    const int64_t T = a->x.dim[0], H = a->x.dim[1], K = a->idx.dim[1], M = T * K, F = a->w2.dim[2];
+    const xp_dtype d = a->x.dtype;
+    y->combine_bwd = (xp_combine_bwd_args){.dy = a->dy,
+                                           .back = y->combine.back,
+                                           .w = y->route.w,
+                                           .pos = y->permute.pos,
+                                           .counts = y->permute.counts,
+                                           .offsets = y->permute.offsets,
+                                           .recv_counts = y->dispatch.recv_counts,
+                                           .recv_offsets = y->dispatch.recv_offsets,
+                                           .dw = take(l, d, T, K),
+                                           .dout = take(l, d, M, H),
+                                           .dialect = a->dialect};
+    y->expert_bwd = (xp_expert_bwd_args){.dy = y->combine_bwd.dout,
+                                         .pre = y->expert.pre,
+                                         .offsets = y->dispatch.recv_offsets,
+                                         .w1 = a->w1,
+                                         .w2 = a->w2,
+                                         .dpre = take(l, d, M, 2 * F),
+                                         .dx = take(l, d, M, H),
+                                         .dialect = a->dialect};
+    y->w1 = wgrad_of(&y->expert_bwd.dpre, &y->dispatch.recv, &y->dispatch.recv_offsets, &a->dw1);
+    y->w2 = wgrad_of(&y->combine_bwd.dout, &y->expert.act, &y->dispatch.recv_offsets, &a->dw2);
+    y->dispatch_bwd = (xp_dispatch_bwd_args){.drecv = y->expert_bwd.dx,
+                                             .recv_counts = y->dispatch.recv_counts,
+                                             .recv_offsets = y->dispatch.recv_offsets,
+                                             .counts = y->permute.counts,
+                                             .offsets = y->permute.offsets,
+                                             .drows = take(l, d, M, H)};
+    y->permute_bwd =
+        (xp_permute_bwd_args){.drows = y->dispatch_bwd.drows, .pos = y->permute.pos, .dx = take(l, d, T, H)};
+    call(y, &xp_ref_combine_bwd, &y->combine_bwd);
+    call(y, &xp_ref_expert_bwd, &y->expert_bwd);
+    call(y, &xp_ref_wgrad, &y->w1);
+    call(y, &xp_ref_wgrad, &y->w2);
+    call(y, &xp_ref_dispatch_bwd, &y->dispatch_bwd);
+    call(y, &xp_ref_permute_bwd, &y->permute_bwd);
+}
+
+static void plan_backward_router(const xp_moe_args *a, xp_ref_layout *l, layer *y) {
+    const int64_t T = a->x.dim[0], H = a->x.dim[1], E = a->wr.dim[0];
+    const xp_dtype d = a->x.dtype;
+    const int has = a->sw1.data != NULL;
+    y->route_bwd = (xp_route_bwd_args){.scores = y->route.scores,
+                                       .idx = a->idx,
+                                       .dw = y->combine_bwd.dw,
+                                       .dlogits = take(l, d, T, E),
+                                       .dialect = a->dialect};
+    y->router_bwd = (xp_router_bwd_args){.dlogits = y->route_bwd.dlogits, .w = a->wr, .dx = take(l, d, T, H)};
+    y->wr = wgrad_of(&y->route_bwd.dlogits, &a->x, &y->span, &a->dwr);
+    y->dsum = (xp_residual_args){.a = y->permute_bwd.dx, .b = y->router_bwd.dx, .y = has ? take(l, d, T, H) : a->dx};
+    call(y, &xp_ref_route_bwd, &y->route_bwd);
+    call(y, &xp_ref_router_bwd, &y->router_bwd);
+    call(y, &xp_ref_wgrad, &y->wr);
+    call(y, &xp_ref_residual, &y->dsum);
+}
+
+static void plan_backward_shared(const xp_moe_args *a, xp_ref_layout *l, layer *y) {
+    if (!a->sw1.data)
+        return;
+    const int64_t T = a->x.dim[0], H = a->x.dim[1], S = a->sw2.dim[1];
+    const xp_dtype d = a->x.dtype;
+    y->shared_bwd = (xp_shared_bwd_args){.dy = a->dy,
+                                         .pre = y->shared.pre,
+                                         .w1 = a->sw1,
+                                         .w2 = a->sw2,
+                                         .gate = a->sgate,
+                                         .dmlp = take(l, d, T, H),
+                                         .dpre = take(l, d, T, 2 * S),
+                                         .dx = take(l, d, T, H),
+                                         .dialect = a->dialect};
+    if (a->sgate.data) {
+        y->shared_bwd.mlp = y->shared.mlp;
+        y->shared_bwd.sig = y->shared.sig;
+        y->shared_bwd.dz = take(l, d, T, 1);
+    }
+    y->sw1 = wgrad_of(&y->shared_bwd.dpre, &a->x, &y->span, &a->dsw1);
+    y->sw2 = wgrad_of(&y->shared_bwd.dmlp, &y->shared.act, &y->span, &a->dsw2);
+    y->dtotal = (xp_residual_args){.a = y->dsum.y, .b = y->shared_bwd.dx, .y = a->dx};
+    call(y, &xp_ref_shared_bwd, &y->shared_bwd);
+    call(y, &xp_ref_wgrad, &y->sw1);
+    call(y, &xp_ref_wgrad, &y->sw2);
+    call(y, &xp_ref_residual, &y->dtotal);
+    if (a->sgate.data) {
+        y->sgate = wgrad_of(&y->shared_bwd.dz, &a->x, &y->span, &a->dsgate);
+        call(y, &xp_ref_wgrad, &y->sgate);
+    }
+}
+
+/* Lays out the intermediates in ws and lists the calls; returns the bytes of the intermediates. */
+static size_t plan(const xp_moe_args *a, void *ws, layer *y) {
+    xp_ref_layout l = {ws, 0};
+    memset(y, 0, sizeof *y);
+    y->span = take1(&l, XP_I64, 2);
+    plan_routing(a, &l, y);
+    plan_forward(a, &l, y);
+    plan_backward_experts(a, &l, y);
+    plan_backward_router(a, &l, y);
+    plan_backward_shared(a, &l, y);
+    return l.bytes;
+}
+
+static size_t workspace(const void *args, const xp_mesh *m) {
+    self_mesh self;
+    layer y;
+    size_t most = 0;
+    (void)m;
+    self_open(&self);
+    const size_t bytes = plan(args, NULL, &y);
+    for (int i = 0; i < y.calls; i++) {
+        const part *p = &y.call[i];
+        const size_t need = p->row->workspace ? p->row->workspace(p->args, &self.mesh) : 0;
+        most = need > most ? need : most;
+    }
+    return bytes + most;
+}
+
+static xp_status run(const xp_exec *x, const void *args) {
+    const xp_moe_args *a = args;
+    self_mesh self;
+    layer y;
+    self_open(&self);
+    const size_t bytes = plan(a, x->ws, &y);
+    const xp_exec each = {x->dev, x->q, &self.mesh, (char *)x->ws + bytes, x->ws_bytes - bytes};
+    int64_t *span = y.span.data;
+    span[0] = 0;
+    span[1] = a->x.dim[0];
+    for (int i = 0; i < y.calls; i++)
+        XP_TRY(y.call[i].row->run(&each, y.call[i].args));
+    return XP_OK;
+}
+
+/* ---- fill ---- */
+
+/* Generated weights have variance 1: an exact power of two near 1/sqrt(width) keeps the logits, and the softmax, alive.
+ */
+static void shrink(xp_tensor *t, int64_t width) {
+    double factor = 1.0;
+    for (int64_t n = width; n > 1; n /= 4)
+        factor *= 0.5;
+    for (int64_t i = 0; t->data && i < xp_tensor_count(t); i++) {
+        const int64_t at = xp_tensor_offset(t, i);
+        xp_ref_store(t->data, t->dtype, at, factor * xp_widen(t->data, t->dtype, at));
+    }
+}
+
+static double logit(const xp_moe_args *a, int64_t t, int64_t e) {
+    double s = 0.0;
+    for (int64_t h = 0; h < a->x.dim[1]; h++)
+        s += xp_widen(xp_tensor_at(&a->x, t, h, 0, 0), a->x.dtype, 0) *
+             xp_widen(xp_tensor_at(&a->wr, e, h, 0, 0), a->wr.dtype, 0);
+    return s;
+}
+
+static int is_chosen(const int32_t *idx, int64_t k, int64_t e) {
+    for (int64_t i = 0; i < k; i++) {
+        if (idx[i] == e)
+            return 1;
+    }
+    return 0;
+}
+
+/* The K experts of largest logit, lower numbers first among equals: what the layer itself would choose, up to rounding.
+ * A function of the token's row alone, so it is the same on every mesh. */
+static xp_status fill(void *args, const xp_mesh *m, const char *data, uint64_t seed) {
+    xp_moe_args *a = args;
+    (void)m;
+    (void)seed;
+    if (strcmp(data, "real") == 0) {
+        shrink(&a->wr, a->x.dim[1]);
+        shrink(&a->w1, a->x.dim[1]);
+        shrink(&a->w2, a->w2.dim[2]);
+        shrink(&a->sw1, a->x.dim[1]);
+        shrink(&a->sw2, a->sw2.data ? a->sw2.dim[1] : 1);
+        shrink(&a->sgate, a->x.dim[1]);
+    }
+    for (int64_t t = 0; t < a->idx.dim[0]; t++) {
+        int32_t *idx = xp_tensor_at(&a->idx, t, 0, 0, 0);
+        for (int64_t k = 0; k < a->idx.dim[1]; k++) {
+            int64_t best = -1;
+            double value = 0.0;
+            for (int64_t e = 0; e < a->wr.dim[0]; e++) {
+                const double l = is_chosen(idx, k, e) ? (double)NAN : logit(a, t, e);
+                if (l > value || (best < 0 && l == l)) {
+                    best = e;
+                    value = l;
+                }
+            }
+            for (int64_t e = 0; best < 0 && e < a->wr.dim[0]; e++) {
+                if (!is_chosen(idx, k, e))
+                    best = e; /* nothing but NaN is left */
+            }
+            idx[k] = (int32_t)(best < 0 ? 0 : best); /* K > E is check's to refuse */
+        }
+    }
+    return XP_OK;
+}
+
+/* ---- stage and row ---- */
+
+const xp_stage xp_stage_moe = {
+    .name = "moe",
+    .meaning = "one whole MoE block, forward and backward, with its experts given",
+    .axis = XP_LOCAL,
+    .args_size = sizeof(xp_moe_args),
+    .operand = operands,
+    .operands = sizeof operands / sizeof *operands,
+    .param = params,
+    .params = sizeof params / sizeof *params,
+    .check = check,
+    .cost = cost,
+    .bound = bound,
+    .bound_workspace = bound_workspace,
+    .fill = fill,
+};
+
+const xp_kernel xp_ref_moe = {
+    .stage = &xp_stage_moe,
+    .name = "parts",
+    .det = XP_DET_RUN,
+    .workspace = workspace,
+    .run = run,
+};
