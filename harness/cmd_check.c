@@ -207,6 +207,7 @@ static xp_status run_model(session *s) {
     XP_TRY(model_case(s->o, &c));
     XP_TRY(xp_case_model(&c, &model));
     s->run.sample_units = SAMPLE_UNITS;
+    s->run.calls = 1; /* of each site: the first chunk of a parameter; every row is compared with the one-rank run */
     s->run.against_one_rank = 1;
     print_model(s, &c, &model);
     const xp_status st = xp_case_run(&c, &s->run, &r);

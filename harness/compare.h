@@ -49,19 +49,23 @@ size_t xp_poison_bytes_left(const void *p, size_t bytes); /* leading bytes that 
 double xp_ulp(xp_dtype d, double x);
 
 /* The bias test over distinct expected values: errors in units of the output's last place, as they are (towards
- * +infinity) and by magnitude (away from zero). An element takes part when its bound is at most 3/4 of a unit, so that
- * the final rounding makes most of it. */
+ * +infinity) and by magnitude (away from zero). A truncating cast leans by half a unit and stays inside every bound of
+ * one unit and more; where the bound is smaller, the bound finds it.
+ *
+ * Errors of rounding to nearest have mean 0, the final one as well as those before it, so Hoeffding's inequality bounds
+ * their mean. What can lean without a wrong rounding is an error that many elements share: a factor in f32. Therefore
+ * only outputs of 16 bits and less are tested, to which a shared f32 error of 64 units is 2^-8 of a unit at most; and
+ * only elements whose bound is at most 2 units, beyond which the test would see nothing. */
 enum { XP_BIAS_LEAST = 4096, XP_BIAS_MOST = 16384 };
 typedef struct {
     int64_t n;            /* distinct values seen, up to XP_BIAS_MOST */
     double sum, sum_away; /* of (got - ref) / ulp, and of (|got| - |ref|) / ulp */
-    double sum_excess;    /* of max(0, bound / ulp - 1/2): what may lean without a wrong rounding */
     double sum_range2;    /* of (2 max(1/2, bound / ulp))^2 */
     uint64_t *seen;       /* hash set of ref's bits; owned, NULL until the first value */
     int64_t room;
 } xp_bias;
 void xp_bias_close(xp_bias *b);
-/* The mean that a right rounding exceeds with a probability of at most 1e-12 a side; +inf when n < XP_BIAS_LEAST. */
+/* The |mean| that right roundings exceed with a chance of at most 1e-12; +inf when n < XP_BIAS_LEAST. */
 double xp_bias_limit(const xp_bias *b);
 
 /* One compared operand; accumulates over calls of xp_compare(). Clear with memset. */

@@ -51,6 +51,10 @@ xp_hash xp_hash_bytes(const void *data, size_t n, uint64_t seed) {
     return h;
 }
 
+uint64_t xp_hash64(const void *data, size_t n, uint64_t seed) {
+    return xp_hash_bytes(data, n, seed).lo;
+}
+
 int xp_hash_equal(xp_hash a, xp_hash b) {
     return a.lo == b.lo && a.hi == b.hi;
 }

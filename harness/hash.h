@@ -20,6 +20,8 @@ typedef struct {
  * chance of about 2^-120. seed chains hashes: pass the lo of the one before. */
 xp_hash xp_hash_bytes(const void *data, size_t n, uint64_t seed);
 int xp_hash_equal(xp_hash a, xp_hash b);
+/* The low half of xp_hash_bytes(). */
+uint64_t xp_hash64(const void *data, size_t n, uint64_t seed);
 
 /* SHA-256 (FIPS 180-4). Messages of up to 2^61 - 1 bytes. */
 typedef struct {

@@ -369,6 +369,7 @@ static xp_status run_again(xp_judged *c) {
     XP_GOTO(out, poison_workspace(c));
     XP_GOTO(out, xp_rank_exec(c->r, c->row, c->args));
     XP_GOTO(out, fetch(c, XP_INOUT));
+    XP_GOTO(out, check_guards(c));
     compare_outputs(c, first);
 out:
     xp_arena_release(c->mem, first);

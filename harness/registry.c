@@ -42,6 +42,16 @@ static xp_status plugin_check(const char *path, const xp_backend *b) {
     return XP_OK;
 }
 
+/* A backend without a device of its own runs on the host's, which ref owns. Options are read by one thread. */
+static const xp_backend *with_device(const xp_backend *b) {
+    static xp_backend lent;
+    if (b->device)
+        return b;
+    lent = *b;
+    lent.device = xp_ref_backend.device;
+    return &lent;
+}
+
 static xp_status plugin_open(const char *path, const xp_backend **out) {
     union {
         void *object;
@@ -63,7 +73,7 @@ static xp_status plugin_open(const char *path, const xp_backend **out) {
         dlclose(so);
         return st;
     }
-    *out = b;
+    *out = with_device(b);
     return XP_OK;
 }
 
@@ -71,7 +81,7 @@ xp_status xp_backend_open(const char *name, const xp_backend **out) {
     *out = NULL;
     for (int i = 0; xp_backends[i]; i++) {
         if (strcmp(name, xp_backends[i]->name) == 0) {
-            *out = xp_backends[i];
+            *out = with_device(xp_backends[i]);
             return XP_OK;
         }
     }

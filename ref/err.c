@@ -12,7 +12,7 @@ xp_dtype xp_ref_op(xp_dtype d) {
     return d == XP_F64 ? XP_F64 : XP_F32;
 }
 
-xp_ref_format xp_ref_format_of(xp_dtype d) {
+double xp_ref_largest(xp_dtype d) {
     static const double largest[XP_NDTYPE] = {
         [XP_F64] = 0x1.fffffffffffffp1023,
         [XP_F32] = 0x1.fffffep127,
@@ -25,7 +25,11 @@ xp_ref_format xp_ref_format_of(xp_dtype d) {
         [XP_E8M0] = 0x1p127,
         [XP_E2M1] = 6.0,
     };
-    return (xp_ref_format){xp_ref_unit(d), xp_ref_half_ulp_err(d, 0.0), largest[d]};
+    return largest[d];
+}
+
+xp_ref_format xp_ref_format_of(xp_dtype d) {
+    return (xp_ref_format){xp_ref_unit(d), xp_ref_half_ulp_err(d, 0.0), xp_ref_largest(d)};
 }
 
 xp_ref_rule xp_ref_rule_of(xp_dtype d, xp_dtype op) {
@@ -41,6 +45,11 @@ xp_ref_rule xp_ref_rule_of(xp_dtype d, xp_dtype op) {
 static double room(const xp_ref_format *f, double mag) {
     const double rel = f->unit * mag, abs = rel > f->least ? rel : f->least;
     return mag <= f->largest ? abs : INF;
+}
+
+double xp_ref_room(xp_dtype d, double mag) {
+    const xp_ref_format f = xp_ref_format_of(d);
+    return room(&f, mag);
 }
 
 /* What an implementation's value of magnitude up to mag may lose by rounding to op and then to d. */
@@ -59,7 +68,7 @@ xp_ref_val xp_ref_val_add(xp_ref_val a, xp_ref_val b) {
     return (xp_ref_val){v, a.e + b.e + OWN * fabs(v)};
 }
 
-xp_ref_val xp_ref_val_round(const xp_ref_rule *r, xp_ref_val a) {
+xp_ref_val xp_ref_rule_round(const xp_ref_rule *r, xp_ref_val a) {
     const double v = xp_ref_round(a.v, r->d);
     return (xp_ref_val){v, a.e + fabs(a.v - v) + rounding(r, fabs(a.v) + a.e)};
 }
@@ -70,8 +79,18 @@ static double tolerance(const xp_ref_rule *r, double v, double e) {
     return tol <= INF ? tol : INF;
 }
 
-double xp_ref_val_out(const xp_ref_rule *r, xp_ref_val a) {
+double xp_ref_rule_out(const xp_ref_rule *r, xp_ref_val a) {
     return tolerance(r, a.v, a.e);
+}
+
+xp_ref_val xp_ref_val_round(xp_ref_val a, xp_dtype d, xp_dtype op) {
+    const xp_ref_rule r = xp_ref_rule_of(d, op);
+    return xp_ref_rule_round(&r, a);
+}
+
+double xp_ref_val_out(xp_ref_val a, xp_dtype d, xp_dtype op) {
+    const xp_ref_rule r = xp_ref_rule_of(d, op);
+    return xp_ref_rule_out(&r, a);
 }
 
 void xp_ref_out_errors(const xp_ref_rule *r, int64_t n, const double *v, double *e) {
@@ -124,10 +143,10 @@ static void complete(int64_t n, xp_dtype op, int64_t count, double limit, double
 
 void xp_ref_dot_outputs(int64_t n, xp_dtype op, int64_t count, double *e) {
     const double g = xp_ref_gamma(n, op) + xp_ref_gamma(n, XP_F64);
-    complete(n, op, count, g * xp_ref_format_of(op).largest, 1.0, e);
+    complete(n, op, count, g * xp_ref_largest(op), 1.0, e);
 }
 
 void xp_ref_dot_errors(int64_t n, xp_dtype op, int64_t count, double *gauge) {
     const double g = xp_ref_gamma(n, op) + xp_ref_gamma(n, XP_F64);
-    complete(n, op, count, xp_ref_format_of(op).largest, g, gauge);
+    complete(n, op, count, xp_ref_largest(op), g, gauge);
 }

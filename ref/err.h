@@ -30,17 +30,24 @@ typedef struct {
 /* The arithmetic that a contract with parameters of dtype d allows. */
 xp_dtype xp_ref_op(xp_dtype d);
 xp_ref_format xp_ref_format_of(xp_dtype d);
+/* Largest finite value; 0 for an integer type. */
+double xp_ref_largest(xp_dtype d);
 xp_ref_rule xp_ref_rule_of(xp_dtype d, xp_dtype op);
+/* Largest error of one rounding to d of a value of magnitude at most mag; +inf when that may overflow. */
+double xp_ref_room(xp_dtype d, double mag);
 
 /* a * b. The implementation's own rounding of the product belongs to the rounding point that follows. */
 xp_ref_val xp_ref_val_mul(xp_ref_val a, xp_ref_val b);
 /* a + b, likewise. */
 xp_ref_val xp_ref_val_add(xp_ref_val a, xp_ref_val b);
 /* A declared rounding point: the reference rounds to d; the implementation rounds to op, and to d or not. */
-xp_ref_val xp_ref_val_round(const xp_ref_rule *r, xp_ref_val a);
+xp_ref_val xp_ref_rule_round(const xp_ref_rule *r, xp_ref_val a);
 /* Tolerance of an output in d whose reference is the unrounded a: the implementation rounds to op, then to d. NaN
  * (an infinity met a zero on the way) becomes +inf. Also pays for the roundings of the bound's own arithmetic. */
-double xp_ref_val_out(const xp_ref_rule *r, xp_ref_val a);
+double xp_ref_rule_out(const xp_ref_rule *r, xp_ref_val a);
+/* The same for single values: the rule of (d, op). */
+xp_ref_val xp_ref_val_round(xp_ref_val a, xp_dtype d, xp_dtype op);
+double xp_ref_val_out(xp_ref_val a, xp_dtype d, xp_dtype op);
 /* e[i] becomes the tolerance of an output that holds v[i] within e[i]. */
 void xp_ref_out_errors(const xp_ref_rule *r, int64_t n, const double *v, double *e);
 

@@ -117,7 +117,7 @@ void xp_ref_mlp_finish(const xp_ref_mlp *p, int64_t n, double *v) {
 static void round_error(const xp_ref_mlp *p, int64_t n, double *v, double *e) {
     const xp_ref_rule rule = xp_ref_rule_of(p->param, xp_ref_op(p->param));
     for (int64_t i = 0; i < n; i++) {
-        const xp_ref_val r = xp_ref_val_round(&rule, (xp_ref_val){v[i], e[i]});
+        const xp_ref_val r = xp_ref_rule_round(&rule, (xp_ref_val){v[i], e[i]});
         v[i] = r.v;
         e[i] = r.e;
     }
@@ -131,7 +131,7 @@ static void cast_error(const xp_ref_mlp *p, int64_t n, double *v, double *e) {
         return; /* nothing to cast */
     for (int64_t i = 0; i < n; i++) {
         const double r = xp_ref_round(v[i], p->param);
-        e[i] = e[i] > 0.0 ? xp_ref_val_round(&rule, (xp_ref_val){v[i], e[i]}).e : fabs(v[i] - r);
+        e[i] = e[i] > 0.0 ? xp_ref_rule_round(&rule, (xp_ref_val){v[i], e[i]}).e : fabs(v[i] - r);
         v[i] = r;
     }
 }
@@ -165,7 +165,7 @@ void xp_ref_mlp_forward_error(xp_ref_mlp *p, int64_t m, xp_ref_mlp_stop stop) {
         for (int64_t j = 0; j < F; j++) {
             const int64_t g = i * 2 * F + j, u = g + F, at = i * F + j;
             const xp_ref_val s = xp_ref_val_silu(&rule, (xp_ref_val){p->pre[g], p->pree[g]});
-            const xp_ref_val a = xp_ref_val_mul(xp_ref_val_round(&rule, s), (xp_ref_val){p->pre[u], p->pree[u]});
+            const xp_ref_val a = xp_ref_val_mul(xp_ref_rule_round(&rule, s), (xp_ref_val){p->pre[u], p->pree[u]});
             p->mid[at] = a.v;
             p->mide[at] = a.e;
         }
@@ -191,8 +191,8 @@ static void gate_up_error(const xp_ref_mlp *p, int64_t m) {
             const int64_t at = i * 2 * p->F + j, up = at + p->F;
             const xp_ref_val g = {p->pre[at], p->pree[at]}, u = {p->pre[up], p->pree[up]};
             const xp_ref_val da = {p->mid[i * p->F + j], p->mide[i * p->F + j]};
-            const xp_ref_val s = xp_ref_val_round(&rule, xp_ref_val_silu(&rule, g));
-            const xp_ref_val ds = xp_ref_val_round(&rule, xp_ref_val_mul(da, u));
+            const xp_ref_val s = xp_ref_rule_round(&rule, xp_ref_val_silu(&rule, g));
+            const xp_ref_val ds = xp_ref_rule_round(&rule, xp_ref_val_mul(da, u));
             const xp_ref_val dg = xp_ref_val_mul(ds, xp_ref_val_dsilu(&rule, g)), du = xp_ref_val_mul(da, s);
             p->pre[at] = dg.v;
             p->pree[at] = dg.e;

@@ -1,22 +1,32 @@
 /* The bound of stage moe: errors carried through the whole layer, forward and backward.
  *
- * Both sides compute in D, the operands' dtype (f32 or f64), which is also what every intermediate is rounded to. Each
- * value is a pair (v, e): the reference's, and how far another implementation may be. g_n = gamma_n(D) + gamma_n(f64).
- *   logits  e = g_H sum |x| |wr|
- *   softmax in the log domain, where errors add: an implementation's P_j is P_j exp(+-L_j) with
- *           L_j = e_j + sum_i P_i expm1(e_i) + r_j: the logit's own error, the normaliser's (Jensen), and evaluation,
- *           r_j = g_(2E+24) + 2 (u(D) + u(f64)) (|l_j - m| + sum_i P_i |l_i - m| + |m|): exp and division within 4 ulp,
- * E additions, a rounded argument (with or without subtracting the largest, m). e(P_j) = P_j expm1(L_j). weights with
- * renormalisation a softmax over the chosen: the same with W for P, and the sums of r, since the common factor of all P
- * cancels. Without: P itself. experts the chain of expert.c, each row with its errors; combine: e(w out) by the product
- * rule, g_K for its sum. dw      sum |dy| (e(out) + g_H (|out| + e(out)));  dout = w dy by the product rule dlogits W_k
- * (dw_k - sum_i W_i dw_i), P_j for W_k without renormalisation: errors of W and dw by the product rule; evaluation:
- * g_(2K+E+16) times the absolute Jacobian, which for renormalised weights is W_k (|dw_k| + s) + 2 P_j s, s = sum_i W_i
- * |dw_i| (it bounds the path over the derivative of the quotient, with P, and the short one, with W) rows    expert.c's
- * backward with errors of dout and pre on entry; sums over slots g_K; sums of parts g_2 weight gradients over n rows:
- * sum of products of (|a| + e_a)(|b| + e_b) - |a| |b| + g_n (|a| + e_a)(|b| + e_b) Every declared rounding to D costs
- * both sides one. A sum is taken over the terms of its own part, in any order. The rules for products, roundings and
- * functions are those of err.h; no term is dropped. */
+ * Both sides compute in D, the operands' dtype (f32 or f64), which is also what every intermediate is rounded to; each
+ * declared rounding costs both sides one. A value is a pair (v, e): the reference's, and how far another implementation
+ * may be. g_n = gamma_n(D) + gamma_n(f64). Sums are in any order. With err.h's rules for products, roundings,
+ * functions:
+ *
+ * - logits: e = g_H sum |x| |wr|.
+ *
+ * - scores, in the log domain where errors add: an implementation's P_j is P_j exp(+-L_j) with L_j = e_j +
+ *   sum_i P_i expm1(e_i) + r_j: the logit's own error, the normaliser's (Jensen), and evaluation, r_j = g_(2E+24) +
+ *   2 (u(D) + u(f64)) (|l_j - m| + sum_i P_i |l_i - m| + |m|): exp and division within 4 ulp, E additions, a rounded
+ *   argument, with or without the largest, m, taken off. e(P_j) = P_j expm1(L_j).
+ *
+ * - weights, renormalised: a softmax over the chosen alone, the same with W for P; the factor that all P share cancels.
+ *   Not renormalised: P itself.
+ *
+ * - experts: the chain of expert.c with errors on entry. y: e(w out) by the product rule, g_K for the sum.
+ *
+ * - dw = <dy, W2 act> or <W2^T dy, act>: sum |dy| |W2| (e(act) + g_(F+H) (|act| + e(act))), and W2 act's rounding.
+ *
+ * - dlogits = W_k (dw_k - sum_i W_i dw_i), without renormalisation P_j for W_k: errors of W and dw by the product rule;
+ *   evaluation g_(2K+E+16) times the absolute Jacobian, W_k (|dw_k| + s) + 2 P_j s with s = sum_i W_i |dw_i|: that is
+ *   enough for the way through the derivative of the quotient, too.
+ *
+ * - dx: expert.c's backward with errors of dout = w dy and of pre on entry, dlogits wr, the shared expert's part; one
+ *   chain may run through all slots and parts, 2 F K + E + 2 S + 1 long, or parts are summed and rounded: g_K, g_2.
+ *
+ * - weight gradients over n rows: sum of (|a| + e_a)(|b| + e_b) (1 + g_n) - |a| |b|. */
 #include "moe.h"
 
 #include <math.h>
@@ -39,7 +49,8 @@ typedef struct {
     double *dxe;                            /* [T,H]: sum of |part| + e, for the sum of the parts */
     double *lv, *le;                        /* a chunk of rows of E */
     double *left, *right;                   /* factors of a sum over rows */
-    double *kept, *gate, *z, *ze;           /* two rows of H; two numbers for each row of a chunk */
+    double *wide;                           /* a chunk of rows of H: errors of <dy, out> for each unit of dy */
+    double *gate, *z, *ze;                  /* a row of H; two numbers for each row of a chunk */
     int64_t *tok, *slot;                    /* of a chunk of expert rows */
     xp_ref_mlp expert, shared;              /* their planes share memory: one is done before the other starts */
 } work;
@@ -81,7 +92,7 @@ static size_t plan(const xp_moe_args *a, void *ws, work *w) {
     w->le = xp_ref_take(&l, E * chunk);
     w->left = xp_ref_take(&l, wide * chunk);
     w->right = xp_ref_take(&l, wide * chunk);
-    w->kept = xp_ref_take(&l, H * number);
+    w->wide = xp_ref_take(&l, H * chunk);
     w->gate = xp_ref_take(&l, H * number);
     w->z = xp_ref_take(&l, chunk);
     w->ze = xp_ref_take(&l, chunk);
@@ -109,7 +120,7 @@ static int64_t expert_at(const work *w, int64_t t, int64_t k) {
 }
 
 static xp_ref_val rounded(const work *w, double v, double e) {
-    return xp_ref_val_round(&w->rule, (xp_ref_val){v, e});
+    return xp_ref_rule_round(&w->rule, (xp_ref_val){v, e});
 }
 
 /* One term of a sum of n: its own error and its part of the sum's. */
@@ -118,16 +129,35 @@ static void accumulate(const work *w, int64_t n, xp_ref_val term, xp_ref_val *su
     sum->e += term.e + both(n, w->op) * (fabs(term.v) + term.e);
 }
 
-/* sum of a b over n terms, a exact. t: scratch of n. */
-static xp_ref_val dot(const work *w, int64_t n, const double *a, const double *b, const double *be, double *t) {
-    xp_ref_val s = {0.0, 0.0};
-    memcpy(t, be, (size_t)n * sizeof *t);
-    xp_ref_dot_inputs(n, w->op, n, b, t);
-    for (int64_t i = 0; i < n; i++) {
-        s.v += a[i] * b[i];
-        s.e += fabs(a[i]) * t[i];
+/* Sums of dx are 2 F K + E + 2 S + 1 long when all parts share one chain. */
+static int64_t dx_terms(const work *w) {
+    return 2 * w->F * w->K + w->E + 2 * w->S + 1;
+}
+
+/* An MLP output's rounding, in y and ye; `wide` gets what <dy, y> loses for each unit of dy, whether it is summed as
+ * dy . (W2 act) or as (W2^T dy) . act: a chain of F + H over |W2| |act|, and the rounding of y. */
+static void round_outputs(const work *w, const xp_ref_mlp *p, int64_t m) {
+    const int64_t n = p->F + w->H;
+    memcpy(p->mide, p->acte, (size_t)(m * p->F) * sizeof(double));
+    xp_ref_dot_inputs(n, w->op, m * p->F, p->mid, p->mide);
+    xp_ref_linear_nt(p->mide, m, p->F, p->w2, 1, w->wide, w->H, p->tile);
+    xp_ref_dot_outputs(n, w->op, m * w->H, w->wide);
+    for (int64_t i = 0; i < m * w->H; i++) {
+        const xp_ref_val out = rounded(w, p->y[i], p->ye[i]);
+        w->wide[i] += (1.0 + both(w->H, w->op)) * (out.e - p->ye[i]);
+        p->y[i] = out.v;
+        p->ye[i] = out.e;
     }
-    xp_ref_dot_outputs(n, w->op, 1, &s.e);
+}
+
+/* <dy, y> of one row of a chunk. */
+static xp_ref_val dot_dy(const work *w, const double *dy, const double *y, const double *wide) {
+    xp_ref_val s = {0.0, 0.0};
+    for (int64_t h = 0; h < w->H; h++) {
+        s.v += dy[h] * y[h];
+        s.e += fabs(dy[h]) * wide[h];
+    }
+    xp_ref_dot_outputs(w->H, w->op, 1, &s.e);
     return s;
 }
 
@@ -173,6 +203,20 @@ static double score_cost(const work *w, double logit, double max, double spread)
     return both(2 * w->E + 24, w->op) + 2.0 * unit * (fabs(logit - max) + spread + fabs(max));
 }
 
+/* v, a share of a sum, is off by v expm1(log_off), plus what may flush; but no two shares are further apart than 1,
+ * give or take their evaluation, if both can be computed at all: sure. */
+static double share_error(const work *w, double v, double log_off, double flush, int sure) {
+    const double e = (v > 0.0 ? v * xp_ref_expm1(log_off) : 0.0) + flush, cap = 1.0 + both(2 * w->E + 24, w->op);
+    return sure && e > cap ? cap : e;
+}
+
+static int all_finite(const double *v, int64_t n) {
+    int finite = 1;
+    for (int64_t i = 0; i < n; i++)
+        finite &= isfinite(v[i]) != 0;
+    return finite;
+}
+
 /* Scores from logits and their errors, which become those of the rounded logits. A NaN logit counts as -inf: it scores
  * 0 (xp/route.h). cost[e]: score_cost. */
 static void token_scores(const work *w, double *lv, double *le, double *cost, xp_ref_val *score) {
@@ -192,16 +236,18 @@ static void token_scores(const work *w, double *lv, double *le, double *cost, xp
             common += score[e].v * xp_ref_expm1(le[e]);
         }
     }
+    const int sure = all_finite(le, w->E);
     for (int64_t e = 0; e < w->E; e++) {
         const double v = score[e].v;
         cost[e] = score_cost(w, lv[e], max, spread);
-        score[e] = rounded(w, v, (v > 0.0 ? v * xp_ref_expm1(le[e] + common + cost[e]) : 0.0) + w->rule.flush);
+        score[e] = rounded(w, v, share_error(w, v, le[e] + common + cost[e], w->rule.flush, sure));
     }
 }
 
-/* The chosen scores divided by their sum: 2 K + 8 roundings beside the scores' own. */
+/* The chosen scores divided by their sum: 2 K + 8 roundings beside the scores' own. Sure as long as the other side's
+ * sum cannot be zero. */
 static void renormalise(const work *w, int64_t t, const double *le, const double *cost, xp_ref_val *weight) {
-    double sum = 0.0, common = 0.0;
+    double sum = 0.0, common = 0.0, apart = 0.0;
     for (int64_t k = 0; k < w->K; k++)
         sum += weight[k].v;
     for (int64_t k = 0; k < w->K; k++) {
@@ -209,10 +255,13 @@ static void renormalise(const work *w, int64_t t, const double *le, const double
         weight[k].v /= sum;
         common += weight[k].v * (xp_ref_expm1(le[e]) + cost[e]);
     }
+    for (int64_t e = 0; e < w->E; e++)
+        apart = le[e] <= apart ? apart : le[e];
+    const int sure = sum * xp_ref_exp(-2.0 * apart) > 2.0 * (double)w->K * w->rule.flush;
     for (int64_t k = 0; k < w->K; k++) {
         const int64_t e = expert_at(w, t, k);
-        const double off = xp_ref_expm1(le[e] + common + cost[e] + both(2 * w->K + 8, w->op));
-        weight[k].e = weight[k].v * off + w->rule.flush / sum;
+        const double off = le[e] + common + cost[e] + both(2 * w->K + 8, w->op);
+        weight[k].e = share_error(w, weight[k].v, off, w->rule.flush / sum, sure);
     }
 }
 
@@ -304,21 +353,20 @@ static void load_tokens(const work *w, const xp_tensor *t, int64_t m, double *ou
 /* The rows' outputs go into y and, dotted with dy, into dw. */
 static void expert_outputs(const work *w, int64_t m) {
     const xp_ref_mlp *p = &w->expert;
+    round_outputs(w, p, m);
     for (int64_t i = 0; i < m; i++) {
-        double *v = p->y + i * w->H, *e = p->ye + i * w->H;
+        const double *v = p->y + i * w->H, *e = p->ye + i * w->H;
         for (int64_t h = 0; h < w->H; h++) {
-            const xp_ref_val out = rounded(w, v[h], e[h]);
+            const xp_ref_val out = {v[h], e[h]};
             accumulate(w, w->K, xp_ref_val_mul(w->used[w->slot[i]], out), &w->y[w->tok[i] * w->H + h]);
-            v[h] = out.v;
-            e[h] = out.e;
         }
         xp_ref_rows_load(&w->a->dy, w->tok[i], 1, w->gate);
-        const xp_ref_val d = dot(w, w->H, w->gate, v, e, w->left);
+        const xp_ref_val d = dot_dy(w, w->gate, v, w->wide + i * w->H);
         w->dw[w->slot[i]] = rounded(w, d.v, d.e);
     }
 }
 
-/* y and ye become dout; its errors are kept for the gradient of w2. */
+/* y and ye become dout. */
 static void expert_douts(const work *w, int64_t m) {
     const xp_ref_mlp *p = &w->expert;
     load_tokens(w, &w->a->dy, m, p->y);
@@ -345,7 +393,7 @@ static void expert_chunk(work *w, int64_t m, int64_t rows, int operand, const xp
         outer_errors(w, rows, m, w->H, p->y, p->ye, w->F, p->mid, p->acte, tol);
         return;
     }
-    xp_ref_mlp_backward_error(p, m, 0, XP_REF_MLP_END);
+    xp_ref_mlp_backward_error(p, m, dx_terms(w) - 2 * w->F, XP_REF_MLP_END);
     if (operand == XP_REF_MOE_DW1) {
         load_tokens(w, &w->a->x, m, p->y);
         outer_errors(w, rows, m, 2 * w->F, p->pre, p->dpree, w->H, p->y, NULL, tol);
@@ -402,9 +450,9 @@ static void router_gradients(work *w, int operand, const xp_tensor *tol) {
             continue;
         }
         xp_ref_linear_nn(w->lv, m, w->E, &w->a->wr, 0, p->x, w->H, p->tile);
-        xp_ref_dot_inputs(w->E, w->op, m * w->E, w->lv, w->le);
+        xp_ref_dot_inputs(dx_terms(w), w->op, m * w->E, w->lv, w->le);
         xp_ref_linear_nn(w->le, m, w->E, &w->a->wr, 1, p->xe, w->H, p->tile);
-        xp_ref_dot_outputs(w->E, w->op, m * w->H, p->xe);
+        xp_ref_dot_outputs(dx_terms(w), w->op, m * w->H, p->xe);
         for (int64_t i = 0; i < m * w->H; i++)
             add_part(w, row * w->H + i, (xp_ref_val){p->x[i], p->xe[i]});
     }
@@ -431,17 +479,16 @@ static void shared_gate(const work *w, int64_t m) {
     }
 }
 
-/* The rows' part of y; y and ye become the rounded MLP outputs. */
+/* The rows' part of y. */
 static void shared_outputs(const work *w, int64_t row, int64_t m) {
     const xp_ref_mlp *p = &w->shared;
+    round_outputs(w, p, m);
     for (int64_t i = 0; i < m * w->H; i++) {
-        const xp_ref_val out = rounded(w, p->y[i], p->ye[i]), sig = {w->z[i / w->H], w->ze[i / w->H]};
-        const xp_ref_val part = w->a->sgate.data ? xp_ref_val_mul(sig, out) : out;
-        const xp_ref_val done = w->a->sgate.data ? rounded(w, part.v, part.e) : part;
+        const xp_ref_val out = {p->y[i], p->ye[i]}, sig = {w->z[i / w->H], w->ze[i / w->H]};
+        const xp_ref_val part = xp_ref_val_mul(sig, out);
+        const xp_ref_val done = w->a->sgate.data ? rounded(w, part.v, part.e) : out;
         xp_ref_val *y = &w->y[row * w->H + i];
         *y = xp_ref_val_add(rounded(w, y->v, y->e), done);
-        p->y[i] = out.v;
-        p->ye[i] = out.e;
     }
 }
 
@@ -449,11 +496,10 @@ static void shared_outputs(const work *w, int64_t row, int64_t m) {
 static void shared_ungate(const work *w, int64_t row, int64_t m) {
     const xp_ref_mlp *p = &w->shared;
     for (int64_t i = 0; i < m; i++) {
-        double *v = p->y + i * w->H, *e = p->ye + i * w->H, *dy = w->kept;
+        double *v = p->y + i * w->H, *e = p->ye + i * w->H, *dy = w->left;
         const xp_ref_val sig = {w->z[i], w->ze[i]}, rest = {1.0 - sig.v, sig.e};
         xp_ref_rows_load(&w->a->dy, row + i, 1, dy);
-        xp_ref_val d = dot(w, w->H, dy, v, e, w->left);
-        d = xp_ref_val_mul(d, xp_ref_val_mul(sig, rest));
+        xp_ref_val d = xp_ref_val_mul(dot_dy(w, dy, v, w->wide + i * w->H), xp_ref_val_mul(sig, rest));
         d.e += both(3, w->op) * (fabs(d.v) + d.e);
         d = rounded(w, d.v, d.e);
         for (int64_t h = 0; h < w->H; h++) {
@@ -467,13 +513,12 @@ static void shared_ungate(const work *w, int64_t row, int64_t m) {
     }
 }
 
-/* The gate's term joins the sums of dx, which are 2 S + 1 long with it. */
+/* The gate's term joins the sums of dx. */
 static void shared_dx(const work *w, int64_t row, int64_t m) {
     const xp_ref_mlp *p = &w->shared;
-    const int64_t n = 2 * w->S + 1;
     for (int64_t i = 0; i < m; i++) {
         double t = w->ze[i];
-        xp_ref_dot_inputs(n, w->op, 1, w->z + i, &t);
+        xp_ref_dot_inputs(dx_terms(w), w->op, 1, w->z + i, &t);
         for (int64_t h = 0; h < w->H; h++) {
             xp_ref_val d = {p->x[i * w->H + h], p->xe[i * w->H + h]};
             if (w->a->sgate.data) {
@@ -504,7 +549,7 @@ static void shared_chunk(work *w, int64_t row, int64_t m, int operand, const xp_
         outer_errors(w, w->T, m, w->H, p->y, p->ye, w->S, p->mid, p->acte, tol);
         return;
     }
-    xp_ref_mlp_backward_error(p, m, w->a->sgate.data != NULL, XP_REF_MLP_END);
+    xp_ref_mlp_backward_error(p, m, dx_terms(w) - 2 * w->S, XP_REF_MLP_END);
     if (operand == XP_REF_MOE_DSW1) {
         xp_ref_rows_load(&w->a->x, row, m, p->y);
         outer_errors(w, w->T, m, 2 * w->S, p->pre, p->dpree, w->H, p->y, NULL, tol);
@@ -530,7 +575,7 @@ static void token_outputs(const work *w, int operand, const xp_tensor *ref, xp_t
         double *out = xp_tensor_at(tol, t, 0, 0, 0);
         for (int64_t h = 0, at = t * w->H; h < w->H; h++, at++) {
             const double e = operand == XP_REF_MOE_Y ? w->y[at].e : w->dx[at].e + both(2, w->op) * w->dxe[at];
-            out[h] = xp_ref_val_out(&w->rule, (xp_ref_val){value[h], e});
+            out[h] = xp_ref_rule_out(&w->rule, (xp_ref_val){value[h], e});
         }
     }
 }

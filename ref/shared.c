@@ -192,7 +192,7 @@ static void gate_error(work *w, int64_t m) {
     for (int64_t i = 0; i < m; i++) {
         xp_ref_val z = {dot(p->x + i * p->H, w->gate, p->H), dot_abs(p->xe + i * p->H, w->gate, p->H)};
         xp_ref_dot_outputs(p->H, op, 1, &z.e);
-        const xp_ref_val sig = xp_ref_val_sigmoid(&rule, xp_ref_val_round(&rule, z));
+        const xp_ref_val sig = xp_ref_val_sigmoid(&rule, xp_ref_rule_round(&rule, z));
         w->z[i] = sig.v;
         w->ze[i] = sig.e;
     }
@@ -205,9 +205,9 @@ static void gated_error(work *w, int64_t m) {
     const xp_ref_rule rule = act_rule(p);
     xp_ref_mlp_finish_error(p, m * p->H, p->y, p->ye);
     for (int64_t i = 0; i < m; i++) {
-        const xp_ref_val sig = xp_ref_val_round(&rule, (xp_ref_val){w->z[i], w->ze[i]});
+        const xp_ref_val sig = xp_ref_rule_round(&rule, (xp_ref_val){w->z[i], w->ze[i]});
         for (int64_t j = i * p->H; j < (i + 1) * p->H; j++) {
-            const xp_ref_val y = xp_ref_val_mul(sig, xp_ref_val_round(&rule, (xp_ref_val){p->y[j], p->ye[j]}));
+            const xp_ref_val y = xp_ref_val_mul(sig, xp_ref_rule_round(&rule, (xp_ref_val){p->y[j], p->ye[j]}));
             p->y[j] = y.v;
             p->ye[j] = y.e;
         }
@@ -287,7 +287,7 @@ static void ungate_error(work *w, const xp_shared_bwd_args *a, int64_t row, int6
 
 static void round_errors(const xp_ref_rule *rule, int64_t n, double *v, double *e) {
     for (int64_t i = 0; i < n; i++) {
-        const xp_ref_val r = xp_ref_val_round(rule, (xp_ref_val){v[i], e[i]});
+        const xp_ref_val r = xp_ref_rule_round(rule, (xp_ref_val){v[i], e[i]});
         v[i] = r.v;
         e[i] = r.e;
     }

@@ -452,8 +452,7 @@ static double group_residual(const xp_wgrad_args *a, int64_t l) {
     }
     const xp_dtype op = op_of(a);
     const double roundings = (double)(a->fold ? 2 * rows : 1), ru = roundings * xp_ref_unit(a->dw.dtype);
-    if (elements == 0 || ru >= 1.0 || !(gauge <= xp_ref_format_of(op).largest) ||
-        !(gauge <= xp_ref_format_of(a->dw.dtype).largest))
+    if (elements == 0 || ru >= 1.0 || !(gauge <= xp_ref_largest(op)) || !(gauge <= xp_ref_largest(a->dw.dtype)))
         return 0.0;
     const double unit = ru / (1.0 - ru) + xp_ref_gamma(rows, op);
     const double sums = xp_ref_gamma(rows + elements + a->dy.dim[1] + a->x.dim[1] + 4, XP_F64);

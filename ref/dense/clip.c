@@ -18,9 +18,9 @@ static xp_status run(const xp_exec *x, const void *args) {
     const xp_clip_args *a = args;
     const double norm = xp_dense_get(&a->norm, 0);
     double c = to_f32((double)a->max_norm / to_f32(norm + (double)a->eps));
-    if (!isfinite(norm) || isnan(c))
+    if (!isfinite(norm))
         c = (double)NAN;
-    else if (c > 1)
+    else if (!(c <= 1)) /* a zero limit for a zero norm too, 0/0: there is nothing to clip */
         c = 1;
     xp_dense_put(&a->coef, 0, c);
     if (isnan(c) || c == 1)

@@ -53,8 +53,8 @@ static inline uint64_t magnitude(uint64_t a, const format *f) {
 static inline uint64_t narrow(double v, const format *f, int saturate) {
     const uint64_t u = bits_of(v), a = u << 1 >> 1;
     const uint64_t sign = (u >> 63) << f->sign_at;
-    if (a > INF_BITS)
-        return f->signed_over ? f->nan | sign : f->nan;
+    if (a > INF_BITS) /* where no code is left for NaN, its sign goes too */
+        return f->signed_over && f->nan > f->max ? f->nan | sign : f->nan;
     const uint64_t c = a == INF_BITS ? f->max + 1 : magnitude(a, f);
     if (c > f->max)
         return saturate ? f->max | sign : (f->signed_over ? f->over | sign : f->over);
@@ -63,8 +63,10 @@ static inline uint64_t narrow(double v, const format *f, int saturate) {
 
 /* Powers of two only: between 2^e and 2^(e+1) the middle is 1.5 * 2^e, a tie goes to the even code. */
 static uint64_t narrow_e8m0(double v, int saturate) {
-    const uint64_t u = bits_of(v);
-    if (u == 0 || u > INF_BITS) /* zero, any negative value (the sign bit is on top), NaN */
+    const uint64_t u = bits_of(v), a = u << 1 >> 1;
+    if (a == 0)
+        return saturate ? 0 : 0xFF;
+    if (u > INF_BITS) /* any negative value (the sign bit is on top), NaN */
         return 0xFF;
     if (u == INF_BITS)
         return saturate ? 0xFE : 0xFF;
@@ -79,7 +81,7 @@ static uint64_t narrow_e8m0(double v, int saturate) {
 uint64_t xp_dense_narrow(double v, xp_dtype d, int saturate) {
     switch (d) {
     case XP_F64:
-        return bits_of(v);
+        return bits_of(v) - (saturate && isinf(v)); /* the largest finite double lies just below infinity */
     case XP_F32:
         return narrow(v, &F32, saturate);
     case XP_BF16:

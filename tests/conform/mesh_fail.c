@@ -152,6 +152,11 @@ static xp_status shape_rank(const xp_mesh *mesh, int rank, void *arg) {
     return reduce(mesh->axis[XP_FSDP], XP_F32, rank == 3 ? 3 : 2, rank == 3 ? 2 : 3, XP_SUM);
 }
 
+static xp_status length_rank(const xp_mesh *mesh, int rank, void *arg) {
+    (void)arg;
+    return reduce(mesh->axis[XP_FSDP], XP_F32, rank == 1 ? 4 : 2, 3, XP_SUM);
+}
+
 static xp_status redop_rank(const xp_mesh *mesh, int rank, void *arg) {
     (void)arg;
     return reduce(mesh->axis[XP_FSDP], XP_F32, 2, 3, rank == 0 ? XP_SUM : XP_MAX);
@@ -189,6 +194,8 @@ static void operands_that_differ(void **state) {
     expect_all(XP_E_COMM, "all_reduce #1 on fsdp: rank 0 has f32, rank 1 has bf16");
     run("fsdp=4", shape_rank);
     expect_all(XP_E_COMM, "all_reduce #1 on fsdp: rank 0 has a buffer of [2,3], rank 3 [3,2]");
+    run("fsdp=4", length_rank);
+    expect_all(XP_E_COMM, "all_reduce #1 on fsdp: rank 0 has a buffer of [2,3], rank 1 [4,3]");
     run("fsdp=4", redop_rank);
     expect_all(XP_E_COMM, "all_reduce #1 on fsdp: rank 0 reduces by sum, rank 1 by max");
     run("fsdp=4", width_rank);
@@ -459,6 +466,23 @@ static void the_worst_status_is_agreed_on(void **state) {
     assert_string_equal(xp_error_text(), "rank 2: late and heavy");
 }
 
+/* Rank 2 fails first; rank 0 hears of it, and then fails alike. */
+static xp_status second_rank(const xp_mesh *mesh, int rank, void *arg) {
+    (void)arg;
+    if (rank == 2)
+        return XP_FAIL(XP_E_ARG, "the first");
+    const xp_status st = barrier(mesh->axis[XP_WORLD]);
+    return rank == 0 ? XP_FAIL(XP_E_ARG, "the second") : st;
+}
+
+static void the_first_of_equals_is_the_first_in_time(void **state) {
+    (void)state;
+    run("fsdp=3", second_rank);
+    assert_int_equal(report.status, XP_E_ARG);
+    assert_int_equal(report.first, 2);
+    assert_string_equal(xp_error_text(), "rank 2: the first");
+}
+
 /* ---- ranks that never come (these need a deadline) ---- */
 
 static xp_status dozing_rank(const xp_mesh *mesh, int rank, void *arg) {
@@ -560,6 +584,7 @@ int main(void) {
         cmocka_unit_test(a_rank_that_fails_without_a_text),
         cmocka_unit_test(a_rank_that_gives_up),
         cmocka_unit_test(the_worst_status_is_agreed_on),
+        cmocka_unit_test(the_first_of_equals_is_the_first_in_time),
         cmocka_unit_test(a_rank_that_comes_too_late),
         cmocka_unit_test(a_rank_that_never_returns_is_left_behind),
         cmocka_unit_test(findings_do_not_depend_on_arrival),

@@ -79,8 +79,12 @@ static void test_narrow_special(void **state) {
     expect_code(XP_E8M0, 1.4999, 0, 127);
     expect_code(XP_E8M0, 3, 0, 128);
     expect_code(XP_E8M0, 0, 0, 255);
+    expect_code(XP_E8M0, 0, 1, 0);
+    expect_code(XP_E2M1, -(double)NAN, 0, 7);
     expect_code(XP_E8M0, -1, 0, 255);
     expect_code(XP_E8M0, HUGE_VAL, 1, 254);
+    expect_code(XP_F64, -HUGE_VAL, 1, 0xFFEFFFFFFFFFFFFF);
+    expect_code(XP_F64, -HUGE_VAL, 0, 0xFFF0000000000000);
     static const xp_dtype with_nan[] = {XP_F32, XP_BF16, XP_F16, XP_E4M3, XP_E5M2, XP_E4M3FNUZ, XP_E5M2FNUZ, XP_E8M0};
     for (size_t i = 0; i < sizeof with_nan / sizeof with_nan[0]; i++) {
         const uint64_t c = xp_dense_narrow((double)NAN, with_nan[i], 1);
@@ -240,6 +244,15 @@ static void test_linear_many_rows(void **state) {
             near(y[t * V + v], s, 0, "logits", t * V + v);
         }
     }
+    static double dx[T * H];
+    const xp_head_bwd_args b = {.dlogits = D2(y, T), .w = D2(w, V), .dx = D2(dx, T)};
+    dense_ok(&xp_dense_head_bwd, &b);
+    for (int i = 0; i < T * H; i++) {
+        double s = 0;
+        for (int v = 0; v < V; v++)
+            s += y[i / H * V + v] * w[v * H + i % H];
+        near(dx[i], s, 0, "dx", i);
+    }
 }
 
 /* ---- routing ---- */
@@ -259,6 +272,10 @@ static void test_route(void **state) {
     for (int i = 8; i < 12; i++)
         assert_true(isnan(s[i]));
     near(w[0], third, 4 * 0x1p-53, "w", 0);
+    l[7] = HUGE_VAL; /* inf - inf: no number but for the NaN logit, which counts as -inf */
+    dense_ok(&xp_dense_route, &a);
+    assert_true(idx[2] == 3 && isnan(s[5]) && isnan(s[7]) && s[4] == 0);
+    l[7] = nan;
     a.dialect = &RENORM;
     dense_ok(&xp_dense_route, &a);
     near(w[0], 0.75, 8 * 0x1p-53, "renormalised", 0); /* 1.5 times one half */
@@ -841,6 +858,21 @@ static void test_gradnorm_against_mpfr(void **state) {
     mpfr_clears(sum, term, root, (mpfr_ptr)0);
 }
 
+/* 2^18 squares of 48 bits: more than 64 bits hold; the norm is 2^9 times the value. */
+static void test_gradnorm_many(void **state) {
+    (void)state;
+    enum { MANY = 1 << 18 };
+    static float g[MANY];
+    float norm[1];
+    int64_t seg[2] = {0, MANY};
+    uint8_t owner[1] = {1};
+    for (int i = 0; i < MANY; i++)
+        g[i] = 0x1.fffffep0f;
+    const xp_gradnorm_args a = {.grad = F1(g), .seg = L1(seg), .owner = B1(owner), .norm = F1(norm), .p = 2};
+    dense_ok(&xp_dense_gradnorm, &a);
+    assert_true(norm[0] == 0x1.fffffep9f);
+}
+
 static void test_gradnorm_owner(void **state) {
     (void)state;
     float g[5] = {3, 100, NAN, 4, 1000}, norm[1];
@@ -866,6 +898,10 @@ static void test_clip(void **state) {
     norm[0] = HUGE_VALF;
     dense_ok(&xp_dense_clip, &a);
     assert_true(isnan(coef[0]) && g[1] == -2);
+    norm[0] = 0;
+    a.max_norm = 0;
+    dense_ok(&xp_dense_clip, &a); /* 0/0 */
+    assert_true(coef[0] == 1 && g[1] == -2);
     /* both roundings of the coefficient: 1 + 1e-6 is 1 + 8 units of f32 */
     norm[0] = 1;
     a.eps = 1e-6f;
@@ -986,6 +1022,7 @@ int main(void) {
         cmocka_unit_test(test_gradnorm_by_hand),
         cmocka_unit_test(test_gradnorm_against_mpfr),
         cmocka_unit_test(test_gradnorm_owner),
+        cmocka_unit_test(test_gradnorm_many),
         cmocka_unit_test(test_clip),
         cmocka_unit_test(test_adamw_against_mpfr),
         cmocka_unit_test(test_sgd),

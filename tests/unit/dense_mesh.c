@@ -87,6 +87,8 @@ static xp_status scatter_rank(const xp_mesh *m, int rank, void *arg) {
         for (int j = 0; j < (mode->fold ? r : 1); j++)
             all += (r + 1) * (j + 1);
     }
+    for (int64_t i = 0; i < COUNT(grad); i++)
+        grad[i] = 1e9f; /* nobody may read behind this rank's blocks */
     for (int64_t j = 0; j < b_n; j++) {
         blocks[j] = 10 * j + (mode->twice ? 0 : rank);
         for (int64_t i = 0; i < G * R0 * N; i++)

@@ -9,6 +9,12 @@
 
 #include "unit/stage_suite.h"
 
+/* A row run again and again in one workspace, unchecked. */
+static inline xp_exec slope_exec(const xp_kernel *k, const xp_mesh *m, const void *args) {
+    const size_t bytes = k->workspace ? k->workspace(args, m) : 0;
+    return (xp_exec){.mesh = m, .ws = take(bytes), .ws_bytes = bytes};
+}
+
 /* The objective with the operands as they are now, and how far it may be from the exact one. */
 typedef double (*slope_fn)(void *ctx, double *out_err);
 
