@@ -51,12 +51,20 @@ static int64_t block_of(const binding *b) {
     return text ? strtoll(text, NULL, 10) : 0;
 }
 
+static int names_letter(const xp_stage *s, char letter) {
+    for (int i = 0; i < s->operands; i++) {
+        if (strchr(s->operand[i].shape, letter))
+            return 1;
+    }
+    return 0;
+}
+
 static void take_letters(binding *b) {
     memcpy(b->local, b->c->dim, sizeof b->local);
     memcpy(b->full, b->c->dim, sizeof b->full);
     deal_tokens(b);
-    split_letter(b, 'N');
-    split_letter(b, 'R');
+    /* A flat stage is cut along N; where rows are cut, N counts columns. */
+    split_letter(b, names_letter(b->c->stage, 'R') ? 'R' : 'N');
     const int ep = b->r->mesh->axis[XP_EP]->size;
     *slot(b->local, 'L') = *slot(b->local, 'E') / ep;
     *slot(b->full, 'L') = *slot(b->local, 'E');

@@ -463,7 +463,10 @@ void xp_case_print(const xp_case *c, char *buf, size_t bytes) {
 xp_status xp_case_check(const xp_case *c) {
     const int64_t E = c->dim['E' - 'A'], K = c->dim['K' - 'A'];
     const int routed = c->kind != XP_CASE_STAGE || c->stage->chain;
-    if (K > E && !c->model[0])
+    int chooses = routed;
+    for (int i = 0; !chooses && i < c->stage->operands; i++)
+        chooses = strchr(c->stage->operand[i].shape, 'K') != NULL;
+    if (chooses && K > E && !c->model[0])
         return XP_FAIL(XP_E_ARG, "K: %lld slots a token, but E is %lld experts; K must not exceed E", (long long)K,
                        (long long)E);
     if (routed && !c->model[0] && (E < 1 || E % c->mesh.ep != 0))

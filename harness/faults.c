@@ -444,7 +444,7 @@ FAULT(stale_tail, "stale-tail", "dispatch", "the last received row holds an earl
 FAULT(pad_garbage, "pad-garbage", "dispatch", "padding rows are never written: NaN enters the weight gradient",
       "torchtitan#1237, TransformerEngine#3116", "nan");
 FAULT(swapped_splits, "swapped-splits", "dispatch_bwd", "the backward all-to-all uses the wrong rank's splits",
-      "Megatron-LM#3626", "bits");
+      "Megatron-LM#3626", "collective");
 FAULT(cast_truncates, "cast-truncates", "gather", "the cast to bf16 truncates instead of rounding",
       "nccl-extensions 54b1180", "bits");
 FAULT(shared_missing, "shared-missing", "shared", "the shared expert adds nothing", "VeOmni#118", "bound");

@@ -136,7 +136,6 @@ static xp_status judge_choice(xp_judged *c) {
     xp_status st;
     if (!c->s->replay || scores < 0 || !compares(c, scores) || tensor(c, GOT, sel)->dtype != XP_I32)
         return XP_FAIL(XP_E_BUG, "stage %s: a choice needs replay, i32 ids and scores by bound", c->s->name);
-    c->s->replay(c->slice[JUDGE], 0);
     XP_TRY(run_judge(c));
     XP_TRY(make_bound(c, scores, &tol));
     XP_GOTO(out, xp_judged_like(c, tensor(c, JUDGE, sel), XP_I32, &use));
@@ -255,8 +254,20 @@ static int64_t draw(const xp_judged *c, int64_t stratum, int64_t strata, int64_t
     return lo + (int64_t)(xp_hash_bytes(key, sizeof key, site).lo % (uint64_t)(hi - lo));
 }
 
-static xp_status compare_sample(xp_judged *c, int64_t extent, int64_t most) {
-    const int64_t n = c->j->o.sample_units;
+/* Units to draw: as many as asked for, and at least 1024 elements where a unit is a single number. */
+static int64_t sample_size(xp_judged *c) {
+    const units one = {0, 1, 0};
+    int64_t most = 1;
+    views(c, &one);
+    for (int i = 0; i < c->s->operands; i++) {
+        const int64_t n = compares(c, i) ? xp_tensor_count(tensor(c, GOT, i)) : 0;
+        most = n > most ? n : most;
+    }
+    const int64_t least = (1024 + most - 1) / most;
+    return c->j->o.sample_units > least ? c->j->o.sample_units : least;
+}
+
+static xp_status compare_sample(xp_judged *c, int64_t extent, int64_t n, int64_t most) {
     units u = {0, 0, 0};
     for (int64_t s = 0; s < n; s++) {
         const int64_t at = draw(c, s, n, extent);
@@ -279,11 +290,12 @@ static xp_status compare_units(xp_judged *c) {
     if (extent <= 0)
         return compare_slice(c, &whole);
     const int64_t most = units_a_slice(c, extent);
+    const int64_t sample = c->j->o.sample_units > 0 ? sample_size(c) : extent;
     int64_t used = extent;
-    if (c->j->o.sample_units > 0)
-        xp_judged_rows_in_use(c, extent, &used);
-    if (c->j->o.sample_units > 0 && c->j->o.sample_units < used)
-        return compare_sample(c, used, most);
+    if (sample < extent && xp_judged_rows_in_use(c, extent, &used) && used == 0)
+        used = extent;
+    if (sample < used)
+        return compare_sample(c, used, sample, most);
     if (most >= extent)
         return compare_slice(c, &whole);
     for (int64_t lo = 0; lo < extent; lo += most) {

@@ -2,7 +2,8 @@
  * the replay and the vacuous case of one choice for all. */
 #include "judge_suite.h"
 
-/* ---- the stage: score = logit (0 for NaN and -inf), idx = the K largest, w = their scores ---- */
+/* ---- the stage: score = logit (0 for NaN and -inf, NaN when all are NaN), idx = the K largest, w = their scores ----
+ */
 
 enum { E = 6, K = 2, MOST = 3000 };
 
@@ -35,8 +36,9 @@ static xp_status choose_bound(const void *args, const xp_mesh *m, int operand, c
                               xp_tensor *tol) {
     const choose_args *a = args;
     (void)m;
-    (void)operand;
     (void)ws;
+    if (strcmp(choose_operand[operand].name, "w") == 0 && !a->replay)
+        return XP_FAIL(XP_E_BUG, "choose: the bound of w needs the choice that is judged");
     for (int64_t i = 0; i < xp_tensor_count(ref); i++)
         ((double *)tol->data)[i] = a->tol;
     return XP_OK;
@@ -108,8 +110,11 @@ static void choose_row(const float *logit, int32_t *idx) {
 static void run_token(const choose_args *a, int64_t t, int is_judge) {
     const float *logit = (const float *)a->logits.data + t * E;
     int32_t *idx = (int32_t *)a->idx.data + t * K;
+    int numbers = 0;
     for (int e = 0; e < E; e++)
-        xp_ref_store(a->scores.data, a->scores.dtype, t * E + e, score_of(logit[e]));
+        numbers += !isnan(logit[e]);
+    for (int e = 0; e < E; e++)
+        xp_ref_store(a->scores.data, a->scores.dtype, t * E + e, numbers ? score_of(logit[e]) : (double)NAN);
     if (!a->replay && !is_judge && use_forced)
         memcpy(idx, forced[a->row0 + t], sizeof forced[0]);
     else if (!a->replay)

@@ -443,6 +443,11 @@ static void bias_limit_is_hoeffdings(void **state) {
     assert_true(fabs(xp_bias_limit(&b) - 0x1p-8 - sqrt(log(2e12) / (2.0 * 4096.0))) < 1e-12);
     b.n = 4095;
     assert_true(isinf(xp_bias_limit(&b)));
+    xp_bias wide = {0}; /* a bound of 2 units lets an error range over 4 */
+    xp_diff diff = {0};
+    lean(5000, 5000, NEAREST, 2.0, &wide, &diff);
+    assert_true(wide.sum_range2 == 16.0 * 5000.0);
+    xp_bias_close(&wide);
 }
 
 int main(void) {

@@ -78,7 +78,8 @@ static void fast_sees_order_and_length(void **state) {
     uint64_t w[32] = {0};
     const xp_hash z = xp_hash_bytes(w, 64, 0);
     assert_false(xp_hash_equal(z, xp_hash_bytes(w, 128, 0)));
-    assert_false(xp_hash_equal(z, xp_hash_bytes(w, 63, 0)));
+    assert_false(z.lo == xp_hash_bytes(w, 63, 0).lo);
+    assert_false(z.hi == xp_hash_bytes(w, 63, 0).hi);
     for (uint64_t i = 0; i < 32; i++)
         w[i] = i;
     const xp_hash h = xp_hash_bytes(w, sizeof w, 0);

@@ -10,6 +10,7 @@ typedef struct {
     xp_tensor used; /* in  [1] i64 rows in use */
     xp_tensor y;    /* out [T,H] act */
     xp_tensor z;    /* out [T,H] act */
+    xp_tensor gate; /* out [T,1] act, optional; 1 */
     xp_tensor acc;  /* inout [T] f32 */
     int64_t row0;
     double slack; /* bound of y in units of its last place */
@@ -21,9 +22,10 @@ static const xp_operand toy_operand[] = {
     XP_OPERAND(toy_args, used, "1", XP_IN, XP_BIT(XP_I64), XP_UNCOMPARED, ""),
     XP_OPERAND(toy_args, y, "T,H", XP_OUT, XP_DT_ACT, XP_BOUND, "act"),
     XP_OPERAND(toy_args, z, "T,H", XP_OUT, XP_DT_ACT, XP_BITS, "act"),
+    XP_OPTIONAL(toy_args, gate, "T,1", XP_OUT, XP_DT_ACT, XP_BITS, "act"),
     XP_OPERAND(toy_args, acc, "T", XP_INOUT, XP_BIT(XP_F32), XP_BOUND, ""),
 };
-enum { Y = 3, ACC = 5 };
+enum { ACC = 6 };
 
 static double property_residual;
 
@@ -33,6 +35,8 @@ static xp_status toy_check(const void *args, const xp_mesh *m) {
     if (a->w.dim[0] != a->x.dim[1])
         return XP_FAIL(XP_E_ARG, "toy: w has %lld elements, expected H = %lld", (long long)a->w.dim[0],
                        (long long)a->x.dim[1]);
+    if (*(const int64_t *)a->used.data > a->x.dim[0])
+        return XP_FAIL(XP_E_ARG, "toy: used is %lld, expected at most T", (long long)*(const int64_t *)a->used.data);
     return XP_OK;
 }
 
@@ -58,6 +62,7 @@ static void toy_slice(const void *args, int64_t lo, int64_t hi, void *out) {
     o->x = xp_tensor_rows(&a->x, 0, lo, hi);
     o->y = xp_tensor_rows(&a->y, 0, lo, hi);
     o->z = xp_tensor_rows(&a->z, 0, lo, hi);
+    o->gate = xp_tensor_rows(&a->gate, 0, lo, hi);
     o->acc = xp_tensor_rows(&a->acc, 0, lo, hi);
     o->row0 = a->row0 + lo;
 }
@@ -107,6 +112,8 @@ static xp_status toy_run(const xp_exec *x, const void *args) {
     for (int64_t t = 0; t < a->x.dim[0]; t++) {
         if (a->row0 + t < used)
             toy_row(a, t);
+        if (a->gate.data)
+            at_put(&a->gate, t, 0, 1.0);
         at_put(&a->acc, t, 0, at(&a->acc, t, 0) + 1.5);
     }
     return XP_OK;
@@ -129,6 +136,7 @@ typedef enum {
     WORKSPACE,
     WORKSPACE_READ,
     INPUT,
+    INPUT_REFUSED,
     ARGS,
     UNWRITTEN,
     ONE_UNWRITTEN,
@@ -137,7 +145,9 @@ typedef enum {
     DIFFERS_UNCLAIMED,
     REFUSES,
     TWICE_ADDED,
+    ONLY_ONCE,
     NEIGHBOUR,
+    NEIGHBOUR_BEFORE,
     GAP
 } mistake;
 
@@ -212,9 +222,11 @@ static void make_memory_mistake(const xp_exec *x, const toy_args *a) {
         at_put(&a->y, 3, 5, (double)((const float *)x->ws)[1]);
     else if (making == INPUT)
         spoil(a->x.data);
+    else if (making == INPUT_REFUSED)
+        *(int64_t *)a->used.data = 1000000;
     else if (making == ARGS)
         spoil(&a->slack);
-    else if (making == UNWRITTEN)
+    else if (making == UNWRITTEN || (making == ONLY_ONCE && runs > 1))
         xp_poison_fill(&a->y);
     else if (making == ONE_UNWRITTEN)
         memcpy((char *)a->z.data + (size_t)(3 * H + 5) * 2, &(uint16_t){(uint16_t)xp_poison_code(XP_BF16)}, 2);
@@ -224,6 +236,8 @@ static void make_memory_mistake(const xp_exec *x, const toy_args *a) {
         at_put(&a->y, 3, 5, at(&a->y, 3, 5) + xp_ulp(a->y.dtype, at(&a->y, 3, 5)));
     else if (making == NEIGHBOUR)
         at_put(&a->y, T, 0, 7.0);
+    else if (making == NEIGHBOUR_BEFORE)
+        at_put(&a->y, -1, 0, 7.0);
     else if (making == GAP)
         spoil((char *)a->y.data + (size_t)(H + 1) * 2);
 }
@@ -263,7 +277,7 @@ typedef struct {
     double slack, value; /* value: of every x; 0 is drawn instead */
     size_t slice_bytes;
     int64_t sample;
-    int calls, view, fill_zero, bad_width;
+    int calls, most_calls, view, gate, fill_zero, bad_width;
     xp_data data;
     xp_expect expect;
     const xp_kernel *tested;
@@ -275,6 +289,16 @@ typedef struct {
 
 static setup usual(void) {
     return (setup){.T = 6, .H = 32, .used = 5, .slack = 0.5, .calls = 1, .tested = &row, .twice = XP_TWICE_FIRST};
+}
+
+/* y and z side by side in one block: neither is a stray write of the other. */
+static xp_status share_block(xp_rank *r, const setup *s, toy_args *a) {
+    const int64_t dim[2] = {2 * s->T, s->H};
+    xp_tensor t;
+    XP_TRY(xp_rank_tensor(r, XP_KIND_ACT, XP_BF16, 2, dim, &t));
+    a->y = xp_tensor_rows(&t, 0, 0, s->T);
+    a->z = xp_tensor_rows(&t, 0, s->T, 2 * s->T);
+    return XP_OK;
 }
 
 /* y as rows 2.. of a larger block, with a gap behind each row. */
@@ -298,8 +322,13 @@ static xp_status make_args(xp_rank *r, const setup *s, toy_args *a) {
     XP_TRY(xp_rank_tensor(r, XP_KIND_ACT, XP_BF16, 2, th, &a->y));
     XP_TRY(xp_rank_tensor(r, XP_KIND_ACT, XP_BF16, 2, th, &a->z));
     XP_TRY(xp_rank_tensor(r, XP_KIND_ACT, XP_F32, 1, th, &a->acc));
-    if (s->view)
+    const int64_t t1[2] = {s->T, 1};
+    if (s->gate)
+        XP_TRY(xp_rank_tensor(r, XP_KIND_ACT, XP_BF16, 2, t1, &a->gate));
+    if (s->view == 1)
         XP_TRY(view_of(r, s, &a->y));
+    if (s->view == 2)
+        XP_TRY(share_block(r, s, a));
     for (int64_t i = 0; i < s->T * s->H + h; i++) {
         seed = seed * 6364136223846793005u + 1442695040888963407u;
         const double v = s->fill_zero ? 0.0 : ((double)(seed >> 40) * 0x1p-24 + 0.5) * (seed >> 33 & 1 ? -1.0 : 1.0);
@@ -332,6 +361,7 @@ static void judge_toy(const setup *s, xp_judgement *g, xp_status *out_status) {
                                 .dense = s->impl_is_ref == 1 ? &dense.b : NULL,
                                 .stage = s->stage,
                                 .data = s->data,
+                                .calls = s->most_calls,
                                 .sample_units = s->sample,
                                 .slice_bytes = s->slice_bytes,
                                 .twice = s->twice,
@@ -382,6 +412,8 @@ static const expectation wrong[] = {
     {STRAY, "y", XP_C_POISON, 0.5, 6, 32, 0, "1 elements beyond those in use"},
     {DIFFERS, "y", XP_C_NONDET, 2.0, 6, 32, 0, "1 of 6 rows of y have other bits"},
     {TWICE_ADDED, "acc", XP_C_BOUND, 0.5, 6, 32, 0, "1 of 6"},
+    {ONLY_ONCE, "y", XP_C_NONDET, 0.5, 6, 32, 0, "5 of 6 rows of y have other bits"},
+    {NEIGHBOUR_BEFORE, "y", XP_C_GUARD, 0.5, 6, 32, 1, "beside the elements of y"},
     {NEIGHBOUR, "y", XP_C_GUARD, 0.5, 6, 32, 1, "beside the elements of y"},
     {GAP, "y", XP_C_GUARD, 0.5, 6, 32, 1, "beside the elements of y"},
 };
@@ -449,7 +481,7 @@ static void places(void **state) {
 static void right_passes(void **state) {
     (void)state;
     making = RIGHT;
-    for (int i = 0; i < 8; i++) {
+    for (int i = 0; i < 12; i++) {
         xp_judgement g;
         xp_status st;
         setup s = usual();
@@ -457,7 +489,7 @@ static void right_passes(void **state) {
         s.H = i & 4 ? 64 : 32;
         s.used = s.T - 1;
         s.slice_bytes = (size_t)(i & 1) * 4000;
-        s.view = i >> 1 & 1;
+        s.view = i / 8 ? 2 : i >> 1 & 1;
         s.calls = 2;
         judge_toy(&s, &g, &st);
         assert_int_equal(st, XP_OK);
@@ -497,6 +529,56 @@ static void bias_on_real_data_only(void **state) {
     xp_judgement_close(&g);
 }
 
+/* A rounded gate is shared by the elements of a row: they are not independent. */
+static void bias_not_under_a_gate(void **state) {
+    (void)state;
+    for (int gate = 0; gate < 2; gate++) {
+        xp_judgement g;
+        xp_status st;
+        setup s = usual();
+        s.T = 200;
+        s.H = 64;
+        s.used = 200;
+        s.slack = 1.0;
+        s.gate = gate;
+        making = TRUNCATES;
+        judge_toy(&s, &g, &st);
+        assert_int_equal(g.verdict, gate ? XP_V_PASS : XP_V_FAIL);
+        assert_int_equal(line_of(&g, "y")->bias_state, !gate);
+        xp_judgement_close(&g);
+    }
+}
+
+static void first_calls_only(void **state) {
+    (void)state;
+    xp_judgement g;
+    xp_status st;
+    setup s = usual();
+    s.calls = 5;
+    s.most_calls = 2;
+    making = RIGHT;
+    runs = 0;
+    judge_toy(&s, &g, &st);
+    assert_int_equal(line_of(&g, "y")->calls, 2);
+    assert_int_equal(runs, 6); /* five, and the first one twice */
+    xp_judgement_close(&g);
+}
+
+/* An input that changed may be one that no row can take: then the judge's row is not called. */
+static void input_that_is_refused(void **state) {
+    (void)state;
+    xp_judgement g;
+    xp_status st;
+    setup s = usual();
+    making = INPUT_REFUSED;
+    judge_toy(&s, &g, &st);
+    assert_int_equal(st, XP_E_ARG);
+    assert_int_equal(g.verdict, XP_V_FAIL);
+    assert_int_equal(line_of(&g, "used")->cls, XP_C_INPUT);
+    assert_null(line_of(&g, "y"));
+    xp_judgement_close(&g);
+}
+
 static void twice_is_for_claims(void **state) {
     (void)state;
     xp_judgement g;
@@ -531,6 +613,7 @@ static void sampling(void **state) {
     xp_status st;
     setup s = usual();
     s.T = 50;
+    s.H = 64;
     s.used = 50;
     s.sample = 16;
     making = RIGHT;
@@ -549,6 +632,23 @@ static void sampling(void **state) {
     judge_toy(&s, &g, &st);
     assert_int_equal(line_of(&g, "y")->diff.elements, 50 * s.H);
     assert_int_equal(line_of(&g, "y")->diff.wrong, 1);
+    xp_judgement_close(&g);
+}
+
+/* Where a unit is a single number, a sample of a few units would be none. */
+static void sample_of_numbers(void **state) {
+    (void)state;
+    xp_judgement g;
+    xp_status st;
+    setup s = usual();
+    s.T = 3000;
+    s.H = 1;
+    s.used = 3000;
+    s.sample = 16;
+    making = RIGHT;
+    judge_toy(&s, &g, &st);
+    assert_int_equal(g.verdict, XP_V_PASS);
+    assert_int_equal(line_of(&g, "y")->diff.elements, 1024);
     xp_judgement_close(&g);
 }
 
@@ -577,6 +677,21 @@ static void properties(void **state) {
             assert_int_equal(line_of(&g, "")->cls, XP_C_PROPERTY);
         xp_judgement_close(&g);
     }
+}
+
+/* A property may use outputs as indices, so it is not evaluated on wrong ones. */
+static void properties_of_right_outputs(void **state) {
+    (void)state;
+    xp_judgement g;
+    xp_status st;
+    setup s = usual();
+    making = VALUE;
+    property_residual = 5.0;
+    judge_toy(&s, &g, &st);
+    property_residual = 0.0;
+    assert_int_equal(line_of(&g, "y")->cls, XP_C_BOUND);
+    assert_null(line_of(&g, ""));
+    xp_judgement_close(&g);
 }
 
 /* ---- verdicts that are neither right nor wrong ---- */
@@ -717,6 +832,82 @@ static void unjudged(void **state) {
     xp_rank_close(&r);
 }
 
+/* Opens a judge and calls the stage once at each site. */
+static xp_judge *judge_of(const setup *s, int n, const char *const *site, mistake m, int rank) {
+    static small_backend tested, judge; /* outlive the judges */
+    lone l;
+    xp_rank r;
+    xp_judge *j;
+    lone_open(&l, 1);
+    l.one.rank = rank;
+    backend_of(&tested, "impl", &row);
+    backend_of(&judge, "ref", &judge_row);
+    const xp_judge_options o = {.ref = &judge.b};
+    assert_int_equal(xp_rank_open(&l.mesh, &tested.b, &judge.b, &r), XP_OK);
+    assert_int_equal(xp_judge_open(&o, &j), XP_OK);
+    r.judge = j;
+    making = m;
+    for (int i = 0; i < n; i++) {
+        toy_args a;
+        assert_int_equal(make_args(&r, &s[i], &a), XP_OK);
+        assert_int_equal(xp_call(&r, &toy, site[i], &a), XP_OK);
+    }
+    xp_rank_close(&r);
+    return j;
+}
+
+/* A stage that compared nothing is vacuous, though another one did. */
+static void one_site_compares_nothing(void **state) {
+    (void)state;
+    const char *const site[] = {"one", "two"};
+    setup s[2] = {usual(), usual()};
+    xp_judgement g;
+    s[1].T = s[1].used = 0;
+    xp_judge *j = judge_of(s, 2, site, RIGHT, 0);
+    assert_int_equal(xp_judgement_make(&j, 1, NULL, XP_EXPECT_NONE, &g), XP_OK);
+    assert_int_equal(g.lines, 6);
+    assert_int_equal(g.line[0].verdict, XP_V_PASS);
+    assert_int_equal(g.line[3].verdict, XP_V_VACUOUS);
+    assert_string_equal(g.line[3].site, "two");
+    assert_int_equal(g.verdict, XP_V_VACUOUS);
+    xp_judgement_close(&g);
+    xp_judge_close(j);
+}
+
+/* Lines that only one rank has come where that rank has them; numbers add up. */
+static void ranks_are_merged(void **state) {
+    (void)state;
+    const char *const site = "one", *const order[] = {"x", "y", "z", "acc"};
+    const setup s = usual();
+    xp_judgement g;
+    xp_judge *j[3] = {judge_of(&s, 1, &site, RIGHT, 0), NULL, judge_of(&s, 1, &site, INPUT, 2)};
+    assert_int_equal(xp_judgement_make(j, 3, NULL, XP_EXPECT_NONE, &g), XP_OK);
+    assert_int_equal(g.lines, 4);
+    for (int i = 0; i < 4; i++)
+        assert_string_equal(g.line[i].operand, order[i]);
+    assert_int_equal(g.line[1].diff.elements, 2 * s.used * s.H);
+    assert_int_equal(g.line[1].total, 2 * s.T * s.H);
+    assert_int_equal(g.line[0].rank, 2);
+    assert_int_equal(g.verdict, XP_V_FAIL);
+    assert_int_equal(g.first, 0);
+    xp_judgement_close(&g);
+    /* A judge of a rank that has not returned is not looked at. */
+    static xp_mesh_report end;
+    end.status = XP_E_HANG;
+    end.world = 3;
+    end.first = 2;
+    end.end[2].stuck = 1;
+    snprintf(end.end[2].text, sizeof end.end[2].text, "still waiting");
+    assert_int_equal(xp_judgement_make(j, 3, &end, XP_EXPECT_NONE, &g), XP_OK);
+    assert_int_equal(g.lines, 3);
+    assert_int_equal(g.elements, 2 * s.used * s.H + s.T);
+    assert_int_equal(g.verdict, XP_V_HANG);
+    assert_non_null(strstr(g.text, "rank 2: still waiting"));
+    xp_judgement_close(&g);
+    xp_judge_close(j[0]);
+    xp_judge_close(j[2]);
+}
+
 /* The text block of a failed line names everything a reader needs. */
 static void block(void **state) {
     (void)state;
@@ -750,12 +941,19 @@ int main(void) {
         cmocka_unit_test(bias_on_real_data_only),
         cmocka_unit_test(twice_is_for_claims),
         cmocka_unit_test(sampling),
+        cmocka_unit_test(sample_of_numbers),
         cmocka_unit_test(properties),
         cmocka_unit_test(vacuous),
         cmocka_unit_test(expectations),
         cmocka_unit_test(errors),
         cmocka_unit_test(unsupported),
         cmocka_unit_test(unjudged),
+        cmocka_unit_test(bias_not_under_a_gate),
+        cmocka_unit_test(first_calls_only),
+        cmocka_unit_test(input_that_is_refused),
+        cmocka_unit_test(properties_of_right_outputs),
+        cmocka_unit_test(one_site_compares_nothing),
+        cmocka_unit_test(ranks_are_merged),
         cmocka_unit_test(block),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

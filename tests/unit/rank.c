@@ -144,7 +144,17 @@ static const xp_stage sum_stage = {
     .bound = sum_bound,
 };
 
-typedef enum { RIGHT, WRONG_ON_2, LATE_ON_1, REFUSED_ON_1, CHECK_ON_1, COUNTS_ON_1, MISSING_ON_1, NONDET_ON_0 } plan;
+typedef enum {
+    RIGHT,
+    WRONG_ON_2,
+    LATE_ON_1,
+    REFUSED_ON_1,
+    CHECK_ON_1,
+    COUNTS_ON_1,
+    MISSING_ON_1,
+    NONDET_ON_0,
+    FIRST_ON_2
+} plan;
 static plan planned; /* written before the ranks start */
 static _Thread_local int calls;
 
@@ -167,6 +177,8 @@ static xp_status sum_tested(const xp_exec *x, const void *args) {
     }
     XP_TRY(sum_right(x, args));
     if (planned == WRONG_ON_2 && rank == 2)
+        ((float *)a->y.data)[4] *= 2.0f;
+    if (planned == FIRST_ON_2 && ((rank == 0 && calls > 2) || (rank == 2 && calls <= 2)))
         ((float *)a->y.data)[4] *= 2.0f;
     if (planned == NONDET_ON_0 && rank == 0 && calls == 2)
         ((float *)a->y.data)[4] = nextafterf(((float *)a->y.data)[4], 1e30f);
@@ -207,6 +219,8 @@ static xp_status sum_rank(const xp_mesh *mesh, int rank, void *arg) {
     for (int i = 0; i < 2 && st == XP_OK; i++)
         st = xp_call(&r, &sum_stage, "sum", &a);
     w->ended[rank] = st;
+    if (st != XP_OK) /* its peers have been woken: this meets nobody, and makes no quarrel of another kind */
+        mesh->axis[XP_WORLD]->ops->barrier(mesh->axis[XP_WORLD], r.q);
     xp_rank_close(&r);
     return st;
 }
@@ -265,6 +279,18 @@ static void wrong_on_one_rank(void **state) {
     judge_world(NONDET_ON_0, 3, &g, &w);
     assert_int_equal(line_of(&g, "y")->cls, XP_C_NONDET);
     assert_int_equal(line_of(&g, "y")->rank, 0);
+    close_world(&g, &w);
+}
+
+/* The earliest call that failed on any rank is the one that is told. */
+static void earliest_failure(void **state) {
+    (void)state;
+    xp_judgement g;
+    world w;
+    judge_world(FIRST_ON_2, 3, &g, &w);
+    assert_int_equal(line_of(&g, "y")->rank, 2);
+    assert_int_equal(line_of(&g, "y")->fail_call, 1);
+    assert_int_equal(line_of(&g, "y")->diff.wrong, 2);
     close_world(&g, &w);
 }
 
@@ -332,6 +358,8 @@ static const xp_operand send_operand[] = {
     XP_OPERAND(send_args, recv_offsets, "L+1", XP_OUT, XP_BIT(XP_I64), XP_BITS, ""),
 };
 
+enum { WIDE = 128 };
+static float move_value;  /* of every element; 0 in a vacuous case */
 static int64_t from_peer; /* rows that arrive from the other rank, for each local expert */
 
 static xp_status send_check(const void *args, const xp_mesh *m) {
@@ -351,8 +379,8 @@ static xp_status send_run(const xp_exec *x, const void *args) {
         c[2 + l] = from_peer;
         o[l + 1] = o[l] + 3 + from_peer;
     }
-    for (int64_t i = 0; i < o[2] * 4; i++)
-        ((float *)a->recv.data)[i] = (float)(i + 1);
+    for (int64_t i = 0; i < o[2] * WIDE; i++)
+        ((float *)a->recv.data)[i] = move_value * (float)(i + 1);
     return XP_OK;
 }
 
@@ -415,60 +443,81 @@ static const xp_kernel send_row = {.stage = &send_stage, .name = "k1", .run = se
 static const xp_kernel local_judge = {.stage = &local_stage, .name = "judge", .run = local_run};
 static const xp_kernel local_row = {.stage = &local_stage, .name = "k1", .run = local_run};
 
-static void judge_moves(int64_t peer, int64_t away, int64_t sample, size_t slice, xp_expect expect, xp_judgement *g) {
-    lone l;
-    xp_rank r;
-    xp_judge *j;
-    send_args a = {0};
-    local_args b = {0};
+typedef struct {
+    int64_t peer, away; /* rows that come, and that go */
+    int64_t sample;
+    size_t slice;
+    xp_expect expect;
+    int ranks;
+} moves;
+
+static void judge_moves(const moves *mv, xp_judgement *g) {
     const xp_kernel *const mine[] = {&send_row, &local_row, NULL}, *const judges[] = {&send_judge, &local_judge, NULL};
     const xp_backend tested = {.name = "impl", .device = &xp_ref_device, .kernel = mine};
     const xp_backend judging = {.name = "ref", .device = &xp_ref_device, .kernel = judges};
-    const int64_t e = 4, ch[2] = {40, 4}, pl[2] = {2, 2}, lp = 3;
-    const xp_judge_options o = {.ref = &judging, .sample_units = sample, .slice_bytes = slice};
-    from_peer = peer;
-    lone_open(&l, 2);
-    assert_int_equal(xp_rank_open(&l.mesh, &tested, &judging, &r), XP_OK);
-    assert_int_equal(xp_judge_open(&o, &j), XP_OK);
-    r.judge = j;
-    assert_int_equal(xp_rank_tensor(&r, XP_KIND_ACT, XP_I64, 1, &e, &a.counts), XP_OK);
-    assert_int_equal(xp_rank_tensor(&r, XP_KIND_ACT, XP_F32, 2, ch, &a.recv), XP_OK);
-    assert_int_equal(xp_rank_tensor(&r, XP_KIND_ACT, XP_I64, 2, pl, &a.recv_counts), XP_OK);
-    assert_int_equal(xp_rank_tensor(&r, XP_KIND_ACT, XP_I64, 1, &lp, &a.recv_offsets), XP_OK);
-    assert_int_equal(xp_rank_tensor(&r, XP_KIND_ACT, XP_F32, 2, ch, &b.y), XP_OK);
-    const int64_t counts[4] = {3, 3, away, 0};
-    memcpy(a.counts.data, counts, sizeof counts);
-    assert_int_equal(xp_call(&r, &send_stage, "send", &a), XP_OK);
-    b.x = a.recv;
-    b.offsets = a.recv_offsets;
-    assert_int_equal(xp_call(&r, &local_stage, "local", &b), XP_OK);
-    assert_int_equal(xp_judgement_make(&j, 1, NULL, expect, g), XP_OK);
-    xp_judge_close(j);
-    xp_rank_close(&r);
+    const int64_t e = 4, ch[2] = {40, WIDE}, pl[2] = {2, 2}, lp = 3, counts[4] = {3, 3, mv->away, 0};
+    const xp_judge_options o = {.ref = &judging, .sample_units = mv->sample, .slice_bytes = mv->slice};
+    xp_judge *j[2] = {NULL, NULL};
+    from_peer = mv->peer;
+    for (int i = 0; i < mv->ranks; i++) {
+        lone l;
+        xp_rank r;
+        send_args a = {0};
+        local_args b = {0};
+        lone_open(&l, 2);
+        assert_int_equal(xp_rank_open(&l.mesh, &tested, &judging, &r), XP_OK);
+        assert_int_equal(xp_judge_open(&o, &j[i]), XP_OK);
+        r.judge = j[i];
+        assert_int_equal(xp_rank_tensor(&r, XP_KIND_ACT, XP_I64, 1, &e, &a.counts), XP_OK);
+        assert_int_equal(xp_rank_tensor(&r, XP_KIND_ACT, XP_F32, 2, ch, &a.recv), XP_OK);
+        assert_int_equal(xp_rank_tensor(&r, XP_KIND_ACT, XP_I64, 2, pl, &a.recv_counts), XP_OK);
+        assert_int_equal(xp_rank_tensor(&r, XP_KIND_ACT, XP_I64, 1, &lp, &a.recv_offsets), XP_OK);
+        assert_int_equal(xp_rank_tensor(&r, XP_KIND_ACT, XP_F32, 2, ch, &b.y), XP_OK);
+        memcpy(a.counts.data, counts, sizeof counts);
+        assert_int_equal(xp_call(&r, &send_stage, "send", &a), XP_OK);
+        b.x = a.recv;
+        b.offsets = a.recv_offsets;
+        assert_int_equal(xp_call(&r, &local_stage, "local", &b), XP_OK);
+        xp_rank_close(&r);
+    }
+    assert_int_equal(xp_judgement_make(j, mv->ranks, NULL, mv->expect, g), XP_OK);
+    xp_judge_close(j[0]);
+    xp_judge_close(j[1]);
 }
 
 /* Rows of other ranks are counted where they arrive and where they are used, whole, in slices and in a sample. */
 static void remote_rows(void **state) {
     (void)state;
-    for (size_t slice = 0; slice < 2; slice++) {
+    move_value = 1.0f;
+    for (int i = 0; i < 4; i++) {
+        const int ranks = 1 + i / 2;
+        const moves m = {.peer = 5, .away = 2, .slice = (size_t)i & 1, .ranks = ranks};
         xp_judgement g;
-        judge_moves(5, 2, 0, slice, XP_EXPECT_NONE, &g);
+        judge_moves(&m, &g);
         assert_int_equal(g.verdict, XP_V_PASS);
-        assert_int_equal(line_of(&g, "recv")->remote, 10);
-        assert_int_equal(line_of(&g, "recv")->diff.elements, 64);
-        assert_int_equal(line_of(&g, "recv")->diff.untouched, 96);
-        assert_int_equal(line_of(&g, "y")->remote, 10);
+        assert_int_equal(line_of(&g, "recv")->remote, 10 * ranks);
+        assert_int_equal(line_of(&g, "recv")->diff.elements, 16 * WIDE * ranks);
+        assert_int_equal(line_of(&g, "recv")->diff.untouched, 24 * WIDE * ranks);
+        assert_int_equal(line_of(&g, "y")->remote, 10 * ranks);
         assert_int_equal(line_of(&g, "recv_counts")->remote, 0);
+        assert_int_equal(g.remote, 20 * ranks);
         xp_judgement_close(&g);
     }
-    /* All 16 rows in use are drawn, and none of the 24 that are not. */
+}
+
+static void remote_rows_of_a_sample(void **state) {
+    (void)state;
     xp_judgement g;
-    judge_moves(5, 2, 16, 0, XP_EXPECT_NONE, &g);
-    assert_int_equal(line_of(&g, "y")->diff.elements, 160 - 96);
+    /* All 16 rows in use are drawn, and none of the 24 that are not. */
+    moves m = {.peer = 5, .away = 2, .sample = 16, .ranks = 1};
+    move_value = 1.0f;
+    judge_moves(&m, &g);
+    assert_int_equal(line_of(&g, "y")->diff.elements, 16 * WIDE);
     assert_int_equal(line_of(&g, "y")->remote, 10);
     xp_judgement_close(&g);
-    judge_moves(5, 2, 8, 0, XP_EXPECT_NONE, &g);
-    assert_int_equal(line_of(&g, "y")->diff.elements, 8 * 4);
+    m.sample = 8;
+    judge_moves(&m, &g);
+    assert_int_equal(line_of(&g, "y")->diff.elements, 8 * WIDE);
     assert_true(line_of(&g, "y")->remote >= 3 && line_of(&g, "y")->remote <= 8);
     xp_judgement_close(&g);
 }
@@ -476,16 +525,33 @@ static void remote_rows(void **state) {
 static void nothing_left_its_rank(void **state) {
     (void)state;
     xp_judgement g;
-    judge_moves(0, 0, 0, 0, XP_EXPECT_NONE, &g);
+    moves m = {.ranks = 1};
+    move_value = 1.0f;
+    judge_moves(&m, &g);
     assert_int_equal(g.local, 1);
     assert_int_equal(g.verdict, XP_V_VACUOUS);
     assert_non_null(strstr(g.text, "no row left its rank"));
     xp_judgement_close(&g);
-    judge_moves(0, 0, 0, 0, XP_EXPECT_LOCAL, &g);
+    m.expect = XP_EXPECT_LOCAL;
+    judge_moves(&m, &g);
     assert_int_equal(g.verdict, XP_V_PASS);
     xp_judgement_close(&g);
-    judge_moves(5, 2, 0, 0, XP_EXPECT_LOCAL, &g);
+    m.peer = 5;
+    m.away = 2;
+    judge_moves(&m, &g);
     assert_int_equal(g.verdict, XP_V_FAIL);
+    xp_judgement_close(&g);
+}
+
+/* Counts that are right show nothing about rows that are all zero. */
+static void zero_rows_with_counts(void **state) {
+    (void)state;
+    xp_judgement g;
+    const moves m = {.peer = 5, .away = 2, .ranks = 1};
+    move_value = 0.0f;
+    judge_moves(&m, &g);
+    assert_int_equal(g.zero, 1);
+    assert_int_equal(g.verdict, XP_V_VACUOUS);
     xp_judgement_close(&g);
 }
 
@@ -607,11 +673,14 @@ int main(void) {
         cmocka_unit_test(guards),
         cmocka_unit_test(world_agrees),
         cmocka_unit_test(wrong_on_one_rank),
+        cmocka_unit_test(earliest_failure),
         cmocka_unit_test(error_on_one_rank),
         cmocka_unit_test(collective_that_differs),
         cmocka_unit_test(row_missing_on_one_rank),
         cmocka_unit_test(remote_rows),
+        cmocka_unit_test(remote_rows_of_a_sample),
         cmocka_unit_test(nothing_left_its_rank),
+        cmocka_unit_test(zero_rows_with_counts),
         cmocka_unit_test(device_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
