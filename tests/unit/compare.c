@@ -318,6 +318,9 @@ static void common_factor(void **state) {
         d = pattern(f[i], 1);
         assert_int_equal(xp_diff_pattern(&d), f[i] == 0.0); /* 1.7 times nothing is nothing */
     }
+    const xp_diff near = pattern(1.001, 0); /* wrong everywhere, but no factor */
+    assert_int_equal(near.wrong, 100);
+    assert_false(xp_diff_pattern(&near));
     const xp_diff d = pattern(1.0, 0);
     assert_int_equal(d.wrong, 0);
     assert_false(xp_diff_pattern(&d));

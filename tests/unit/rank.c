@@ -550,6 +550,7 @@ static void zero_rows_with_counts(void **state) {
     const moves m = {.peer = 5, .away = 2, .ranks = 1};
     move_value = 0.0f;
     judge_moves(&m, &g);
+    assert_int_equal(line_of(&g, "recv")->verdict, XP_V_VACUOUS);
     assert_int_equal(g.zero, 1);
     assert_int_equal(g.verdict, XP_V_VACUOUS);
     xp_judgement_close(&g);
