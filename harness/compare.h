@@ -86,9 +86,9 @@ typedef struct {
 } xp_diff;
 
 /* got [..] any dtype, ref of the same shape: F64, or got's dtype when tol is NULL. tol NULL: bit for bit, NaN equals
- * NaN whatever its payload; else F64 of the same shape, absolute. An element where ref still holds the poison of its
- * dtype must hold the poison in got too. bias NULL: not tested. XP_E_NOMEM from the bias set only; XP_E_BUG when the
- * shapes or dtypes do not fit. */
+ * NaN whatever its payload; else F64 of the same shape, absolute; NaN says that any value that is not finite will do.
+ * An element where ref still holds the poison of its dtype must hold the poison in got too. bias NULL: not tested.
+ * XP_E_NOMEM from the bias set only; XP_E_BUG when the shapes or dtypes do not fit. */
 xp_status xp_compare(const xp_tensor *got, const xp_tensor *ref, const xp_tensor *tol, xp_bias *bias, xp_diff *io);
 /* 1 when the wrong elements share the factor, and it is not 1: at least two of them, and at least half of all, are far
  * enough from their bound to tell. */

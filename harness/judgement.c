@@ -183,7 +183,9 @@ static void mark_vacuous(xp_judgement *g, xp_expect expect) {
         xp_finding *f = &g->line[i];
         if (!s.compares || !f->compares)
             continue;
-        if (s.elements == 0)
+        if (s.elements == 0 && expect == XP_EXPECT_ZERO)
+            g->zero = 1; /* a case without tokens or elements: nothing to compare is what it declares */
+        else if (s.elements == 0)
             set_vacuous(f, "nothing was compared");
         else if (all_zero(&s)) {
             g->zero = 1;
@@ -314,7 +316,7 @@ static void quote(xp_judgement *g) {
 /* Which vacuous results hold, against the one that the case declares. */
 static void weigh_expectation(xp_judgement *g, xp_expect expect) {
     const int holds[] = {0, g->local, g->zero, g->one_expert};
-    static const char *const why[] = {"", "no row left its rank", "every compared element of a stage is 0",
+    static const char *const why[] = {"", "no row left its rank", "a stage compares nothing, or only zeros",
                                       "all tokens took the same experts"};
     for (int e = XP_EXPECT_LOCAL; e <= XP_EXPECT_ONE_EXPERT; e++) {
         if (holds[e] && e != (int)expect)
@@ -363,7 +365,7 @@ xp_status xp_judgement_make(xp_judge *const *judge, int ranks, const xp_mesh_rep
     if (out->verdict == XP_V_SKIP || out->verdict == XP_V_UNSUPPORTED)
         return XP_OK; /* it claims nothing */
     weigh_expectation(out, expect);
-    if (out->elements == 0)
+    if (out->elements == 0 && !(expect == XP_EXPECT_ZERO && out->zero))
         raise_to(out, XP_V_VACUOUS, "nothing was compared");
     return XP_OK;
 }

@@ -121,6 +121,10 @@ static void draw_stage(dice *d, xp_case *c) {
     draw_mesh(d, 0, c);
     if (strcmp(c->stage->name, "cast") == 0)
         c->dtype[XP_G_PARAM] = (xp_dtype)roll(d, XP_E5M2 + 1);
+    if (strcmp(c->stage->name, "scatter") == 0 && c->dtype[XP_G_ACT] == XP_F64)
+        c->dtype[XP_G_ACT] = XP_F32; /* its reduction type is a scalar of its own, f32 unless a line says so */
+    if (strcmp(c->stage->name, "moe") == 0 && c->dtype[XP_G_ACT] != XP_F64)
+        c->dtype[XP_G_ACT] = XP_F32; /* it has no rounding points: f32 or f64 */
     if (strncmp(c->stage->name, "gradnorm", 8) == 0 && c->data == XP_DATA_TIES)
         c->data = XP_DATA_REAL;
 }

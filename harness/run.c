@@ -50,10 +50,11 @@ xp_status xp_case_options(const xp_case *c, xp_step_options *out) {
     out->shrink = c->shrink;
     out->act = c->dtype[XP_G_ACT];
     out->param = c->dtype[XP_G_PARAM] != XP_NDTYPE ? c->dtype[XP_G_PARAM] : out->act;
-    const xp_dtype wide = out->act == XP_F64 ? XP_F64 : XP_F32;
+    /* A whole step keeps f32 masters and gradients whatever it computes in; the layers alone can be f64 throughout. */
+    const xp_dtype wide = out->act == XP_F64 && c->kind != XP_CASE_STEP ? XP_F64 : XP_F32;
     out->grad = c->dtype[XP_G_GRAD] != XP_NDTYPE ? c->dtype[XP_G_GRAD] : wide;
     out->reduce = c->dtype[XP_G_REDUCE] != XP_NDTYPE ? c->dtype[XP_G_REDUCE] : wide;
-    out->router = wide;
+    out->router = out->act == XP_F64 ? XP_F64 : XP_F32;
     out->deterministic = c->deterministic;
     out->seed = c->seed;
     return XP_OK;

@@ -147,6 +147,8 @@ static void bound_y(const xp_rmsnorm_args *a, const work *k, int64_t t, xp_dtype
         const double n = x[h] * rstd;
         const xp_ref_val rounded = xp_ref_rule_round(&inner, (xp_ref_val){n, fabs(n) * rel});
         e[h] = xp_ref_rule_out(&outer, xp_ref_val_mul(rounded, (xp_ref_val){w[h], 0}));
+        if (isinf(w[h]) && fabs(n) <= rounded.e)
+            e[h] = (double)NAN; /* r(n) may be 0: an infinity or a NaN */
     }
     xp_ref_rows_store(tol, t, 1, e);
 }

@@ -160,14 +160,16 @@ static int64_t row_scores(const double *l, int64_t E, double *seen, double *p) {
     return numbers;
 }
 
-/* The order of choice: numbers before NaN logits, higher scores first (NaN last), then the lower index. */
+/* The order of choice: numbers before NaN logits, higher scores first, then the lower index. Where infinite logits make
+ * the scores NaN, the logits themselves decide. */
 static int before(const double *l, const double *p, int64_t a, int64_t b) {
     if (isnan(l[a]) != isnan(l[b]))
         return isnan(l[b]);
     if (isnan(p[a]) != isnan(p[b]))
         return isnan(p[b]);
-    if (p[a] > p[b] || p[a] < p[b])
-        return p[a] > p[b];
+    const double *key = isnan(p[a]) ? l : p;
+    if (key[a] > key[b] || key[a] < key[b])
+        return key[a] > key[b];
     return a < b;
 }
 
@@ -422,6 +424,16 @@ static int score_before(const xp_tensor *s, int64_t t, int64_t a, int64_t b) {
     return a != b && before(l, p, a != low, a == low);
 }
 
+/* A gradient that is not finite, or beyond what dlogits holds, leaves no result that every right order of operations
+ * agrees on, sign included. */
+static void fill_gradient(const xp_tensor *dw, int64_t t, double most) {
+    for (int64_t k = 0; k < dw->dim[1]; k++) {
+        const double v = score_at(dw, t, k);
+        if (!(fabs(v) <= most))
+            xp_ref_store(xp_tensor_at(dw, t, k, 0, 0), dw->dtype, 0, isnan(v) ? 0.0 : copysign(1.0, v));
+    }
+}
+
 static xp_status bwd_fill(void *args, const xp_mesh *m, const char *data, uint64_t seed) {
     (void)m;
     (void)data;
@@ -430,6 +442,7 @@ static xp_status bwd_fill(void *args, const xp_mesh *m, const char *data, uint64
     for (int64_t t = 0; t < a->scores.dim[0]; t++) {
         int32_t *idx = xp_tensor_at(&a->idx, t, 0, 0, 0);
         fill_scores(&a->scores, t);
+        fill_gradient(&a->dw, t, 0.125 * xp_ref_largest(a->dlogits.dtype));
         for (int64_t k = 0; k < a->idx.dim[1]; k++) {
             int64_t best = -1;
             for (int64_t e = 0; e < a->scores.dim[1]; e++) {

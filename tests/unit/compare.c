@@ -76,6 +76,10 @@ static void bound_not_finite(void **state) {
         assert_int_equal(class_of(d, nan, inf, inf), XP_C_NAN);
         assert_int_equal(class_of(d, inf, nan, inf), XP_C_NAN);
         assert_int_equal(class_of(d, inf, inf, nan), XP_C_NONE);
+        assert_int_equal(class_of(d, nan, inf, nan),
+                         XP_C_NONE); /* a bound that is NaN: infinity or NaN, but not finite */
+        assert_int_equal(class_of(d, 1.0, inf, nan), XP_C_NAN);
+        assert_int_equal(class_of(d, nan, 1.0, nan), XP_C_NAN);
         assert_int_equal(class_of(d, -inf, inf, inf), XP_C_NAN);
         assert_int_equal(class_of(d, inf, -inf, inf), XP_C_NAN);
         assert_int_equal(class_of(d, 1.0, inf, inf), XP_C_NAN);
