@@ -492,7 +492,22 @@ static void stem_of(const char *path, char *out, size_t bytes) {
         *dot = '\0';
 }
 
+/* Tells a refusal of the line from a failure of what the caller does with its cases. */
+typedef struct {
+    xp_case_fn fn;
+    void *arg;
+    int failed;
+} relay;
+
+static xp_status pass_on(const xp_case *c, void *arg) {
+    relay *r = arg;
+    const xp_status st = r->fn(c, r->arg);
+    r->failed = st != XP_OK;
+    return st;
+}
+
 xp_status xp_case_file(const char *path, xp_case_fn fn, void *arg) {
+    relay to = {fn, arg, 0};
     char line[LINE_BYTES], stem[XP_CASE_NAME];
     int number = 0;
     FILE *f = fopen(path, "r");
@@ -508,8 +523,8 @@ xp_status xp_case_file(const char *path, xp_case_fn fn, void *arg) {
         line[strcspn(line, "#\r\n")] = '\0';
         if (line[strspn(line, " \t")] == '\0')
             continue;
-        st = xp_case_expand(line, stem, &number, fn, arg);
-        if (st == XP_E_ARG)
+        st = xp_case_expand(line, stem, &number, pass_on, &to);
+        if (st == XP_E_ARG && !to.failed)
             st = XP_FAIL(XP_E_FORMAT, "cases: %s:%d: %s", path, n, xp_error_text());
     }
     if (st == XP_OK && ferror(f))

@@ -99,7 +99,10 @@ static void print_memory(const training *t) {
             worst = i;
     }
     xp_plan_cost_of(t->plan, worst, &cost);
-    fprintf(t->out, "memory of rank %d, peak of each kind, KiB (plan in brackets):", worst);
+    fprintf(
+        t->out,
+        "memory of rank %d, peak of each kind, KiB (plan in brackets; buffers hold workspace, which it leaves out):",
+        worst);
     for (int k = 0; k < XP_KIND_JUDGE; k++)
         fprintf(t->out, " %s %.0f (%.0f)", xp_kind_name((xp_kind)k), (double)t->peak[worst][k] / 1024,
                 cost.bytes[k] / 1024);

@@ -108,8 +108,11 @@ static void poison_row(void *base, xp_dtype d, int64_t i0, int64_t n) {
         memset(p, (int)code, (size_t)n);
         return;
     }
-    for (int64_t i = 0; i < n; i++)
-        memcpy(p + (size_t)i * width, &code, width);
+    const size_t bytes = (size_t)n * width;
+    size_t done = bytes < width ? bytes : width;
+    memcpy(p, &code, done);
+    for (; done < bytes; done *= 2)
+        memcpy(p + done, p, bytes - done < done ? bytes - done : done);
 }
 
 void xp_poison_fill(const xp_tensor *t) {
@@ -125,8 +128,11 @@ static uint8_t ws_byte(size_t i) {
 
 void xp_poison_bytes(void *p, size_t bytes) {
     uint8_t *b = p;
-    for (size_t i = 0; i < bytes; i++)
+    size_t done = bytes < 2 ? bytes : 2;
+    for (size_t i = 0; i < done; i++)
         b[i] = ws_byte(i);
+    for (; done < bytes; done *= 2) /* copies of itself: workspaces may be large */
+        memcpy(b + done, b, bytes - done < done ? bytes - done : done);
 }
 
 size_t xp_poison_bytes_left(const void *p, size_t bytes) {
@@ -267,12 +273,14 @@ typedef struct {
     xp_diff *d;
 } context;
 
-/* A finite ref whose interval reaches the point where rounding overflows: got may be the format's overflow. */
+/* A finite ref whose interval reaches the point where rounding overflows: got may be the format's overflow, on the side
+ * that the interval reaches. */
 static int overflows(xp_dtype d, double got, double ref, double tol) {
     const format *f = &formats[d];
-    if (f->beyond == OVER_NONE || !(fabs(ref) + tol >= f->largest + 0.5 * xp_ulp(d, f->largest)))
-        return 0;
-    return f->beyond == OVER_INF ? isinf(got) && (got > 0.0) == (ref > 0.0) : isnan(got);
+    const double edge = f->beyond == OVER_NONE ? 0 : f->largest + 0.5 * xp_ulp(d, f->largest);
+    if (f->beyond == OVER_INF)
+        return isinf(got) && (got > 0.0 ? ref + tol >= edge : tol - ref >= edge);
+    return f->beyond != OVER_NONE && isnan(got) && fabs(ref) + tol >= edge;
 }
 
 /* Everything that the quick test of bound_row did not pass. */

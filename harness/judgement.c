@@ -306,10 +306,12 @@ static void quote(xp_judgement *g) {
     if (i < 0)
         return;
     const xp_finding *f = &g->line[i];
-    char who[24] = "";
+    char who[24] = "", site[56] = "";
     if (f->rank >= 0 && f->verdict >= XP_V_ERROR)
         snprintf(who, sizeof who, "rank %d: ", f->rank);
-    snprintf(g->text, sizeof g->text, "%s%s%s%s %s%s%s", who, f->stage, f->operand[0] ? " " : "", f->operand,
+    if (strcmp(f->site, f->stage) != 0)
+        snprintf(site, sizeof site, " (%s)", f->site);
+    snprintf(g->text, sizeof g->text, "%s%s%s%s%s %s%s%s", who, f->stage, site, f->operand[0] ? " " : "", f->operand,
              f->cls ? xp_class_name(f->cls) : xp_verdict_name(f->verdict), f->text[0] ? ": " : "", f->text);
 }
 

@@ -12,14 +12,8 @@
 #include "xp/scatter.h"
 #include "xp/wgrad.h"
 
-enum { CHUNK_BYTES = 64 << 20 }; /* what a group chunk of gradients may take on one rank */
-
 static const xp_plan_param *param(const xp_flow *f, int i) {
     return &f->plan->param[i];
-}
-
-static xp_dtype master_dtype(const xp_flow *f) {
-    return f->wide;
 }
 
 static const xp_plan_shard *own(const xp_flow *f, int i) {
@@ -42,21 +36,19 @@ static xp_status rank_rows(xp_flow *f, int i) {
     return XP_OK;
 }
 
-/* Norm weights start near 1, and not at 1, so that a weight in the wrong column is seen. */
-static double norm_weight(const xp_flow *f, int i, xp_data kind, int64_t row) {
-    const uint64_t stream = xp_rng_stream(param(f, i)->name);
-    return kind == XP_DATA_REAL ? 1.0 + 0.125 * xp_rng_normal(f->plan->opt.seed, stream, (uint64_t)row) : 1.0;
-}
-
 /* Generates rows of this rank's shard: groups [g0, g0+gc) of its own, [gc,R,N]. Data kind ties gives experts 2n and
  * 2n+1 one router row, so that their logits are equal in every bit. */
 static xp_status generate(const xp_flow *f, int i, int64_t g0, const xp_tensor *t) {
     const xp_plan_param *p = param(f, i);
     const xp_data kind = f->src->data == XP_DATA_EXACT ? XP_DATA_EXACT : XP_DATA_REAL;
     const int64_t full[3] = {p->G, p->R, p->N};
-    if ((p->weight == XP_W_NORM || p->weight == XP_W_FINAL_NORM)) {
-        for (int64_t n = 0; n < xp_tensor_count(t); n++)
-            xp_fill_store(t, n, norm_weight(f, i, kind, own(f, i)->r0 + n));
+    if (p->mean != 0) {
+        /* A norm's weights start near 1, and not at 1, so that a weight in the wrong column is seen. */
+        for (int64_t n = 0; n < xp_tensor_count(t); n++) {
+            const uint64_t row = (uint64_t)(own(f, i)->r0 + n);
+            const double z = kind == XP_DATA_REAL ? xp_rng_normal(f->plan->opt.seed, xp_rng_stream(p->name), row) : 0;
+            xp_fill_store(t, n, p->mean + p->std * z);
+        }
         return XP_OK;
     }
     const int64_t base[3] = {own(f, i)->g0 + g0, own(f, i)->r0, 0};
@@ -73,11 +65,16 @@ static xp_status generate(const xp_flow *f, int i, int64_t g0, const xp_tensor *
 static xp_status open_flat(xp_flow *f) {
     const int64_t n = f->elements;
     XP_TRY(flow_new1(f, XP_KIND_PARAM, XP_F32, n, &f->master));
-    XP_TRY(flow_new1(f, XP_KIND_OPTIM, XP_F32, n, &f->m));
-    XP_TRY(flow_new1(f, XP_KIND_OPTIM, XP_F32, n, &f->v));
     XP_TRY(flow_new1(f, XP_KIND_GRAD, XP_F32, n, &f->gflat));
-    memset(f->m.data, 0, (size_t)n * sizeof(float));
-    memset(f->v.data, 0, (size_t)n * sizeof(float));
+    const xp_step_options *o = &f->plan->opt;
+    if (o->optimizer == XP_ADAMW || o->momentum != 0) {
+        XP_TRY(flow_new1(f, XP_KIND_OPTIM, XP_F32, n, &f->m));
+        memset(f->m.data, 0, (size_t)n * sizeof(float));
+    }
+    if (o->optimizer == XP_ADAMW) {
+        XP_TRY(flow_new1(f, XP_KIND_OPTIM, XP_F32, n, &f->v));
+        memset(f->v.data, 0, (size_t)n * sizeof(float));
+    }
     for (int i = 0; i < f->plan->params; i++) {
         f->ps[i].shard = xp_tensor_3d((float *)f->master.data + own(f, i)->offset, XP_F32, own(f, i)->groups,
                                       own(f, i)->rows, param(f, i)->N);
@@ -104,14 +101,6 @@ void params_close(xp_flow *f) {
         params_release(f, i);
 }
 
-/* Groups a chunk takes: the same number on every rank, since it counts collectives. */
-static int64_t chunk_groups(const xp_flow *f, int i) {
-    const int64_t blocks = f->block && !(param(f, i)->expert && f->efold) ? (f->N + f->block - 1) / f->block : 1;
-    const int64_t one = (blocks > 0 ? blocks : 1) * param(f, i)->R * param(f, i)->N * 8;
-    const int64_t n = CHUNK_BYTES / (one > 0 ? one : 1);
-    return n > 0 ? n : 1;
-}
-
 static xp_status gather_chunk(xp_flow *f, int i, int64_t g0, int64_t g1) {
     const param_state *p = &f->ps[i];
     xp_tensor shard;
@@ -119,7 +108,7 @@ static xp_status gather_chunk(xp_flow *f, int i, int64_t g0, int64_t g1) {
         shard = xp_tensor_rows(&p->shard, 0, g0, g1);
     } else {
         const int64_t dim[3] = {g1 - g0, own(f, i)->rows, param(f, i)->N};
-        XP_TRY(xp_rank_tensor(f->r, XP_KIND_PARAM, master_dtype(f), 3, dim, &shard));
+        XP_TRY(xp_rank_tensor(f->r, XP_KIND_PARAM, f->wide, 3, dim, &shard));
         XP_TRY(generate(f, i, g0, &shard));
     }
     xp_gather_args a = {.shard = shard,
@@ -134,7 +123,7 @@ static xp_status gather_chunk(xp_flow *f, int i, int64_t g0, int64_t g1) {
 }
 
 xp_status params_gather(xp_flow *f, int i) {
-    const int64_t groups = own(f, i)->groups, step = chunk_groups(f, i);
+    const int64_t groups = own(f, i)->groups, step = xp_plan_chunk_groups(f->plan, i);
     const int64_t dim[3] = {groups, param(f, i)->R, param(f, i)->N};
     if (f->ps[i].full.data)
         return XP_OK;
@@ -217,7 +206,7 @@ xp_status params_wgrad(xp_flow *f, int i, const char *site, const xp_tensor *dy,
 
 xp_status params_wgrad_experts(xp_flow *f, int i, const char *site, const xp_tensor *dy, const xp_tensor *x,
                                const xp_tensor *offsets, const xp_tensor *tok) {
-    const int64_t step = chunk_groups(f, i);
+    const int64_t step = xp_plan_chunk_groups(f->plan, i);
     for (int64_t g = 0; g < f->L; g += step) {
         const int64_t end = g + step < f->L ? g + step : f->L;
         xp_wgrad_args a = {.dy = *dy, .x = *x, .offsets = xp_tensor_rows(offsets, 0, g, end + 1), .tok = *tok};

@@ -99,7 +99,8 @@ typedef struct {
  *   OPTIM   f32 moments;
  *   ACT     what the forward keeps for the backward, all blocks, and the larger of what the top of the model and the
  *           backward of one block need beside it. Expert rows are held at capacity: all rows of the ep group;
- *   BUFFER  token numbers, row tables, segment borders.
+ *   BUFFER  token numbers, row tables, segment borders. Not the workspace that kernel rows ask for, which is the
+ *           backend's choice, nor the whole parameters that the digest gathers.
  * Rows sent and FLOPs take routing as balanced: an expert gets tokens * K / E rows of its ep group. */
 typedef struct {
     int64_t token0, tokens;

@@ -143,8 +143,9 @@ static void print_groups(const xp_plan *p, FILE *f) {
 
 static void print_memory(const xp_plan *p, FILE *f) {
     char t[6][24];
-    fprintf(f, "\nmemory of a rank (expert rows at capacity)\n%-12s %8s %10s %10s %10s %10s %10s %10s\n", "ranks",
-            "tokens", "param", "grad", "optim", "act", "buffer", "total");
+    fprintf(f, "\nmemory of a rank (expert rows at capacity; workspace of kernel rows and the digest not counted)\n");
+    fprintf(f, "%-12s %8s %10s %10s %10s %10s %10s %10s\n", "ranks", "tokens", "param", "grad", "optim", "act",
+            "buffer", "total");
     xp_plan_cost c;
     for (int first = 0, last; first < p->mesh.world; first = last + 1) {
         char ranks[32];

@@ -82,8 +82,7 @@ static xp_status bwd_check(const void *args, const xp_mesh *m) {
             return XP_FAIL(XP_E_ARG, "balance_bwd: %s is %g, expected finite as f32", scalar[i].name, scalar[i].value);
     }
     if (xp_ref_readable(&a->count) && xp_ref_i64(&a->count, 0) < 0)
-        return XP_FAIL(XP_E_ARG, "balance_bwd: count is %lld, expected 0 or more",
-                       (long long)xp_ref_i64(&a->count, 0));
+        return XP_FAIL(XP_E_ARG, "balance_bwd: count is %lld, expected 0 or more", (long long)xp_ref_i64(&a->count, 0));
     return xp_ref_ids_check("balance_bwd", "valid", &a->valid, 0, 2, "2");
 }
 
@@ -280,7 +279,8 @@ static xp_status bound(const void *args, const xp_mesh *m, int operand, const xp
     return XP_OK;
 }
 
-/* One token's gradient: c1 (P_j (f_j - D)) + c2 (lse P_j), D = sum f P, with c1 = scale aux E / n, c2 = scale z 2 / n. */
+/* One token's gradient: c1 (P_j (f_j - D)) + c2 (lse P_j), D = sum f P, with c1 = scale aux E / n, c2 = scale z 2 / n.
+ */
 typedef struct {
     double c1, c2;
 } coefs;
@@ -463,9 +463,8 @@ static xp_status bwd_run(const xp_exec *x, const void *args) {
 static void fill_valid(const xp_tensor *valid, const xp_tensor *logits, uint64_t seed) {
     for (int64_t t = 0; t < valid->dim[0]; t++) {
         const uint64_t word =
-            logits->dim[0] > 0
-                ? xp_ref_row_word(xp_tensor_at(logits, 0, t, 0, 0), logits->dtype, logits->dim[2], seed)
-                : 1;
+            logits->dim[0] > 0 ? xp_ref_row_word(xp_tensor_at(logits, 0, t, 0, 0), logits->dtype, logits->dim[2], seed)
+                               : 1;
         *(uint8_t *)xp_tensor_at(valid, t, 0, 0, 0) = (word & 7) != 0;
     }
 }

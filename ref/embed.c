@@ -65,15 +65,15 @@ static void cost(const void *args, const xp_mesh *m, xp_cost *out) {
     const xp_embed_args *a = args;
     const int64_t T = a->y.dim[0], H = a->y.dim[1];
     *out = (xp_cost){.flop = (double)(T * H),
-                     .mem_bytes = (double)xp_dtype_bytes(XP_I32, T) +
-                                  (double)xp_dtype_bytes(a->table.dtype, T * H) +
+                     .mem_bytes = (double)xp_dtype_bytes(XP_I32, T) + (double)xp_dtype_bytes(a->table.dtype, T * H) +
                                   2.0 * (double)xp_dtype_bytes(a->y.dtype, T * H)};
 }
 
 static void bwd_cost(const void *args, const xp_mesh *m, xp_cost *out) {
     (void)m;
     const xp_embed_bwd_args *a = args;
-    *out = (xp_cost){.flop = (double)(a->dy.dim[0] * a->dy.dim[1]), .mem_bytes = xp_ref_bytes(&xp_stage_embed_bwd, args)};
+    *out =
+        (xp_cost){.flop = (double)(a->dy.dim[0] * a->dy.dim[1]), .mem_bytes = xp_ref_bytes(&xp_stage_embed_bwd, args)};
 }
 
 /* ---- bound ---- */
@@ -159,10 +159,9 @@ static xp_status bwd_bound(const void *args, const xp_mesh *m, int operand, cons
             const int64_t n = rows_sum(a, t, hi, 1, row, gauge), v = xp_ref_i32(&a->token, t, 0);
             for (int64_t h = 0; h < H; h++) {
                 const double value = *(const double *)xp_tensor_at(ref, b, v, h, 0);
-                const double e = isinf(xp_ref_round(gauge[h], op)) ? (double)INFINITY
-                                                                   : xp_ref_sum_err(n - 1, op, gauge[h], 0);
-                *(double *)xp_tensor_at(tol, b, v, h, 0) =
-                    xp_ref_val_out((xp_ref_val){value, e}, a->dtable.dtype, op);
+                const double e =
+                    isinf(xp_ref_round(gauge[h], op)) ? (double)INFINITY : xp_ref_sum_err(n - 1, op, gauge[h], 0);
+                *(double *)xp_tensor_at(tol, b, v, h, 0) = xp_ref_val_out((xp_ref_val){value, e}, a->dtable.dtype, op);
             }
         }
     }
@@ -217,8 +216,8 @@ static xp_status bwd_run(const xp_exec *x, const void *args) {
 
 static void tokens_fill(const xp_tensor *token, const xp_tensor *like, int64_t V, uint64_t seed) {
     for (int64_t t = 0; t < token->dim[0] && V > 0; t++)
-        *(int32_t *)xp_tensor_at(token, t, 0, 0, 0) = (int32_t)(
-            xp_ref_row_word(xp_tensor_at(like, t, 0, 0, 0), like->dtype, like->dim[1], seed) % (uint64_t)V);
+        *(int32_t *)xp_tensor_at(token, t, 0, 0, 0) =
+            (int32_t)(xp_ref_row_word(xp_tensor_at(like, t, 0, 0, 0), like->dtype, like->dim[1], seed) % (uint64_t)V);
 }
 
 static xp_status fill(void *args, const xp_mesh *m, const char *data, uint64_t seed) {

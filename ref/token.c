@@ -119,8 +119,9 @@ static xp_status places_exchange(const char *stage, xp_comm *c, xp_queue *q, int
         if (place[2 * r] == 0)
             continue;
         if (place[2 * r + 1] < end)
-            return XP_FAIL(XP_E_ARG, "%s: rank %d starts at block %lld, expected %lld or later, as lower ranks end there",
-                           stage, r, (long long)place[2 * r + 1], (long long)end);
+            return XP_FAIL(XP_E_ARG,
+                           "%s: rank %d starts at block %lld, expected %lld or later, as lower ranks end there", stage,
+                           r, (long long)place[2 * r + 1], (long long)end);
         end = place[2 * r + 1] + place[2 * r] - 1;
     }
     return XP_OK;

@@ -4,8 +4,10 @@
  *   freq[e] = (choices of e) / n, prob[e] = (sum of P[e]) / n, loss[0] = E sum_e freq[e] prob[e], loss[1] = (sum of
  * lse^2) / n. Balanced routing gives loss[0] = K. Sums of P and lse^2 are kept in f32 for each block of tokens (all
  * layers of a block in one sum), exchanged, and folded left in block order (block 0: one block a rank, in rank order).
- * n = 0 gives zeros. Source: Switch Transformer eq. 4 as transformers' load_balancing_loss_func pools it; ST-MoE eq. 5
- * for the z-loss. */
+ * n = 0 gives zeros. A row of logits with a NaN, with +inf or with nothing but -inf has P and lse NaN, as torch's
+ * softmax.
+ *
+ * Source: Switch Transformer eq. 4 as transformers' load_balancing_loss_func pools it; ST-MoE eq. 5 for the z-loss. */
 #ifndef XP_BALANCE_H
 #define XP_BALANCE_H
 

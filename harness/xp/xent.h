@@ -1,7 +1,8 @@
 /* Stages xent and xent_bwd: cross-entropy as sums over valid tokens; the caller divides, once, by the global count.
  *
  * A target below 0 is ignored: loss 0, no gradient, not counted. total folds f32 block sums of all ranks left in block
- * order (block 0: one block a rank, in rank order); count is the number of valid tokens in the world. */
+ * order (block 0: one block a rank, in rank order); count is the number of valid tokens in the world. A row of logits
+ * with a NaN, with +inf or with nothing but -inf has lse NaN, as torch's log_softmax. */
 #ifndef XP_XENT_H
 #define XP_XENT_H
 

@@ -274,7 +274,7 @@ double xp_dense_lse(const double *l, int64_t n) {
     if (n == 0)
         return -HUGE_VAL;
     const int64_t top = largest(l, n);
-    return isfinite(l[top]) ? l[top] + lse_over_max(l, n, top) : l[top];
+    return isfinite(l[top]) ? l[top] + lse_over_max(l, n, top) : (double)NAN;
 }
 
 void xp_dense_softmax(const double *l, int64_t n, double *p) {

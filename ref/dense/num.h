@@ -39,7 +39,7 @@ void xp_dense_map(const double *x, int64_t m, const xp_tensor *w, double *y, dou
 void xp_dense_map_back(const double *dy, int64_t m, const xp_tensor *w, double *dx, double *wide);
 
 double xp_dense_sigmoid(double z);
-/* log sum exp; -inf when every element is -inf or n is 0, +inf when one is, NaN when one is. */
+/* log sum exp; -inf when n is 0; NaN when an element is NaN or +inf, or all are -inf. */
 double xp_dense_lse(const double *l, int64_t n);
 /* p = softmax(l), also in place. NaN where IEEE arithmetic on exp(l - max) gives NaN. */
 void xp_dense_softmax(const double *l, int64_t n, double *p);
