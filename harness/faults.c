@@ -440,7 +440,7 @@ FAULT(weight_slot, "weight-slot", "combine", "weights are attached to the wrong 
 FAULT(combine_bf16, "combine-bf16", "combine", "expert outputs are summed in bf16, one after another",
       "VeOmni#670, TransformerEngine#3555", "bound");
 FAULT(stale_tail, "stale-tail", "dispatch", "the last received row holds an earlier batch's data",
-      "nccl-extensions test_ht_stale_routing_map", "bits");
+      "nccl-extensions test_ht_stale_routing_map.cu, pytorch#193633", "bits");
 FAULT(pad_garbage, "pad-garbage", "dispatch", "padding rows are never written: NaN enters the weight gradient",
       "torchtitan#1237, TransformerEngine#3116", "nan");
 FAULT(swapped_splits, "swapped-splits", "dispatch_bwd", "the backward all-to-all uses the wrong rank's splits",
