@@ -2,6 +2,9 @@
  * files, from lines, from
  * --random, or from --model. */
 #include <inttypes.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -127,34 +130,93 @@ static xp_status run_word(session *s, const char *word) {
 /* ---- random cases --------------------------------------------------------------------------------------------------
  */
 
+/* Draws are independent, so a few run side by side; they are reported in the order of their numbers. */
+enum { BATCH = 32, MAX_WORKERS = 8 };
+
+typedef struct {
+    xp_case c;
+    xp_run_result r;
+    xp_status status;
+    char error[256];
+    int redrawn;
+} draw;
+
+typedef struct {
+    const session *s;
+    long long first;
+    int draws;
+    atomic_int next;
+    draw *item;
+} batch;
+
+static void run_draw(const session *s, uint64_t number, draw *d) {
+    for (d->redrawn = 0;; d->redrawn++) {
+        xp_random_case(s->o->seed, number, d->redrawn, &d->c);
+        d->status = xp_case_run(&d->c, &s->run, &d->r);
+        if (d->status != XP_OK) {
+            snprintf(d->error, sizeof d->error, "%s", xp_error_text());
+            return;
+        }
+        if (d->r.judgement.verdict != XP_V_VACUOUS || d->redrawn == REDRAWS)
+            return;
+        xp_run_result_close(&d->r);
+    }
+}
+
+static void *work(void *arg) {
+    batch *b = arg;
+    for (int i; (i = atomic_fetch_add(&b->next, 1)) < b->draws;)
+        run_draw(b->s, (uint64_t)(b->first + i), &b->item[i]);
+    return NULL;
+}
+
+static void run_batch(batch *b) {
+    pthread_t worker[MAX_WORKERS];
+    const long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    int workers = 0;
+    atomic_init(&b->next, 0);
+    while (workers < MAX_WORKERS && workers + 1 < cores && pthread_create(&worker[workers], NULL, work, b) == 0)
+        workers++;
+    work(b);
+    while (workers > 0)
+        pthread_join(worker[--workers], NULL);
+}
+
+static xp_status report_draw(session *s, draw *d) {
+    xp_status st = XP_OK;
+    if (d->status != XP_OK) {
+        char line[XP_CASE_LINE];
+        xp_case_print(&d->c, line, sizeof line);
+        st = XP_FAIL(d->status, "%s: %s: %s", d->c.name, line, d->error);
+    } else {
+        s->redrawn += d->redrawn;
+        tally(s, &d->c, &d->r);
+        if (d->r.judgement.verdict != XP_V_PASS || s->style.verbose)
+            xp_report_case(&s->style, &d->c, &s->run, &d->r);
+        if (d->r.end.stuck)
+            s->exit_code = xp_exit_worse(s->exit_code, XP_EXIT_HANG);
+    }
+    xp_run_result_close(&d->r);
+    return st;
+}
+
 static xp_status run_random(session *s) {
-    for (long long n = 0; n < s->o->random; n++) {
-        for (int redraw = 0;; redraw++) {
-            xp_case c;
-            xp_run_result r;
-            xp_random_case(s->o->seed, (uint64_t)n, redraw, &c);
-            progress(s, c.name);
-            const xp_status st = xp_case_run(&c, &s->run, &r);
-            progress_end(s);
-            if (st != XP_OK) {
-                char line[XP_CASE_LINE];
-                xp_case_print(&c, line, sizeof line);
-                fprintf(stderr, "expar: %s: %s\n", c.name, line);
-                return st;
-            }
-            if (r.judgement.verdict == XP_V_VACUOUS && redraw < REDRAWS) {
-                s->redrawn++;
-                xp_run_result_close(&r);
-                continue;
-            }
-            tally(s, &c, &r);
-            if (r.judgement.verdict != XP_V_PASS || s->style.verbose)
-                xp_report_case(&s->style, &c, &s->run, &r);
-            xp_run_result_close(&r);
-            break;
+    draw *item = calloc(BATCH, sizeof *item);
+    xp_status st = item ? XP_OK : XP_FAIL(XP_E_NOMEM, "check: %zu bytes", BATCH * sizeof *item);
+    for (long long n = 0; n < s->o->random && st == XP_OK; n += BATCH) {
+        batch b = {
+            .s = s, .first = n, .draws = s->o->random - n < BATCH ? (int)(s->o->random - n) : BATCH, .item = item};
+        progress(s, "random cases");
+        memset(item, 0, BATCH * sizeof *item);
+        run_batch(&b);
+        progress_end(s);
+        for (int i = 0; i < b.draws; i++) {
+            const xp_status one = report_draw(s, &item[i]);
+            st = st == XP_OK ? one : st;
         }
     }
-    return XP_OK;
+    free(item);
+    return st;
 }
 
 /* ---- one model's layers --------------------------------------------------------------------------------------------

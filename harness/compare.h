@@ -71,6 +71,8 @@ double xp_bias_limit(const xp_bias *b);
 /* One compared operand; accumulates over calls of xp_compare(). Clear with memset. */
 typedef struct {
     int64_t elements;  /* compared: the judge has a value for it */
+    int64_t unbounded; /* not compared: the bound is infinite where the judge's value is finite (an intermediate
+                          rounding may overflow), so any value is right */
     int64_t untouched; /* the judge leaves it alone, and so did the implementation */
     int64_t wrong;     /* of all kinds below */
     int64_t bits, bound, nan, unwritten, stray;

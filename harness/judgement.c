@@ -48,6 +48,7 @@ static void merge_pattern(xp_diff *a, const xp_diff *b) {
 static void merge_diff(xp_diff *a, const xp_diff *b) {
     merge_pattern(a, b);
     a->elements += b->elements;
+    a->unbounded += b->unbounded;
     a->untouched += b->untouched;
     a->wrong += b->wrong;
     a->bits += b->bits;

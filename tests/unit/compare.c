@@ -60,8 +60,27 @@ static void bound_that_is_no_number(void **state) {
     assert_int_equal(class_of(XP_F32, 1.5, 1.5, (double)NAN), XP_C_BOUND);
     assert_int_equal(class_of(XP_F32, 1.5, 1.25, (double)NAN), XP_C_BOUND);
     assert_int_equal(class_of(XP_F32, 1.5, 1.5, -1.0), XP_C_BOUND);
-    assert_int_equal(class_of(XP_F32, 1.5, 1.25, (double)INFINITY), XP_C_NONE);
-    assert_int_equal(class_of(XP_F32, (double)NAN, 1.25, (double)INFINITY), XP_C_NAN);
+}
+
+/* Nothing is promised: nothing is compared, and a tensor of such elements is vacuous. Poison still shows. */
+static void bound_that_is_infinite(void **state) {
+    (void)state;
+    const double got[] = {1.25, 1e30, (double)NAN, (double)INFINITY};
+    for (int i = 0; i < 4; i++) {
+        const xp_diff d = one(XP_F32, got[i], 1.25, (double)INFINITY);
+        assert_int_equal(d.unbounded, 1);
+        assert_int_equal(d.elements, 0);
+        assert_int_equal(d.wrong, 0);
+        assert_true(d.ratio == 0.0);
+    }
+    uint32_t poison = (uint32_t)xp_poison_code(XP_F32);
+    double ref = 1.25, tol = (double)INFINITY;
+    xp_diff d = {0};
+    const xp_tensor tg = xp_tensor_1d(&poison, XP_F32, 1), tr = xp_tensor_1d(&ref, XP_F64, 1),
+                    tt = xp_tensor_1d(&tol, XP_F64, 1);
+    assert_int_equal(xp_compare(&tg, &tr, &tt, NULL, &d), XP_OK);
+    assert_int_equal(xp_diff_class(&d), XP_C_UNWRITTEN);
+    assert_int_equal(d.unbounded, 0);
 }
 
 static void bound_not_finite(void **state) {
@@ -461,6 +480,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(bound_finite),
         cmocka_unit_test(bound_that_is_no_number),
+        cmocka_unit_test(bound_that_is_infinite),
         cmocka_unit_test(bound_not_finite),
         cmocka_unit_test(bound_overflow),
         cmocka_unit_test(bound_ratio),
