@@ -17,12 +17,13 @@ say "(a) one full-width Qwen3-30B-A3B MoE layer, forward and backward, on sim:fs
 $expar check --model qwen3-30b-a3b --layers 1 --tokens 256 --text $text --mesh sim:fsdp=8,ep=8
 
 say "(b) 20 training steps of a narrow model of the same routing shape on three meshes: the loss falls, and the parameters end equal to the last bit"
-digests=
+digests= out=$(mktemp)
+trap 'rm -f "$out"' EXIT
 for mesh in sim:fsdp=1 sim:fsdp=6,ep=2 sim:dp=2,fsdp=4,ep=4; do
-    out=$($expar step --model qwen3-30b-a3b --shrink 16 --layers 2 --tokens 512 --steps 20 --deterministic --text $text --mesh $mesh | tee /dev/stderr)
-    digests+="$(printf '%s\n' "$out" | sed -n 's/^parameters sha256 //p') "
-    first=$(printf '%s\n' "$out" | awk '$1 == 1 { print $2 }')
-    last=$(printf '%s\n' "$out" | awk '$1 == 20 { print $2 }')
+    $expar step --model qwen3-30b-a3b --shrink 16 --layers 2 --tokens 512 --steps 20 --deterministic --text $text --mesh $mesh | tee "$out"
+    digests+="$(sed -n 's/^parameters sha256 //p' "$out") "
+    first=$(awk '$1 == 1 { print $2 }' "$out")
+    last=$(awk '$1 == 20 { print $2 }' "$out")
     awk -v a="$first" -v b="$last" 'BEGIN { exit !(b < a) }' || { echo "the loss did not fall: $first to $last"; exit 1; }
 done
 set -- $digests
