@@ -10,7 +10,8 @@
 
 #include "mesh_sim.h"
 
-static const double default_timeout_s = 30.0;
+/* Deadlocks are found at once; this is for a rank that computes and never comes, so it must outlast a slow machine. */
+static const double default_timeout_s = 300.0;
 
 const xp_mesh_kind xp_mesh_kinds[] = {
     {"sim", "ranks are threads of this process, 1 to 64, deterministic", XP_MESH_MAX_RANKS, NULL, xp_sim_run},

@@ -27,7 +27,7 @@ typedef struct {
     int ep_dp, world; /* derived: world = dp * fsdp, ep_dp = world / (ep * ep_fsdp) */
     uint64_t jitter;  /* seed of random delays, when has_jitter */
     int has_jitter;
-    double timeout_s; /* how long a rank waits for its peers before it calls them hung; 0.001 to 86400, default 30 */
+    double timeout_s; /* how long a rank waits for its peers before it calls them hung; 0.001 to 86400, default 300 */
 } xp_mesh_spec;
 
 /* XP_E_ARG naming key, value and what was expected. A kind is known by its name, whether it can run here or not. */

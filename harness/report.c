@@ -84,7 +84,7 @@ static void put_ratio(FILE *f, const xp_finding *l) {
 
 void xp_report_stages(const xp_report_style *s, const xp_judgement *g) {
     char n[32], m[32], name[112];
-    fprintf(s->out, "  %-40s %-11s %9s %14s %12s  %s\n", "stage operand", "verdict", "err/bound", "elements",
+    fprintf(s->out, "  %-66s %-11s %9s %14s %12s  %s\n", "stage operand", "verdict", "err/bound", "elements",
             "remote rows", "judge");
     for (int i = 0; i < g->lines; i++) {
         const xp_finding *l = &g->line[i];
@@ -92,7 +92,7 @@ void xp_report_stages(const xp_report_style *s, const xp_judgement *g) {
             snprintf(name, sizeof name, "%s %s", l->stage, l->operand);
         else
             snprintf(name, sizeof name, "%s (%s) %s", l->stage, l->site, l->operand);
-        fprintf(s->out, "  %-40.60s %s%-11s%s ", name, paint(s, l->verdict), xp_verdict_name(l->verdict), plain(s));
+        fprintf(s->out, "  %-66.66s %s%-11s%s ", name, paint(s, l->verdict), xp_verdict_name(l->verdict), plain(s));
         put_ratio(s->out, l);
         fprintf(s->out, " %14s %12s  %s", xp_report_count(l->diff.elements, n),
                 l->remote ? xp_report_count(l->remote, m) : "-", l->judge);

@@ -120,17 +120,16 @@ static void close_judges(job *j) {
 }
 
 /* The one-rank run whose rows the mesh must reproduce. */
-static xp_status record(job *j, const xp_plan *plan) {
+static xp_status record(job *j, const xp_model *model, const xp_step_options *opt) {
     xp_mesh_spec one;
     xp_plan p1;
     xp_mesh_report end;
     XP_TRY(xp_mesh_spec_parse("sim:fsdp=1", &one));
-    XP_TRY(xp_plan_make(&plan->model, &one, &plan->opt, &p1));
+    XP_TRY(xp_plan_make(model, &one, opt, &p1));
     j->plan = &p1;
     j->judged = 0;
     const xp_status st = xp_mesh_run(&one, rank_main, j, &end);
     xp_plan_close(&p1);
-    j->plan = plan;
     j->judged = 1;
     xp_parity_compare(j->parity);
     return st;
@@ -147,7 +146,7 @@ static xp_status run_planned(job *j, xp_run_result *out) {
     if (j->o->against_one_rank && opt.deterministic) {
         XP_GOTO(out, xp_parity_open(&out->parity));
         j->parity = out->parity;
-        XP_GOTO(out, record(j, &plan));
+        XP_GOTO(out, record(j, &model, &opt));
     }
     j->plan = &plan;
     j->judged = 1;
