@@ -227,7 +227,8 @@ static xp_status run(const xp_exec *ex, const void *args) {
     XP_TRY(xp_ref_fold("xent", world, ex->q, &sums, a->block > 0 ? a->token0 / a->block : world->rank, k.fold, &total));
     xp_ref_store(a->total.data, a->total.dtype, 0, total);
     xp_tensor n = xp_tensor_1d(&count, XP_I64, 1);
-    XP_TRY(world->ops->all_reduce(world, ex->q, &n, XP_SUM));
+    if (world->size > 1)
+        XP_TRY(world->ops->all_reduce(world, ex->q, &n, XP_SUM));
     ((int64_t *)a->count.data)[0] = count;
     return XP_OK;
 }
