@@ -224,7 +224,9 @@ static xp_status run(const xp_exec *ex, const void *args) {
         xp_ref_store(k.sums, a->total.dtype, b, sum);
     }
     const xp_tensor sums = xp_tensor_2d(k.sums, a->total.dtype, B, 1);
-    XP_TRY(xp_ref_fold("xent", world, ex->q, &sums, a->block > 0 ? a->token0 / a->block : world->rank, k.fold, &total));
+    /* A lone rank folds its own sums: it has nobody to talk to. */
+    XP_TRY(xp_ref_fold("xent", world->size > 1 ? world : NULL, ex->q, &sums,
+                       a->block > 0 ? a->token0 / a->block : world->rank, k.fold, &total));
     xp_ref_store(a->total.data, a->total.dtype, 0, total);
     xp_tensor n = xp_tensor_1d(&count, XP_I64, 1);
     if (world->size > 1)
