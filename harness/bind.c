@@ -2,6 +2,8 @@
 #include "bind.h"
 
 #include <ctype.h>
+#include <float.h>
+#include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -203,19 +205,40 @@ static xp_status bind_word(const xp_param *p, const char *text, int *out) {
 static xp_status bind_number(const xp_param *p, const char *text, void *at) {
     char *end = NULL;
     const double v = strtod(text, &end);
-    if (end == text || *end)
+    const int whole = p->type == XP_P_I64 || p->type == XP_P_INT;
+    if (end == text || *end || isspace((unsigned char)text[0]) || isnan(v))
         return XP_FAIL(XP_E_ARG, "%s: '%s' is no number", p->name, text);
+    if (whole && (v != floor(v) || fabs(v) > (p->type == XP_P_INT ? (double)INT_MAX : 0x1p53)))
+        return XP_FAIL(XP_E_ARG, "%s: '%s' is no whole number, or too large", p->name, text);
+    if (p->type == XP_P_F32 && isfinite(v) && fabs(v) > (double)FLT_MAX)
+        return XP_FAIL(XP_E_ARG, "%s: '%s' is too large for f32", p->name, text);
     if (p->type == XP_P_F32)
         *(float *)at = (float)v;
     else if (p->type == XP_P_F64)
         *(double *)at = v;
-    else if (v != floor(v) || fabs(v) > 0x1p53)
-        return XP_FAIL(XP_E_ARG, "%s: '%s' is no whole number", p->name, text);
     else if (p->type == XP_P_I64)
         *(int64_t *)at = (int64_t)v;
     else
         *(int *)at = (int)v;
     return XP_OK;
+}
+
+xp_status xp_bind_scalar(const xp_param *p, const char *text, void *at) {
+    switch (p->type) {
+    case XP_P_WORD:
+        return bind_word(p, text, at);
+    case XP_P_DTYPE:
+        if (xp_dtype_parse(text, at) != XP_OK)
+            return XP_FAIL(XP_E_ARG, "%s: '%s' is no dtype", p->name, text);
+        return XP_OK;
+    case XP_P_DIALECT:
+        *(const xp_dialect **)at = xp_dialect_find(text);
+        if (!*(const xp_dialect **)at)
+            return XP_FAIL(XP_E_ARG, "%s: '%s' is no preset (see `expar list dialects`)", p->name, text);
+        return XP_OK;
+    default:
+        return bind_number(p, text, at);
+    }
 }
 
 static xp_status bind_param(binding *b, const xp_param *p) {
@@ -225,19 +248,7 @@ static xp_status bind_param(binding *b, const xp_param *p) {
         *(int64_t *)at = *slot(b->base, 'T');
         return XP_OK;
     }
-    if (!text)
-        return XP_OK;
-    switch (p->type) {
-    case XP_P_WORD:
-        return bind_word(p, text, at);
-    case XP_P_DTYPE:
-        return xp_dtype_parse(text, at);
-    case XP_P_DIALECT:
-        *(const xp_dialect **)at = xp_dialect_find(text);
-        return *(const xp_dialect **)at ? XP_OK : XP_FAIL(XP_E_ARG, "dialect: '%s' is no preset", text);
-    default:
-        return bind_number(p, text, at);
-    }
+    return text ? xp_bind_scalar(p, text, at) : XP_OK;
 }
 
 /* The two stages with host arrays: rows cut over their axis as the plan cuts them. */

@@ -11,6 +11,8 @@ extern "C" {
 
 /* Binds the case's stage on this rank and calls it through xp_call(). XP_E_ARG naming what the case cannot give. */
 xp_status xp_bind_run(const xp_case *c, xp_rank *r);
+/* Reads a stage's scalar into the field at `at`. XP_E_ARG naming the scalar, the text and what was expected. */
+xp_status xp_bind_scalar(const xp_param *p, const char *text, void *at);
 
 #ifdef __cplusplus
 }

@@ -10,9 +10,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "bind.h"
 #include "xp/permute.h"
 
-enum { MAX_KEYS = 40, MAX_VALUES = 64, MAX_VALUE = 160, LINE_BYTES = 2048 };
+enum { MAX_KEYS = 40, MAX_VALUES = 64, MAX_VALUE = 160, MAX_FILES = 256, LINE_BYTES = XP_CASE_LINE };
 
 static const char *const group_names[XP_NGROUP] = {"act", "param", "router", "logits", "weight", "grad", "reduce"};
 
@@ -30,7 +31,8 @@ static xp_status parse_int(const char *key, const char *text, int64_t lo, int64_
     errno = 0;
     const long long v = strtoll(text, &end, 10);
     *out = v;
-    if (text[0] == '\0' || isspace((unsigned char)text[0]) || *end != '\0' || errno != 0 || v < lo || v > hi)
+    const int starts = isdigit((unsigned char)text[text[0] == '-']);
+    if (!starts || *end != '\0' || errno != 0 || v < lo || v > hi)
         return XP_FAIL(XP_E_ARG, "%s: '%s' is not a whole number from %lld to %lld", key, text, (long long)lo,
                        (long long)hi);
     return XP_OK;
@@ -57,7 +59,17 @@ static int stage_param(const xp_case *c, const char *key) {
     return -1;
 }
 
-static xp_status set_param(xp_case *c, const char *key, const char *value) {
+/* The value is read here once for its errors, and again where the arguments are bound. */
+static xp_status set_param(xp_case *c, const xp_param *p, const char *value) {
+    union {
+        double real;
+        int64_t whole;
+        const xp_dialect *dialect;
+    } unused;
+    const char *key = p->name;
+    XP_TRY(xp_bind_scalar(p, value, &unused));
+    if (strcmp(key, "token0") == 0)
+        return XP_FAIL(XP_E_ARG, "%s: '%s', but it follows from T and the mesh", key, value);
     if (c->params == XP_CASE_PARAMS)
         return XP_FAIL(XP_E_ARG, "%s: a line takes at most %d scalars of a stage", key, XP_CASE_PARAMS);
     if (strlen(value) >= sizeof c->param[0].value)
@@ -70,9 +82,8 @@ static xp_status set_param(xp_case *c, const char *key, const char *value) {
 
 static xp_status set_dtype(xp_case *c, const char *key, const char *value) {
     xp_dtype d;
-    XP_TRY(xp_dtype_parse(value, &d));
-    if (!xp_dtype_is_float(d))
-        return XP_FAIL(XP_E_ARG, "%s: '%s' is no float type", key, value);
+    if (xp_dtype_parse(value, &d) != XP_OK || !xp_dtype_is_float(d))
+        return XP_FAIL(XP_E_ARG, "%s: '%s' is no float type (f64 f32 bf16 f16 e4m3 e5m2 ...)", key, value);
     if (strcmp(key, "dtype") == 0) {
         c->dtype[XP_G_ACT] = d;
         return XP_OK;
@@ -84,17 +95,37 @@ static xp_status set_dtype(xp_case *c, const char *key, const char *value) {
     return XP_OK;
 }
 
-static int is_dtype_key(const char *key) {
-    for (int g = 0; g < XP_NGROUP; g++) {
-        if (strcmp(key, group_names[g]) == 0)
-            return 1;
-    }
-    return strcmp(key, "dtype") == 0;
+/* A case with arguments of its own, not taken from the run of a layer. */
+static int is_generated(const xp_case *c) {
+    return c->kind == XP_CASE_STAGE && !c->stage->chain;
 }
 
-/* Sizes that a line may set. P, L, M, C and B follow from the others. */
-static int is_dim_key(const char *key) {
-    return key[0] && key[1] == '\0' && strchr("TEKHFSVNGRQY", key[0]) != NULL;
+/* act always has a meaning: the other groups follow from it. */
+static int is_dtype_key(const xp_case *c, const char *key) {
+    static const char *const flow[] = {"act", "param", "router", "grad", "reduce"};
+    if (strcmp(key, "dtype") == 0 || strcmp(key, "act") == 0)
+        return 1;
+    for (size_t i = 0; !is_generated(c) && i < sizeof flow / sizeof *flow; i++) {
+        if (strcmp(key, flow[i]) == 0)
+            return 1;
+    }
+    for (int i = 0; is_generated(c) && i < c->stage->operands; i++) {
+        if (key[0] && strcmp(key, c->stage->operand[i].group) == 0 && strcmp(key, "wide") != 0)
+            return 1;
+    }
+    return 0;
+}
+
+int xp_case_takes(const xp_case *c, char letter) {
+    if (!letter || !strchr("TEKHFSVNGRQY", letter))
+        return 0;
+    if (!is_generated(c))
+        return strchr("TEKHFS", letter) != NULL;
+    for (int i = 0; i < c->stage->operands; i++) {
+        if (strchr(c->stage->operand[i].shape, letter))
+            return 1;
+    }
+    return 0;
 }
 
 static xp_status set_text(const char *key, const char *value, char *out, size_t bytes) {
@@ -102,6 +133,21 @@ static xp_status set_text(const char *key, const char *value, char *out, size_t 
         return XP_FAIL(XP_E_ARG, "%s: '%s' is empty or longer than %zu characters", key, value, bytes - 1);
     strcpy(out, value);
     return XP_OK;
+}
+
+/* Names of optional operands, joined by '+'. */
+static xp_status set_with(xp_case *c, const char *value) {
+    char name[64];
+    for (const char *p = value;; p++) {
+        const size_t n = strcspn(p, "+");
+        snprintf(name, sizeof name, "%.*s", (int)(n < sizeof name ? n : sizeof name - 1), p);
+        const int i = xp_stage_operand(c->stage, name);
+        if (i < 0 || !c->stage->operand[i].optional)
+            return XP_FAIL(XP_E_ARG, "with: '%s' is no optional operand of %s", name, c->stage->name);
+        p += n;
+        if (!*p)
+            return set_text("with", value, c->with, sizeof c->with);
+    }
 }
 
 static xp_status set_int(const char *key, const char *value, int64_t lo, int64_t hi, int *out) {
@@ -130,7 +176,7 @@ static xp_status set_common(xp_case *c, const char *key, const char *value, int 
     if (strcmp(key, "seed") == 0)
         return set_seed(value, &c->seed);
     if (strcmp(key, "name") == 0)
-        return set_text(key, value, c->name, sizeof c->name - 32);
+        return set_text(key, value, c->name, XP_CASE_OWN_NAME);
     if (strcmp(key, "expect") == 0)
         return xp_expect_parse(value, &c->expect);
     *out_known = 0;
@@ -164,18 +210,20 @@ static xp_status set_key(xp_case *c, const char *key, const char *value) {
     XP_TRY(set_common(c, key, value, &known));
     if (known)
         return XP_OK;
-    if (is_dtype_key(key))
+    if (is_dtype_key(c, key))
         return set_dtype(c, key, value);
-    if (is_dim_key(key)) {
+    if (key[1] == '\0' && xp_case_takes(c, key[0])) {
         XP_TRY(parse_int(key, value, 0, INT64_C(1) << 40, &c->dim[key[0] - 'A']));
         c->dim_set[key[0] - 'A'] = 1;
         return XP_OK;
     }
-    if (stage_param(c, key) >= 0)
-        return set_param(c, key, value);
-    if (c->kind == XP_CASE_STAGE && strcmp(key, "with") == 0)
-        return set_text(key, value, c->with, sizeof c->with);
-    if (c->kind != XP_CASE_STAGE || c->stage->chain) {
+    if (is_generated(c)) {
+        const int p = stage_param(c, key);
+        if (p >= 0)
+            return set_param(c, &c->stage->param[p], value);
+        if (strcmp(key, "with") == 0)
+            return set_with(c, value);
+    } else {
         XP_TRY(set_step_key(c, key, value, &known));
         if (known)
             return XP_OK;
@@ -271,6 +319,10 @@ static xp_status split_mesh(const char *text, list *l) {
         return XP_FAIL(XP_E_NOMEM, "mesh: %zu bytes", 2 * sizeof *word);
     strcpy(word->key, "mesh");
     XP_GOTO(out, split(text, word));
+    if (!strchr(word->value[0], ':')) {
+        st = XP_FAIL(XP_E_ARG, "mesh: '%s' names no kind, expected KIND:key=value,..., for example sim:fsdp=8", text);
+        goto out;
+    }
     for (int i = 0; i <= word->values; i++) {
         char *w = i < word->values ? word->value[i] : NULL;
         char *colon = w ? strchr(w, ':') : NULL, *item = colon ? colon + 1 : w, *eq = item ? strchr(item, '=') : NULL;
@@ -287,7 +339,7 @@ static xp_status split_mesh(const char *text, list *l) {
             XP_GOTO(out, list_add(l, w));
             colon[1] = after;
         }
-        if (eq && (size_t)(eq - item) < sizeof key) {
+        if (eq && eq != item && (size_t)(eq - item) < sizeof key) {
             *eq = '\0';
             strcpy(key, item);
             alt->values = 0;
@@ -323,24 +375,28 @@ typedef struct {
     void *arg;
 } product;
 
-static void name_case(xp_case *c, const product *p) {
-    char own[XP_CASE_NAME];
+static xp_status name_case(xp_case *c, const product *p) {
+    char own[XP_CASE_OWN_NAME];
     if (!p->from)
-        return;
+        return XP_OK;
+    if (strlen(p->from) >= sizeof c->name - sizeof own)
+        return XP_FAIL(XP_E_ARG, "name: the file name '%s' is longer than %zu characters", p->from,
+                       sizeof c->name - sizeof own - 1);
     ++*p->number;
     if (c->name[0])
-        snprintf(own, sizeof own, "%.40s/%.50s", p->from, c->name);
+        memcpy(own, c->name, sizeof own);
     else
-        snprintf(own, sizeof own, "%.40s/%d", p->from, *p->number);
-    strcpy(c->name, own);
+        snprintf(own, sizeof own, "%d", *p->number);
+    snprintf(c->name, sizeof c->name, "%s/%s", p->from, own);
+    return XP_OK;
 }
 
 static xp_status emit(const product *p, const xp_case *base, int key) {
     if (key == p->keys) {
         xp_case c = *base;
         XP_TRY(xp_case_check(&c));
-        name_case(&c, p);
-        return p->fn(&c, p->arg);
+        XP_TRY(name_case(&c, p));
+        return p->fn ? p->fn(&c, p->arg) : XP_OK;
     }
     for (int v = 0; v < p->lists[key].values; v++) {
         xp_case c = *base;
@@ -363,10 +419,20 @@ static xp_status head(const char *word, xp_case *out) {
     return XP_OK;
 }
 
+/* The first value of the key, or NULL. */
+static const char *find_key(const list *lists, int keys, const char *key) {
+    for (int i = 0; i < keys; i++) {
+        if (strcmp(lists[i].key, key) == 0)
+            return lists[i].value[0];
+    }
+    return NULL;
+}
+
 xp_status xp_case_expand(const char *line, const char *from, int *number, xp_case_fn fn, void *arg) {
     char text[LINE_BYTES], *save = NULL;
     int unused = 0, keys = 0;
     xp_case base;
+    number = number ? number : &unused;
     if (strlen(line) >= sizeof text)
         return XP_FAIL(XP_E_ARG, "case: a line is longer than %d characters", LINE_BYTES - 1);
     strcpy(text, line);
@@ -392,8 +458,20 @@ xp_status xp_case_expand(const char *line, const char *from, int *number, xp_cas
         }
         keys++;
     }
-    const product p = {lists, keys, from, number ? number : &unused, fn, arg};
-    st = emit(&p, &base, 0);
+    if (find_key(lists, keys, "dtype") && find_key(lists, keys, "act")) {
+        st = XP_FAIL(XP_E_ARG, "act: '%s' with dtype '%s': dtype sets act too", find_key(lists, keys, "act"),
+                     find_key(lists, keys, "dtype"));
+        goto out;
+    }
+    /* The whole product is checked before the first of its cases is handed on. */
+    int counted = *number;
+    product p = {lists, keys, from, &counted, NULL, NULL};
+    XP_GOTO(out, emit(&p, &base, 0));
+    p = (product){lists, keys, from, number, fn, arg};
+    if (fn)
+        st = emit(&p, &base, 0);
+    else
+        *number = counted;
 out:
     free(lists);
     return st;
@@ -415,7 +493,7 @@ static void put_int(char *buf, size_t bytes, const char *key, int64_t value) {
 
 void xp_case_print(const xp_case *c, char *buf, size_t bytes) {
     xp_case d;
-    char mesh[XP_MESH_TEXT];
+    char mesh[XP_MESH_TEXT], seed[24];
     xp_case_defaults(c->kind, c->stage, &d);
     snprintf(buf, bytes, "%s", c->kind == XP_CASE_STAGE ? c->stage->name : c->kind == XP_CASE_LAYER ? "layer" : "step");
     if (c->model[0])
@@ -454,7 +532,8 @@ void xp_case_print(const xp_case *c, char *buf, size_t bytes) {
         put(buf, bytes, "mesh", mesh);
     if (c->expect)
         put(buf, bytes, "expect", xp_expect_name(c->expect));
-    put_int(buf, bytes, "seed", (int64_t)c->seed);
+    snprintf(seed, sizeof seed, "%llu", (unsigned long long)c->seed);
+    put(buf, bytes, "seed", seed);
 }
 
 /* ---- refusing what cannot run --------------------------------------------------------------------------------------
@@ -506,29 +585,39 @@ static xp_status pass_on(const xp_case *c, void *arg) {
     return st;
 }
 
-xp_status xp_case_file(const char *path, xp_case_fn fn, void *arg) {
+/* fn NULL: the lines are only checked. */
+static xp_status read_cases(FILE *f, const char *path, xp_case_fn fn, void *arg) {
     relay to = {fn, arg, 0};
-    char line[LINE_BYTES], stem[XP_CASE_NAME];
+    char line[LINE_BYTES], stem[256];
     int number = 0;
-    FILE *f = fopen(path, "r");
-    if (!f)
-        return XP_FAIL(XP_E_IO, "cases: %s: %s", path, strerror(errno));
-    stem_of(path, stem, sizeof stem);
     xp_status st = XP_OK;
+    stem_of(path, stem, sizeof stem);
     for (int n = 1; st == XP_OK && fgets(line, sizeof line, f); n++) {
-        if (!strchr(line, '\n') && !feof(f)) {
-            st = XP_FAIL(XP_E_FORMAT, "cases: %s:%d: longer than %d characters", path, n, LINE_BYTES - 2);
-            break;
-        }
+        if (!strchr(line, '\n') && !feof(f))
+            return XP_FAIL(XP_E_FORMAT, "cases: %s:%d: longer than %d characters, or a zero byte", path, n,
+                           LINE_BYTES - 2);
         line[strcspn(line, "#\r\n")] = '\0';
         if (line[strspn(line, " \t")] == '\0')
             continue;
-        st = xp_case_expand(line, stem, &number, pass_on, &to);
+        st = xp_case_expand(line, stem, &number, fn ? pass_on : NULL, &to);
         if (st == XP_E_ARG && !to.failed)
             st = XP_FAIL(XP_E_FORMAT, "cases: %s:%d: %s", path, n, xp_error_text());
     }
     if (st == XP_OK && ferror(f))
         st = XP_FAIL(XP_E_IO, "cases: %s: %s", path, strerror(errno));
+    return st;
+}
+
+/* A wrong line is refused before the first case of the file runs. */
+xp_status xp_case_file(const char *path, xp_case_fn fn, void *arg) {
+    FILE *f = fopen(path, "r");
+    if (!f)
+        return XP_FAIL(XP_E_IO, "cases: %s: %s", path, strerror(errno));
+    xp_status st = read_cases(f, path, NULL, NULL);
+    if (st == XP_OK && fn) {
+        rewind(f);
+        st = read_cases(f, path, fn, arg);
+    }
     fclose(f);
     return st;
 }
@@ -542,30 +631,45 @@ static int is_case_file(const char *name) {
     return n > 4 && strcmp(name + n - 4, ".txt") == 0 && name[0] != '.';
 }
 
-xp_status xp_case_all(xp_case_fn fn, void *arg) {
-    char *name[256], path[1024];
-    int names = 0;
+/* The case files of the directory in name order; the caller frees each. */
+static xp_status file_names(char **name, int *out_names) {
     DIR *d = opendir(xp_case_dir());
+    *out_names = 0;
     if (!d)
         return XP_FAIL(XP_E_IO, "cases: %s: %s", xp_case_dir(), strerror(errno));
     xp_status st = XP_OK;
     for (struct dirent *e; st == XP_OK && (e = readdir(d)) != NULL;) {
         if (!is_case_file(e->d_name))
             continue;
-        if (names == 256)
-            st = XP_FAIL(XP_E_IO, "cases: %s holds more than 256 files", xp_case_dir());
-        else if (!(name[names] = malloc(strlen(e->d_name) + 1)))
+        if (*out_names == MAX_FILES)
+            st = XP_FAIL(XP_E_IO, "cases: %s holds more than %d files", xp_case_dir(), MAX_FILES);
+        else if (!(name[*out_names] = malloc(strlen(e->d_name) + 1)))
             st = XP_FAIL(XP_E_NOMEM, "cases: a file name");
         else
-            strcpy(name[names++], e->d_name);
+            strcpy(name[(*out_names)++], e->d_name);
     }
     closedir(d);
-    qsort(name, (size_t)names, sizeof *name, by_name);
+    qsort(name, (size_t)*out_names, sizeof *name, by_name);
+    return st;
+}
+
+static xp_status file_in_dir(const char *name, xp_case_fn fn, void *arg) {
+    char path[1024];
+    if (snprintf(path, sizeof path, "%s/%s", xp_case_dir(), name) >= (int)sizeof path)
+        return XP_FAIL(XP_E_IO, "cases: %s/%s: the path is longer than %zu characters", xp_case_dir(), name,
+                       sizeof path - 1);
+    return xp_case_file(path, fn, arg);
+}
+
+xp_status xp_case_all(xp_case_fn fn, void *arg) {
+    char *name[MAX_FILES];
+    int names;
+    xp_status st = file_names(name, &names);
+    for (int i = 0; st == XP_OK && i < names; i++)
+        st = file_in_dir(name[i], NULL, NULL);
     for (int i = 0; i < names; i++) {
-        if (st == XP_OK) {
-            snprintf(path, sizeof path, "%s/%s", xp_case_dir(), name[i]);
-            st = xp_case_file(path, fn, arg);
-        }
+        if (st == XP_OK)
+            st = file_in_dir(name[i], fn, arg);
         free(name[i]);
     }
     return st;

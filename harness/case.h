@@ -19,7 +19,8 @@ extern "C" {
 
 typedef enum { XP_CASE_STAGE = 0, XP_CASE_LAYER, XP_CASE_STEP } xp_case_kind;
 
-enum { XP_CASE_NAME = 96, XP_CASE_LINE = 512, XP_CASE_PARAMS = 8 };
+/* A line of XP_CASE_LINE - 1 characters holds every canonical line; a name is file stem, '/' and own name. */
+enum { XP_CASE_NAME = 96, XP_CASE_OWN_NAME = 48, XP_CASE_LINE = 2048, XP_CASE_PARAMS = 8 };
 
 /* The groups of dtypes that a line can set one by one; dtype= sets act and param (and grad, when it is f64). */
 typedef enum {
@@ -56,11 +57,12 @@ typedef struct {
 } xp_case;
 
 /* One line to its product of cases, handed to fn in order; stops at fn's first failure. XP_E_ARG naming key, value and
- * what was expected. from: the file stem for names, or NULL for a line of its own. *number counts the cases of a file.
- */
+ * what was expected, before any case is handed on. fn NULL: only checks. from: the file stem for names, or NULL for a
+ * line of its own. *number counts the cases of a file. */
 typedef xp_status (*xp_case_fn)(const xp_case *c, void *arg);
 xp_status xp_case_expand(const char *line, const char *from, int *number, xp_case_fn fn, void *arg);
-/* Every case of a file: blank lines and lines from '#' on are skipped. XP_E_IO, XP_E_FORMAT naming file and line. */
+/* Every case of a file: blank lines and lines from '#' on are skipped. XP_E_IO, XP_E_FORMAT naming file and line, before
+ * the first case of the file is handed on. */
 xp_status xp_case_file(const char *path, xp_case_fn fn, void *arg);
 /* Every case of every .txt file of the case directory (compiled in; EXPAR_CASES overrides it), files in name order. */
 xp_status xp_case_all(xp_case_fn fn, void *arg);
@@ -71,6 +73,8 @@ void xp_case_print(const xp_case *c, char *buf, size_t bytes);
 int xp_glob(const char *pattern, const char *name);
 /* Defaults of a kind of case: sizes small enough for a second. */
 void xp_case_defaults(xp_case_kind kind, const xp_stage *stage, xp_case *out);
+/* 1 when a line of this case may set the size of that letter. */
+int xp_case_takes(const xp_case *c, char letter);
 /* Refuses what no run could honour: K > E, E not a multiple of ep, ... XP_E_ARG naming field and value. */
 xp_status xp_case_check(const xp_case *c);
 

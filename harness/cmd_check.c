@@ -22,7 +22,7 @@ typedef struct {
     xp_report_style style;
     json_t *cases; /* NULL: no -J */
     int64_t count[XP_V_HANG + 1], ran, redrawn;
-    int64_t elements, remote;
+    int64_t elements, remote, parity_rows;
     int exit_code;
     /* of the pattern that is being matched */
     const char *pattern;
@@ -46,6 +46,7 @@ static void tally(session *s, const xp_case *c, const xp_run_result *r) {
     s->count[g->verdict]++;
     s->elements += g->elements;
     s->remote += g->remote;
+    s->parity_rows += r->parity_rows;
     if (g->verdict != XP_V_PASS && g->verdict != XP_V_SKIP && g->verdict != XP_V_UNSUPPORTED)
         s->exit_code = xp_exit_worse(s->exit_code, xp_exit_of(g->verdict, 0));
     if (s->cases)
@@ -270,7 +271,6 @@ static xp_status run_model(session *s) {
     XP_TRY(xp_case_model(&c, &model));
     s->run.sample_units = SAMPLE_UNITS;
     s->run.calls = 1; /* of each site: the first chunk of a parameter; every row is compared with the one-rank run */
-    s->run.against_one_rank = 1;
     print_model(s, &c, &model);
     const xp_status st = xp_case_run(&c, &s->run, &r);
     if (st == XP_OK) {
@@ -301,8 +301,11 @@ static void summary(session *s, double seconds) {
     }
     if (s->redrawn)
         fprintf(s->style.out, "  (%" PRId64 " vacuous draws redrawn)", s->redrawn);
-    fprintf(s->style.out, "  %s elements, %s remote rows compared  %.1f s\n", xp_report_count(s->elements, n),
-            xp_report_count(s->remote, m), seconds);
+    fprintf(s->style.out, "  %s elements, %s remote rows compared", xp_report_count(s->elements, n),
+            xp_report_count(s->remote, m));
+    if (s->parity_rows)
+        fprintf(s->style.out, ", %s rows against one rank", xp_report_count(s->parity_rows, n));
+    fprintf(s->style.out, "  %.1f s\n", seconds);
     const int64_t shown = s->ran - s->count[XP_V_SKIP] - s->count[XP_V_UNSUPPORTED];
     if (shown == 0)
         s->exit_code = xp_exit_worse(s->exit_code, XP_EXIT_NOTHING);
@@ -330,6 +333,7 @@ static xp_status open_session(session *s) {
     if (!o->model && (o->has_tokens || o->layers || o->shrink != 1 || o->experts || o->topk))
         return XP_FAIL(XP_E_ARG, "check: --tokens, --layers, --shrink, --experts and --topk need --model");
     XP_TRY(xp_cmd_impl(o, &s->run.impl, &s->run.fault));
+    s->run.against_one_rank = 1;
     if (o->text) {
         XP_TRY(xp_cmd_read(o->text, &s->text, &s->run.text_bytes));
         s->run.text = s->text;

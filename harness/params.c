@@ -140,11 +140,12 @@ void params_release(xp_flow *f, int i) {
 /* A gradient's rows go to the parity store under the parameter's name. */
 static xp_status trace_shard(const xp_flow *f, int i, int64_t g0, const xp_tensor *shard) {
     const xp_plan_param *p = param(f, i);
-    for (int64_t g = 0; f->src->parity && g < shard->dim[0]; g++) {
+    /* Outside deterministic mode a gradient's bits depend on who sums what. */
+    for (int64_t g = 0; f->block && f->src->parity && g < shard->dim[0]; g++) {
         const xp_tensor rows =
             xp_tensor_2d(xp_tensor_at(shard, g, 0, 0, 0), shard->dtype, shard->dim[1], shard->dim[2]);
         const int64_t row0 = (own(f, i)->g0 + g0 + g) * p->R + own(f, i)->r0;
-        XP_TRY(xp_parity_rows(f->src->parity, p->name, p->block, f->r->rank, &rows, row0, p->G * p->R));
+        XP_TRY(xp_parity_rows(f->src->parity, p->name, p->block, f->r->step, f->r->rank, &rows, row0, p->G * p->R));
     }
     return XP_OK;
 }

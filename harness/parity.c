@@ -1,5 +1,6 @@
-/* The store of row hashes behind parity.h: one array of 64-bit hashes for each (site, layer), filled by one run and
- * compared by the next. One lock guards the list of arrays; rows of an array belong to the rank that brings them. */
+/* The store of row hashes behind parity.h: one array of 64-bit hashes for each (site, layer, step), filled by one run
+ * and compared by the next. One lock guards the list of arrays; rows of an array belong to the rank that brings them.
+ */
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -49,10 +50,10 @@ void xp_parity_compare(xp_parity *p) {
     p->comparing = 1;
 }
 
-/* The set of (site, layer), made when it is new; NULL without memory. Called under the lock. */
-static row_set *set_of(xp_parity *p, const char *site, int layer, int64_t total) {
+/* The set of (site, layer, step), made when it is new; NULL without memory. Called under the lock. */
+static row_set *set_of(xp_parity *p, const char *site, int layer, int step, int64_t total) {
     for (int i = 0; i < p->sets; i++) {
-        if (p->set[i].line.layer == layer && strcmp(p->set[i].line.site, site) == 0)
+        if (p->set[i].line.layer == layer && p->set[i].line.step == step && strcmp(p->set[i].line.site, site) == 0)
             return &p->set[i];
     }
     if (p->sets == p->room) {
@@ -74,6 +75,7 @@ static row_set *set_of(xp_parity *p, const char *site, int layer, int64_t total)
     }
     strncpy(s->line.site, site, sizeof s->line.site - 1);
     s->line.layer = layer;
+    s->line.step = step;
     s->line.first = -1;
     s->line.rank = -1;
     s->total = total;
@@ -99,15 +101,15 @@ static void compare_row(row_set *s, int64_t row, uint64_t h, int rank) {
     }
 }
 
-xp_status xp_parity_rows(xp_parity *p, const char *site, int layer, int rank, const xp_tensor *t, int64_t row0,
-                         int64_t rows_total) {
+xp_status xp_parity_rows(xp_parity *p, const char *site, int layer, int step, int rank, const xp_tensor *t,
+                         int64_t row0, int64_t rows_total) {
     if (!p || t->dim[0] == 0)
         return XP_OK;
     if (row0 < 0 || row0 + t->dim[0] > rows_total)
         return XP_FAIL(XP_E_BUG, "parity: rows %lld to %lld of '%s', which has %lld", (long long)row0,
                        (long long)(row0 + t->dim[0]), site, (long long)rows_total);
     pthread_mutex_lock(&p->lock);
-    const row_set *known = set_of(p, site, layer, rows_total);
+    const row_set *known = set_of(p, site, layer, step, rows_total);
     const int64_t total = known ? known->total : -1;
     pthread_mutex_unlock(&p->lock);
     if (total != rows_total)
@@ -117,7 +119,7 @@ xp_status xp_parity_rows(xp_parity *p, const char *site, int layer, int rank, co
     for (int64_t i = 0; i < t->dim[0]; i++) {
         const uint64_t h = row_hash(t, i);
         pthread_mutex_lock(&p->lock);
-        row_set *s = set_of(p, site, layer, rows_total);
+        row_set *s = set_of(p, site, layer, step, rows_total);
         if (p->comparing)
             compare_row(s, row0 + i, h, rank);
         else

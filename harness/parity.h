@@ -1,8 +1,9 @@
 /* A mesh against one rank: the bits of every logical row of a one-rank run are kept as hashes, and the same rows of a
- * run on a mesh are compared against them. Used in deterministic mode, where every mesh must give the same bits.
+ * run on a mesh are compared against them. A token's rows have the same bits on every mesh; a gradient's
+ * rows have in deterministic mode.
  *
- * A row is a token's row of an activation or a row of a parameter's gradient, named by (site, layer, global row). A row
- * that one side has and the other has not is a difference. */
+ * A row is a token's row of an activation or a row of a parameter's gradient, named by (site, layer, step, global row).
+ * A row that one side has and the other has not is a difference. */
 #ifndef XP_PARITY_H
 #define XP_PARITY_H
 
@@ -20,14 +21,14 @@ xp_status xp_parity_open(xp_parity **out);
 void xp_parity_close(xp_parity *p);
 /* From now on rows are compared with what was recorded, instead of recorded. */
 void xp_parity_compare(xp_parity *p);
-/* Rows [0, dim0) of t are the global rows row0, row0 + step, ... of (site, layer); rows_total is the number of rows of
- * the whole logical tensor. Safe to call from every rank's thread. XP_E_NOMEM. */
-xp_status xp_parity_rows(xp_parity *p, const char *site, int layer, int rank, const xp_tensor *t, int64_t row0,
-                         int64_t rows_total);
+/* Rows [0, dim0) of t are the global rows row0, row0 + 1, ... of (site, layer, step); rows_total is the number of rows
+ * of the whole logical tensor. Safe to call from every rank's thread. XP_E_NOMEM. */
+xp_status xp_parity_rows(xp_parity *p, const char *site, int layer, int step, int rank, const xp_tensor *t,
+                         int64_t row0, int64_t rows_total);
 
 typedef struct {
-    char site[48];
-    int layer;
+    char site[80];
+    int layer, step;
     int64_t rows, elements; /* compared */
     int64_t different;      /* rows whose bits differ */
     int64_t missing;        /* recorded rows that never came */

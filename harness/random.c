@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { MAX_FLOP = 20000000, REDRAWS = 64 };
+enum { MAX_FLOP = 20000000, MAX_EXPERTS = 32, REDRAWS = 64 };
 
 typedef struct {
     uint64_t seed, key, next;
@@ -48,8 +48,10 @@ static void draw_mesh(dice *d, int routed, xp_case *c) {
     if (roll(d, 4) == 0)
         snprintf(text + strlen(text), sizeof text - strlen(text), ",jitter=%d", (int)between(d, 0, 999));
     (void)xp_mesh_spec_parse(text, &c->mesh);
-    if (routed && c->dim['E' - 'A'] % ep != 0)
-        c->dim['E' - 'A'] = (c->dim['E' - 'A'] / ep + 1) * ep;
+    if (routed && c->dim['E' - 'A'] % ep != 0) {
+        const int64_t up = (c->dim['E' - 'A'] / ep + 1) * ep;
+        c->dim['E' - 'A'] = up <= MAX_EXPERTS ? up : up - ep;
+    }
 }
 
 static void set_dim(xp_case *c, char letter, int64_t v) {
@@ -69,7 +71,7 @@ static int64_t layer_flop(const xp_case *c) {
 
 static void draw_sizes(dice *d, xp_case *c) {
     set_dim(c, 'T', roll(d, 8) ? size(d, 1, 96) : 0);
-    set_dim(c, 'E', size(d, 1, 32));
+    set_dim(c, 'E', size(d, 1, MAX_EXPERTS));
     set_dim(c, 'H', size(d, 1, 96));
     set_dim(c, 'F', size(d, 1, 96));
     set_dim(c, 'K', between(d, 1, dim(c, 'E') < 8 ? dim(c, 'E') : 8));
@@ -113,6 +115,18 @@ static void draw_layer(dice *d, xp_case *c) {
         strcpy(c->dialect, dialects[1]);
 }
 
+/* A line names only the sizes that its stage has. */
+static void keep_own_sizes(xp_case *c) {
+    xp_case plain;
+    xp_case_defaults(c->kind, c->stage, &plain);
+    for (char letter = 'A'; letter <= 'Z'; letter++) {
+        if (!xp_case_takes(c, letter)) {
+            c->dim[letter - 'A'] = plain.dim[letter - 'A'];
+            c->dim_set[letter - 'A'] = 0;
+        }
+    }
+}
+
 static void draw_stage(dice *d, xp_case *c) {
     draw_sizes(d, c);
     set_dim(c, 'N', size(d, 0, 6000));
@@ -127,6 +141,7 @@ static void draw_stage(dice *d, xp_case *c) {
         c->dtype[XP_G_ACT] = XP_F32; /* it has no rounding points: f32 or f64 */
     if (strncmp(c->stage->name, "gradnorm", 8) == 0 && c->data == XP_DATA_TIES)
         c->data = XP_DATA_REAL;
+    keep_own_sizes(c);
 }
 
 static const xp_stage *draw_stage_name(dice *d) {

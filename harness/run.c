@@ -6,6 +6,7 @@
 #include "run.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -143,7 +144,7 @@ static xp_status run_planned(job *j, xp_run_result *out) {
     XP_TRY(xp_case_model(j->c, &model));
     XP_TRY(xp_case_options(j->c, &opt));
     XP_TRY(xp_plan_make(&model, &j->c->mesh, &opt, &plan));
-    if (j->o->against_one_rank && opt.deterministic) {
+    if (j->o->against_one_rank && j->c->mesh.world > 1) {
         XP_GOTO(out, xp_parity_open(&out->parity));
         j->parity = out->parity;
         XP_GOTO(out, record(j, &model, &opt));
@@ -154,6 +155,26 @@ static xp_status run_planned(job *j, xp_run_result *out) {
 out:
     xp_plan_close(&plan);
     return st;
+}
+
+/* A row that differs from the one-rank run fails the case; where the stages found nothing, it is the reason. */
+static void weigh_parity(xp_run_result *r) {
+    xp_parity_line l, worst = {.first = -1};
+    for (int i = 0; r->parity && xp_parity_result(r->parity, i, &l); i++) {
+        r->parity_rows += l.rows;
+        r->parity_wrong += l.different + l.missing;
+        if (worst.first < 0 && l.different + l.missing > 0)
+            worst = l;
+    }
+    xp_judgement *g = &r->judgement;
+    if (r->parity_wrong == 0 || g->verdict >= XP_V_ERROR)
+        return;
+    g->verdict = XP_V_FAIL;
+    snprintf(
+        g->text, sizeof g->text,
+        "against one rank: %s layer %d step %d: %lld rows differ, %lld are missing; the first is row %lld, rank %d",
+        worst.site, worst.layer, worst.step, (long long)worst.different, (long long)worst.missing,
+        (long long)worst.first, worst.rank);
 }
 
 xp_status xp_case_run(const xp_case *c, const xp_run_options *o, xp_run_result *out) {
@@ -169,6 +190,8 @@ xp_status xp_case_run(const xp_case *c, const xp_run_options *o, xp_run_result *
     xp_status st = is_chain(c) ? run_planned(j, out) : xp_mesh_run(&c->mesh, rank_main, j, &out->end);
     if (out->end.world > 0)
         st = xp_judgement_make(j->judge, out->end.world, &out->end, c->expect, &out->judgement);
+    if (st == XP_OK && out->end.status == XP_OK)
+        weigh_parity(out);
     clock_gettime(CLOCK_MONOTONIC, &t1);
     out->seconds = (double)(t1.tv_sec - t0.tv_sec) + 1e-9 * (double)(t1.tv_nsec - t0.tv_nsec);
     out->result = j->result[0];

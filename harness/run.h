@@ -17,13 +17,14 @@ typedef struct {
     int64_t text_bytes;
     int64_t calls;        /* judge the first so many calls of each site; 0: all */
     int64_t sample_units; /* judge so many units of a larger stage; 0: all */
-    int against_one_rank; /* layer and step cases in deterministic mode: also compare every row with a one-rank run */
+    int against_one_rank; /* layer and step cases on several ranks: also compare every row with a one-rank run */
 } xp_run_options;
 
 typedef struct {
     xp_judgement judgement;
-    xp_parity *parity;     /* NULL: not compared */
-    xp_step_result result; /* of the last step, for layer and step cases */
+    xp_parity *parity;                 /* NULL: not compared */
+    int64_t parity_rows, parity_wrong; /* compared; different or missing */
+    xp_step_result result;             /* of the last step, for layer and step cases */
     xp_mesh_report end;
     size_t peak_bytes; /* of all ranks' guarded memory, at their peaks */
     double seconds;

@@ -37,7 +37,10 @@ void flow_drop(xp_flow *f, xp_tensor *t) {
 }
 
 xp_status flow_trace(xp_flow *f, const char *site, int y, const xp_tensor *t) {
-    return f->src->parity ? xp_parity_rows(f->src->parity, site, y, f->r->rank, t, f->token0, f->N) : XP_OK;
+    /* Once the parameters have moved, they hold what the mesh summed; only deterministic mode makes that the same. */
+    if (!f->src->parity || (!f->block && f->r->step > 0))
+        return XP_OK;
+    return xp_parity_rows(f->src->parity, site, y, f->r->step, f->r->rank, t, f->token0, f->N);
 }
 
 /* ---- opening: sizes, dtypes, blocks -------------------------------------------------------------------------------

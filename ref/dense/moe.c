@@ -176,7 +176,8 @@ static void prepare(const block *b) {
     for (int64_t t = 0; t < b->t_n; t++) {
         const double *n = b->slots + t * b->e_n;
         double *p = b->prob + t * b->e_n, *w = b->w + t * b->e_n;
-        xp_dense_softmax(p, b->e_n, p);
+        memcpy(b->row, p, (size_t)b->e_n * sizeof *p);
+        xp_dense_score(b->row, b->e_n, p);
         const double sum = a->dialect->renorm == XP_RENORM_SUM ? xp_dense_dot(n, p, b->e_n) : 1;
         for (int64_t e = 0; e < b->e_n; e++)
             w[e] = n[e] != 0 ? n[e] * p[e] / sum : 0;

@@ -37,8 +37,7 @@ static void choose(const xp_route_args *a, int64_t t, const double *l) {
     }
 }
 
-/* A NaN logit counts as -inf and scores 0, unless there is nothing else. */
-static void score(const double *l, int64_t e_n, double *p) {
+void xp_dense_score(const double *l, int64_t e_n, double *p) {
     int numbers = 0;
     for (int64_t e = 0; e < e_n; e++) {
         numbers |= !isnan(l[e]);
@@ -70,7 +69,7 @@ static xp_status run(const xp_exec *x, const void *args) {
     double *w = xp_dense_carve(&ws, a->idx.dim[1], sizeof *w);
     for (int64_t t = 0; t < a->logits.dim[0]; t++) {
         xp_dense_read(&a->logits, xp_dense_at(&a->logits, t, 0, 0, 0), e_n, l);
-        score(l, e_n, p);
+        xp_dense_score(l, e_n, p);
         if (!a->replay)
             choose(a, t, l);
         weigh(a, t, p, w);

@@ -6,7 +6,7 @@ static xp_status run(const xp_exec *x, const void *args) {
     (void)x;
     const xp_sgd_args *a = args;
     for (int64_t q = 0; q < a->decay.dim[0]; q++) {
-        const int decayed = xp_dense_int(&a->decay, q) != 0;
+        const int decayed = xp_dense_int(&a->decay, q) && a->weight_decay != 0; /* 0 * inf would be NaN */
         for (int64_t i = xp_dense_int(&a->seg, q); i < xp_dense_int(&a->seg, q + 1); i++) {
             const double p = xp_dense_get(&a->param, i);
             double d = xp_dense_get(&a->grad, i) + (decayed ? a->weight_decay * p : 0);

@@ -735,6 +735,21 @@ static void test_moe_is_its_parts(void **state) {
         near(B.y[i], sum[i], 1e-14, "y", i);
 }
 
+/* Expert 3 has no token: its NaN logit counts as -inf, and renormalised weights do not see it. */
+static void test_moe_nan_logit(void **state) {
+    (void)state;
+    double y[T * H];
+    xp_moe_args a = moe_case(&RENORM, 0, 0);
+    dense_ok(&xp_dense_moe, &a);
+    memcpy(y, B.y, sizeof y);
+    B.wr[3 * H] = (double)NAN;
+    dense_ok(&xp_dense_moe, &a);
+    for (int i = 0; i < T * H; i++) {
+        assert_true(isfinite(B.y[i]));
+        near(B.y[i], y[i], 1e-14, "y", i);
+    }
+}
+
 static void test_moe_no_tokens(void **state) {
     (void)state;
     xp_moe_args a = moe_case(&RENORM, 1, 1);
@@ -992,8 +1007,10 @@ static void test_sgd(void **state) {
     assert_true(buf[1] == 0.75 && p[1] == 0.375 && buf[0] == 0.5 + 0.25 * 0.625 + 0.375);
     a.momentum = 0;
     a.buf.data = NULL;
+    a.weight_decay = 0;
+    p[0] = HUGE_VAL; /* not decayed: 0 * inf is not added */
     dense_ok(&xp_dense_sgd, &a);
-    assert_true(p[1] == 0.125 && buf[1] == 0.75);
+    assert_true(p[1] == 0.125 && buf[1] == 0.75 && isinf(p[0]));
 }
 
 int main(void) {
@@ -1017,6 +1034,7 @@ int main(void) {
         cmocka_unit_test(test_moe_gradients),
         cmocka_unit_test(test_moe_is_its_parts),
         cmocka_unit_test(test_moe_no_tokens),
+        cmocka_unit_test(test_moe_nan_logit),
         cmocka_unit_test(test_refused_dialects),
         cmocka_unit_test(test_xent),
         cmocka_unit_test(test_gradnorm_by_hand),

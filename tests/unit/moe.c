@@ -448,7 +448,7 @@ static void fill_chooses(void **state) {
 
 /* Extremes are cut to what keeps the block finite; the outputs still agree with the plain layer. */
 static void fill_tames(void **state) {
-    static const double wild[] = {NAN, -HUGE_VAL, 0x1.8p100, -0x1p-140, -0.0, 0x1p-149};
+    static const double wild[] = {(double)NAN, -HUGE_VAL, 0x1.8p100, -0x1p-140, -0.0, 0x1p-149};
     static const double tamed[] = {0x1p8, -0x1p8, 0x1.8p7, -0x1p-140, -0.0, 0x1p-149};
     const shape s = {6, 4, 2, 8, 3, 2, "hf-5.24/qwen2_moe", XP_F32};
     (void)state;
