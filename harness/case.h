@@ -61,8 +61,8 @@ typedef struct {
  * line of its own. *number counts the cases of a file. */
 typedef xp_status (*xp_case_fn)(const xp_case *c, void *arg);
 xp_status xp_case_expand(const char *line, const char *from, int *number, xp_case_fn fn, void *arg);
-/* Every case of a file: blank lines and lines from '#' on are skipped. XP_E_IO, XP_E_FORMAT naming file and line, before
- * the first case of the file is handed on. */
+/* Every case of a file: blank lines and lines from '#' on are skipped. XP_E_IO, XP_E_FORMAT naming file and line,
+ * before the first case of the file is handed on. */
 xp_status xp_case_file(const char *path, xp_case_fn fn, void *arg);
 /* Every case of every .txt file of the case directory (compiled in; EXPAR_CASES overrides it), files in name order. */
 xp_status xp_case_all(xp_case_fn fn, void *arg);

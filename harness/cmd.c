@@ -68,7 +68,8 @@ int xp_exit_of(xp_verdict v, int required) {
 }
 
 xp_report_style xp_cmd_style(const xp_options *o) {
-    const int tty = isatty(STDOUT_FILENO), no_color = getenv("NO_COLOR") != NULL;
+    const char *no = getenv("NO_COLOR");
+    const int tty = isatty(STDOUT_FILENO), no_color = no && *no;
     return (xp_report_style){.out = stdout,
                              .color = o->color == 1 || (o->color == 0 && tty && !no_color),
                              .progress = tty && isatty(STDERR_FILENO),
@@ -77,23 +78,24 @@ xp_report_style xp_cmd_style(const xp_options *o) {
 }
 
 int xp_cmd_flush(int code) {
+    errno = 0;
     if (fflush(stdout) == 0 && !ferror(stdout))
         return code;
-    fprintf(stderr, "expar: standard output: %s\n", strerror(errno));
+    fprintf(stderr, "expar: standard output: %s\n", errno ? strerror(errno) : "cannot be written");
     return xp_exit_worse(code, XP_EXIT_OUTPUT);
 }
 
 xp_status xp_cmd_read(const char *path, uint8_t **out, int64_t *out_bytes) {
     struct stat s;
+    errno = 0;
     *out = NULL;
     *out_bytes = 0;
-    FILE *f = fopen(path, "rb");
+    /* Asked before it is opened: opening a pipe would wait for a writer. */
+    FILE *f = stat(path, &s) == 0 && S_ISREG(s.st_mode) ? fopen(path, "rb") : NULL;
     if (!f)
-        return XP_FAIL(XP_E_IO, "--text: %s: %s", path, strerror(errno));
+        return XP_FAIL(XP_E_IO, "--text: %s: %s", path, errno ? strerror(errno) : "no regular file");
     xp_status st = XP_OK;
-    if (fstat(fileno(f), &s) != 0 || !S_ISREG(s.st_mode))
-        st = XP_FAIL(XP_E_IO, "--text: %s is no regular file", path);
-    else if (s.st_size < 2 || s.st_size > INT64_C(1) << 32)
+    if (s.st_size < 2 || s.st_size > INT64_C(1) << 32)
         st = XP_FAIL(XP_E_FORMAT, "--text: %s has %lld bytes, expected 2 to 2^32", path, (long long)s.st_size);
     else if (!(*out = malloc((size_t)s.st_size)))
         st = XP_FAIL(XP_E_NOMEM, "--text: %lld bytes for %s", (long long)s.st_size, path);

@@ -40,6 +40,14 @@ static void progress_end(const session *s) {
         fputs("\r\033[K", stderr);
 }
 
+/* A stage whose generated arguments are refused has a wrong case line, not a wrong kernel. */
+static int line_is_wrong(const xp_case *c, const xp_run_result *r) {
+    const xp_judgement *g = &r->judgement;
+    if (g->verdict != XP_V_ERROR || c->kind != XP_CASE_STAGE || c->stage->chain)
+        return 0;
+    return g->first >= 0 ? g->line[g->first].cls == XP_C_ARG : r->end.status == XP_E_ARG;
+}
+
 static void tally(session *s, const xp_case *c, const xp_run_result *r) {
     const xp_judgement *g = &r->judgement;
     s->ran++;
@@ -48,7 +56,7 @@ static void tally(session *s, const xp_case *c, const xp_run_result *r) {
     s->remote += g->remote;
     s->parity_rows += r->parity_rows;
     if (g->verdict != XP_V_PASS && g->verdict != XP_V_SKIP && g->verdict != XP_V_UNSUPPORTED)
-        s->exit_code = xp_exit_worse(s->exit_code, xp_exit_of(g->verdict, 0));
+        s->exit_code = xp_exit_worse(s->exit_code, line_is_wrong(c, r) ? XP_EXIT_USAGE : xp_exit_of(g->verdict, 0));
     if (s->cases)
         json_array_append_new(s->cases, xp_report_json(c, r));
 }
@@ -323,16 +331,45 @@ static xp_status run_all(session *s) {
     return XP_OK;
 }
 
+/* Whether the mesh can be had at all, before the first case. */
+static xp_status check_mesh(const xp_options *o) {
+    xp_mesh_spec one, out;
+    if (!o->mesh)
+        return XP_OK;
+    if (strchr(o->mesh, ':') || o->model)
+        return xp_mesh_spec_parse(o->mesh, &out);
+    XP_TRY(xp_mesh_spec_parse("sim:fsdp=1", &one));
+    return xp_mesh_spec_rekind(&one, o->mesh, &out);
+}
+
+/* Wrong lines and files among the arguments are refused before the first of them runs. */
+static xp_status check_words(const xp_options *o) {
+    for (int i = 0; i < o->words; i++) {
+        if (strpbrk(o->word[i], " \t"))
+            XP_TRY(xp_case_expand(o->word[i], NULL, NULL, NULL, NULL));
+        else if (strchr(o->word[i], '/') && ends_with(o->word[i], ".txt"))
+            XP_TRY(xp_case_file(o->word[i], NULL, NULL));
+    }
+    return XP_OK;
+}
+
 static xp_status open_session(session *s) {
     const xp_options *o = s->o;
     if (o->words && (o->model || o->random))
         return XP_FAIL(XP_E_ARG, "check: '%s' and %s exclude each other", o->word[0],
                        o->model ? "--model" : "--random");
-    if (o->model && o->random)
-        return XP_FAIL(XP_E_ARG, "check: --model and --random exclude each other");
+    if (o->random && (o->model || o->mesh || o->deterministic))
+        return XP_FAIL(XP_E_ARG, "check: --random draws its own cases, %s excludes it",
+                       o->model  ? "--model"
+                       : o->mesh ? "--mesh"
+                                 : "--deterministic");
     if (!o->model && (o->has_tokens || o->layers || o->shrink != 1 || o->experts || o->topk))
         return XP_FAIL(XP_E_ARG, "check: --tokens, --layers, --shrink, --experts and --topk need --model");
+    XP_TRY(check_mesh(o));
+    XP_TRY(check_words(o));
     XP_TRY(xp_cmd_impl(o, &s->run.impl, &s->run.fault));
+    s->run.impl_given = o->impl;
+    s->run.text_given = o->text;
     s->run.against_one_rank = 1;
     if (o->text) {
         XP_TRY(xp_cmd_read(o->text, &s->text, &s->run.text_bytes));

@@ -17,6 +17,20 @@ static void say(sink *s, const char *key, const char *text) {
         printf("%-12s %s\n", key, text);
 }
 
+/* The same line in print; in JSON a member of the object `group`, where a name cannot hide a key of the explanation. */
+static void say_in(sink *s, const char *group, const char *key, const char *text) {
+    if (!s->object) {
+        say(s, key, text);
+        return;
+    }
+    json_t *in = json_object_get(s->object, group);
+    if (!in) {
+        in = json_object();
+        json_object_set_new(s->object, group, in);
+    }
+    json_object_set_new(in, key, json_string(text));
+}
+
 static const char *role_name(xp_role r) {
     return r == XP_IN ? "in" : r == XP_OUT ? "out" : "inout";
 }
@@ -48,15 +62,15 @@ static int explain_stage(sink *s, const char *name) {
         dtype_names(o->dtypes, types, sizeof types);
         snprintf(line, sizeof line, "%-5s [%s] %s%s  %s", role_name(o->role), o->shape, types,
                  o->optional ? ", optional" : "", cmp_name(o));
-        say(s, o->name, line);
+        say_in(s, "operands", o->name, line);
     }
     for (int i = 0; i < st->params; i++) {
         snprintf(line, sizeof line, "scalar, default %s%s%s", st->param[i].dflt ? st->param[i].dflt : "by the harness",
                  st->param[i].words ? ", one of " : "", st->param[i].words ? st->param[i].words : "");
-        say(s, st->param[i].name, line);
+        say_in(s, "scalars", st->param[i].name, line);
     }
     for (int i = 0; i < st->properties; i++)
-        say(s, "property", st->property[i].name);
+        say_in(s, "properties", st->property[i].name, "holds without a reference");
     return 1;
 }
 
@@ -99,11 +113,17 @@ static int explain_dialect(sink *s, const char *name) {
     return 1;
 }
 
-static int explain_model(sink *s, const char *name) {
+/* A path is a model or nothing: what is wrong with the file says more than that the name is unknown. */
+static xp_status explain_model(sink *s, const char *name) {
     xp_model m;
     char text[200];
-    if (xp_model_open(name, &m) != XP_OK)
-        return 0;
+    const xp_status st = xp_model_open(name, &m);
+    if (st != XP_OK)
+        return strchr(name, '/') ? st
+                                 : XP_FAIL(XP_E_ARG,
+                                           "explain: '%s' is no stage, fault, dialect, model, data kind, verdict, "
+                                           "class of failure or exit code (see `expar list`)",
+                                           name);
     say(s, "model", m.name);
     say(s, "type", m.model_type);
     say(s, "dialect", m.dialect.name);
@@ -116,7 +136,7 @@ static int explain_model(sink *s, const char *name) {
         say(s, "not read", m.unread);
     if (m.assumed[0])
         say(s, "assumed", m.assumed);
-    return 1;
+    return XP_OK;
 }
 
 static int explain_word(sink *s, const char *name) {
@@ -169,10 +189,16 @@ static int explain_exit(sink *s, const char *name) {
         {"11", "an output file or standard output cannot be written"},
         {"12", "a plugin does not keep the contract"},
     };
-    if (strcmp(name, "exit") != 0)
+    const int all = strcmp(name, "exit") == 0;
+    int said = 0;
+    for (size_t i = 0; i < sizeof code / sizeof *code; i++) {
+        if (all || strcmp(name, code[i][0]) == 0) {
+            say(s, code[i][0], code[i][1]);
+            said = 1;
+        }
+    }
+    if (!said)
         return 0;
-    for (size_t i = 0; i < sizeof code / sizeof *code; i++)
-        say(s, code[i][0], code[i][1]);
     say(s, "order", "several at once: 10 > 9 > 8 > 3 > 2 > 4 > 12 > 11 > 1 > 13 > 7 > 6 > 5");
     return 1;
 }
@@ -185,17 +211,12 @@ int xp_cmd_explain(const xp_options *o) {
     }
     const char *name = o->word[0];
     const int known = explain_stage(&s, name) || explain_fault(&s, name) || explain_dialect(&s, name) ||
-                      explain_exit(&s, name) || explain_word(&s, name) || explain_model(&s, name);
-    if (known && s.object) {
+                      explain_exit(&s, name) || explain_word(&s, name);
+    const xp_status st = known ? XP_OK : explain_model(&s, name);
+    if (st == XP_OK && s.object) {
         json_dumpf(s.object, stdout, JSON_INDENT(1));
         fputc('\n', stdout);
     }
     json_decref(s.object);
-    if (known)
-        return XP_EXIT_OK;
-    return xp_cmd_fail(
-        XP_FAIL(XP_E_ARG,
-                "explain: '%s' is no stage, fault, dialect, model, data kind, verdict or class of failure "
-                "(see `expar list`)",
-                name));
+    return st == XP_OK ? XP_EXIT_OK : xp_cmd_fail(st);
 }

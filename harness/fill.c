@@ -142,46 +142,89 @@ void xp_fill_store(const xp_tensor *t, int64_t i, double v) {
 /* ---- kinds ---------------------------------------------------------------------------------------------------------
  */
 
-/* Distinct for 4096 neighbours in any format with 7 significand bits or more: sign, 7 bits, 4 bits of exponent. */
-static double identity_of(uint64_t index) {
-    const double v = ldexp(1.0 + (double)(index & 127u) / 128.0, (int)(index >> 7 & 15u) - 7);
-    return index >> 11 & 1u ? -v : v;
+/* 4096 values that every format with 7 significand bits and 4 of exponent tells apart: sign, 7 bits, 4 bits. Columns of
+ * a row differ when they lie less than 4096 apart, and so do the rows of a column, whatever the width: the factor is
+ * odd. */
+static double identity_of(uint64_t row, uint64_t column) {
+    const uint64_t code = row * 1637u + column;
+    const double v = ldexp(1.0 + (double)(code & 127u) / 128.0, (int)(code >> 7 & 15u) - 7);
+    return code >> 11 & 1u ? -v : v;
+}
+
+/* Magnitudes of subnormals and of values near overflow; the normal factor is at most 3.5. */
+static void extremes_of(xp_dtype d, double *out_tiny, double *out_huge) {
+    const int tiny = d == XP_F64 ? -1060 : d == XP_F16 ? -20 : d == XP_E5M2 ? -15 : d == XP_E4M3 ? -8 : -130;
+    const int most = d == XP_F64 ? 900 : d == XP_F16 || d == XP_E5M2 ? 14 : d == XP_E4M3 ? 7 : 120;
+    *out_tiny = ldexp(1.0, tiny);
+    *out_huge = ldexp(1.0, most);
 }
 
 static double extreme_of(uint64_t u, uint64_t index, uint64_t total, uint64_t key, const xp_tensor *t) {
-    const double tiny = t->dtype == XP_F16 ? 0x1p-20 : t->dtype == XP_F64 ? 0x1p-1060 : 0x1p-130;
-    const double huge_ = t->dtype == XP_F16 ? 0x1p14 : t->dtype == XP_F64 ? 0x1p900 : 0x1p120;
+    double tiny, most;
     if (total > 1 && index == draw(key, ~UINT64_C(0)) % total)
         return (double)NAN;
     if (total > 2 && index == draw(key, ~UINT64_C(1)) % total)
         return u & 1 ? (double)INFINITY : -(double)INFINITY;
+    extremes_of(t->dtype, &tiny, &most);
     switch (u >> 60) {
     case 0:
         return tiny * normal_of(mix(u));
     case 1:
         return -0.0;
     case 2:
-        return u & 0x80 ? huge_ * normal_of(mix(u)) : 0.0;
+        return u & 0x80 ? most * normal_of(mix(u)) : 0.0;
     default:
         return normal_of(mix(u));
     }
 }
 
-static double value_of(xp_data kind, uint64_t key, uint64_t index, uint64_t total, double scale, const xp_tensor *t) {
+/* What the elements of one fill share. width is the logical tensor's last dimension. */
+typedef struct {
+    const xp_tensor *t;
+    xp_data kind;
+    uint64_t key, width, total;
+    double scale;
+} filling;
+
+static double value_of(const filling *f, uint64_t row, uint64_t column) {
     static const double tie[4] = {-1.0, 0.5, 0.5, 1.0};
-    const uint64_t u = draw(key, index);
-    switch (kind) {
+    const uint64_t index = row * f->width + column, u = draw(f->key, index);
+    switch (f->kind) {
     case XP_DATA_EXACT:
         return (double)((int)((u >> 33) % 5) - 2);
     case XP_DATA_IDENTITY:
-        return identity_of(index);
+        return identity_of(row, column);
     case XP_DATA_TIES:
         return tie[u >> 62];
     case XP_DATA_EXTREME:
-        return extreme_of(u, index, total, key, t);
+        return extreme_of(u, index, f->total, f->key, f->t);
     default:
-        return scale * normal_of(u);
+        return f->scale * normal_of(u);
     }
+}
+
+/* The global number of the tensor's local row: all dimensions but the last, flattened. */
+static uint64_t row_of(const filling *f, int64_t local, const int64_t *base, const int64_t *full) {
+    int64_t at[XP_MAXDIM] = {0};
+    uint64_t row = 0;
+    for (int d = f->t->ndim - 2; d >= 0; d--) {
+        at[d] = local % f->t->dim[d];
+        local /= f->t->dim[d];
+    }
+    for (int d = 0; d < f->t->ndim - 1; d++)
+        row = row * (uint64_t)full[d] + (uint64_t)(base[d] + at[d]);
+    return row;
+}
+
+/* Elements from local number i on. Most of what is generated is f32 masters: their rows are written straight. */
+static void fill_row(const filling *f, int64_t i, uint64_t row, uint64_t column) {
+    const xp_tensor *t = f->t;
+    const int64_t width = t->ndim ? t->dim[t->ndim - 1] : 1;
+    float *straight = t->dtype == XP_F32 ? (float *)t->data + xp_tensor_offset(t, i) : NULL;
+    for (int64_t j = 0; straight && j < width; j++)
+        straight[j] = (float)value_of(f, row, column + (uint64_t)j);
+    for (int64_t j = 0; !straight && j < width; j++)
+        xp_fill_store(t, i + j, value_of(f, row, column + (uint64_t)j));
 }
 
 xp_status xp_fill_tensor(const xp_tensor *t, xp_data kind, uint64_t seed, const char *name, const int64_t *base,
@@ -191,29 +234,13 @@ xp_status xp_fill_tensor(const xp_tensor *t, xp_data kind, uint64_t seed, const 
         return XP_FAIL(XP_E_ARG,
                        "fill: '%s' has dtype %s, which the generator does not make (f64 f32 bf16 f16 e4m3 e5m2)", name,
                        xp_dtype_name(t->dtype));
-    const uint64_t key = key_of(seed, xp_rng_stream(name));
-    uint64_t total = 1;
-    for (int d = 0; d < t->ndim; d++)
-        total *= (uint64_t)full[d];
-    const int64_t count = xp_tensor_count(t);
     const int last = t->ndim - 1;
-    const int64_t width = t->ndim ? t->dim[last] : 1;
-    for (int64_t i = 0; i < count; i += width) {
-        /* The global index of the row's first element; the last dimension is contiguous in it. */
-        uint64_t index = 0;
-        int64_t rest = i, at[XP_MAXDIM] = {0};
-        for (int d = last; d >= 0; d--) {
-            at[d] = rest % t->dim[d];
-            rest /= t->dim[d];
-        }
-        for (int d = 0; d < t->ndim; d++)
-            index = index * (uint64_t)full[d] + (uint64_t)(base[d] + at[d]);
-        /* Most of what is generated is f32 masters: their rows are written straight. */
-        float *row = t->dtype == XP_F32 ? (float *)t->data + xp_tensor_offset(t, i) : NULL;
-        for (int64_t j = 0; row && j < width; j++)
-            row[j] = (float)value_of(kind, key, index + (uint64_t)j, total, scale, t);
-        for (int64_t j = 0; !row && j < width; j++)
-            xp_fill_store(t, i + j, value_of(kind, key, index + (uint64_t)j, total, scale, t));
-    }
+    filling f = {t, kind, key_of(seed, xp_rng_stream(name)), t->ndim ? (uint64_t)full[last] : 1, 1, scale};
+    for (int d = 0; d < t->ndim; d++)
+        f.total *= (uint64_t)full[d];
+    const int64_t count = xp_tensor_count(t), width = t->ndim ? t->dim[last] : 1;
+    const uint64_t column = t->ndim ? (uint64_t)base[last] : 0;
+    for (int64_t i = 0; i < count; i += width)
+        fill_row(&f, i, row_of(&f, i / width, base, full), column);
     return XP_OK;
 }

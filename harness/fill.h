@@ -38,7 +38,7 @@ double xp_rng_uniform(uint64_t seed, uint64_t stream, uint64_t index); /* [0, 1)
 xp_status xp_fill_tensor(const xp_tensor *t, xp_data kind, uint64_t seed, const char *name, const int64_t *base,
                          const int64_t *full, double scale);
 
-/* Element number i (row-major) of t becomes v, rounded to nearest even. Float dtypes. */
+/* Element number i (row-major) of t becomes v, rounded to nearest even. f64 f32 bf16 f16 e4m3 e5m2. */
 void xp_fill_store(const xp_tensor *t, int64_t i, double v);
 
 #ifdef __cplusplus

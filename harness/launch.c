@@ -32,8 +32,9 @@ static xp_status read_family(int i, int *out_there, long *out_rank, long *out_si
     *out_there = 0;
     if (!rank && !size)
         return XP_OK;
-    if (i > 1 && (!rank || !size))
-        return XP_OK; /* a batch script sees some of Slurm's variables without being a step */
+    /* A batch script sees rank 0 of Slurm, without being a step. */
+    if (i > 1 && rank && !size && strcmp(rank, "0") == 0)
+        return XP_OK;
     if (size) {
         XP_TRY(number(families[i].size, size, 1, 1 << 24, out_size));
         if (!rank && *out_size == 1)

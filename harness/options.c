@@ -86,10 +86,12 @@ static int edit_distance(const char *a, const char *b) {
     return row[nb];
 }
 
-static const char *nearest_option(const char *word) {
-    int best = 0;
-    for (int i = 1; i < OPTIONS; i++) {
-        if (edit_distance(word, table[i].name) < edit_distance(word, table[best].name))
+/* Of the options that the command takes; there is always one. */
+static const char *nearest_option(const char *word, int bit) {
+    int best = -1;
+    for (int i = 0; i < OPTIONS; i++) {
+        if (table[i].commands & bit &&
+            (best < 0 || edit_distance(word, table[i].name) < edit_distance(word, table[best].name)))
             best = i;
     }
     return table[best].name;
@@ -112,7 +114,7 @@ static xp_status set_count(const option *o, const char *text, void *at) {
         v = v > o->hi / unit ? o->hi + 1 : v * unit;
         end++;
     }
-    if (end == text || *end || errno || text[0] == ' ' || v < o->lo || v > o->hi)
+    if (text[0] < '0' || text[0] > '9' || *end || errno || v < o->lo || v > o->hi)
         return XP_FAIL(XP_E_ARG, "%s: '%s' is not a whole number from %lld to %lld", o->name, text, o->lo, o->hi);
     *(long long *)at = v;
     return XP_OK;
@@ -131,7 +133,8 @@ static xp_status set_seed(const option *o, const char *text, void *at) {
 static xp_status set_real(const option *o, const char *text, void *at) {
     char *end = NULL;
     const double v = strtod(text, &end);
-    if (end == text || *end || !isfinite(v) || v < 0)
+    const int starts = (text[0] >= '0' && text[0] <= '9') || text[0] == '.';
+    if (!starts || *end || !isfinite(v))
         return XP_FAIL(XP_E_ARG, "%s: '%s' is not a finite number from 0", o->name, text);
     *(double *)at = v;
     return XP_OK;
@@ -189,14 +192,14 @@ static xp_status take_option(int argc, char **argv, int *i, int bit, int *seen, 
     snprintf(name, sizeof name, "%.*s", (int)(n < sizeof name ? n : sizeof name - 1), argv[*i]);
     const option *o = find_option(name);
     if (!o)
-        return XP_FAIL(XP_E_ARG, "%s: no such option; the nearest is %s", name, nearest_option(name));
+        return XP_FAIL(XP_E_ARG, "%s: no such option; the nearest is %s", name, nearest_option(name, bit));
     if (!(o->commands & bit))
         return XP_FAIL(XP_E_ARG, "%s: `expar %s` does not take it", name, out->command);
     if (seen[o - table]++)
         return XP_FAIL(XP_E_ARG, "%s: given twice", name);
     if (o->type == FLAG)
         return eq ? XP_FAIL(XP_E_ARG, "%s: takes no value, got '%s'", name, eq + 1) : set_value(o, "", out);
-    if (!eq && *i + 1 == argc)
+    if (!eq && (*i + 1 == argc || find_option(argv[*i + 1])))
         return XP_FAIL(XP_E_ARG, "%s: the value is missing, expected %s", name, o->value);
     return set_value(o, eq ? eq + 1 : argv[++*i], out);
 }
@@ -227,7 +230,7 @@ xp_status xp_options_parse(int argc, char **argv, xp_options *out) {
 }
 
 void xp_options_help(const char *command, FILE *f) {
-    const int bit = command ? command_bit(command) : ALL;
+    const int known = command ? command_bit(command) : 0, bit = known ? known : ALL;
     fprintf(f, "expar proves that a distributed mixture-of-experts training step computes what it should.\n\nusage:\n");
     for (int i = 0; i < COMMANDS; i++) {
         if (commands[i].bit & bit)

@@ -73,7 +73,7 @@ static row_set *set_of(xp_parity *p, const char *site, int layer, int step, int6
         free(s->seen);
         return NULL;
     }
-    strncpy(s->line.site, site, sizeof s->line.site - 1);
+    strcpy(s->line.site, site);
     s->line.layer = layer;
     s->line.step = step;
     s->line.first = -1;
@@ -83,10 +83,23 @@ static row_set *set_of(xp_parity *p, const char *site, int layer, int step, int6
     return s;
 }
 
+static int64_t row_elements(const xp_tensor *t) {
+    int64_t n = 1;
+    for (int d = 1; d < t->ndim; d++)
+        n *= t->dim[d];
+    return n;
+}
+
 static uint64_t row_hash(const xp_tensor *t, int64_t row) {
-    const int64_t n = t->ndim > 1 ? t->dim[1] : 1;
-    const uint64_t h = xp_hash64(xp_tensor_at(t, row, 0, 0, 0), xp_dtype_bytes(t->dtype, n), (uint64_t)t->dtype);
+    const size_t bytes = xp_dtype_bytes(t->dtype, row_elements(t));
+    const uint64_t h = xp_hash64(xp_tensor_at(t, row, 0, 0, 0), bytes, (uint64_t)t->dtype);
     return h ? h : 1;
+}
+
+/* A row is hashed as one run of bytes. */
+static int rows_contiguous(const xp_tensor *t) {
+    const xp_tensor row = xp_tensor_rows(t, 0, 0, 1);
+    return xp_tensor_contiguous(&row);
 }
 
 static void compare_row(row_set *s, int64_t row, uint64_t h, int rank) {
@@ -105,6 +118,9 @@ xp_status xp_parity_rows(xp_parity *p, const char *site, int layer, int step, in
                          int64_t row0, int64_t rows_total) {
     if (!p || t->dim[0] == 0)
         return XP_OK;
+    if (strlen(site) >= sizeof p->set->line.site || !rows_contiguous(t))
+        return XP_FAIL(XP_E_BUG, "parity: '%s' is longer than %zu characters, or its rows are not contiguous", site,
+                       sizeof p->set->line.site - 1);
     if (row0 < 0 || row0 + t->dim[0] > rows_total)
         return XP_FAIL(XP_E_BUG, "parity: rows %lld to %lld of '%s', which has %lld", (long long)row0,
                        (long long)(row0 + t->dim[0]), site, (long long)rows_total);
@@ -124,7 +140,7 @@ xp_status xp_parity_rows(xp_parity *p, const char *site, int layer, int step, in
             compare_row(s, row0 + i, h, rank);
         else
             s->hash[row0 + i] = h;
-        s->line.elements = p->comparing ? s->line.elements + (t->ndim > 1 ? t->dim[1] : 1) : 0;
+        s->line.elements += p->comparing ? row_elements(t) : 0;
         pthread_mutex_unlock(&p->lock);
     }
     return XP_OK;

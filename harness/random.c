@@ -83,11 +83,11 @@ static xp_dtype draw_act(dice *d) {
 }
 
 static xp_data draw_data(dice *d, const xp_case *c) {
-    static const xp_data layer[] = {XP_DATA_REAL, XP_DATA_REAL, XP_DATA_EXACT,
-                                    XP_DATA_TIES, XP_DATA_SKEW, XP_DATA_IDENTITY};
+    static const xp_data layer[] = {XP_DATA_REAL, XP_DATA_REAL,     XP_DATA_EXACT, XP_DATA_TIES,
+                                    XP_DATA_SKEW, XP_DATA_IDENTITY, XP_DATA_TEXT};
     static const xp_data stage[] = {XP_DATA_REAL, XP_DATA_REAL,    XP_DATA_EXACT,
                                     XP_DATA_TIES, XP_DATA_EXTREME, XP_DATA_IDENTITY};
-    return c->kind == XP_CASE_STAGE && !c->stage->chain ? stage[roll(d, 6)] : layer[roll(d, 6)];
+    return c->kind == XP_CASE_STAGE && !c->stage->chain ? stage[roll(d, 6)] : layer[roll(d, 7)];
 }
 
 /* A layer or a step; deterministic half of the time where it is legal. */
@@ -115,6 +115,23 @@ static void draw_layer(dice *d, xp_case *c) {
         strcpy(c->dialect, dialects[1]);
 }
 
+/* Scalars that change what is computed; the others stay at their defaults. */
+static void draw_scalars(dice *d, xp_case *c) {
+    static const struct {
+        const char *stage, *name, *value[3];
+    } scalar[] = {{"cast", "saturate", {"0", "1", "1"}},       {"gradnorm", "p", {"1", "2", "inf"}},
+                  {"clip", "max_norm", {"0", "0.5", "1000"}},  {"adamw", "step", {"1", "2", "1000"}},
+                  {"rmsnorm_bwd", "block", {"0", "16", "16"}}, {"embed_bwd", "block", {"0", "16", "16"}},
+                  {"balance", "scope_world", {"0", "1", "1"}}};
+    for (size_t i = 0; i < sizeof scalar / sizeof *scalar; i++) {
+        if (strcmp(c->stage->name, scalar[i].stage) != 0)
+            continue;
+        strcpy(c->param[0].name, scalar[i].name);
+        strcpy(c->param[0].value, scalar[i].value[roll(d, 3)]);
+        c->params = 1;
+    }
+}
+
 /* A line names only the sizes that its stage has. */
 static void keep_own_sizes(xp_case *c) {
     xp_case plain;
@@ -133,8 +150,9 @@ static void draw_stage(dice *d, xp_case *c) {
     set_dim(c, 'V', size(d, 2, 256));
     set_dim(c, 'R', size(d, 1, 40));
     draw_mesh(d, 0, c);
+    draw_scalars(d, c);
     if (strcmp(c->stage->name, "cast") == 0)
-        c->dtype[XP_G_PARAM] = (xp_dtype)roll(d, XP_E5M2 + 1);
+        c->dtype[XP_G_PARAM] = (xp_dtype)roll(d, XP_E2M1 + 1);
     if (strcmp(c->stage->name, "scatter") == 0 && c->dtype[XP_G_ACT] == XP_F64)
         c->dtype[XP_G_ACT] = XP_F32; /* its reduction type is a scalar of its own, f32 unless a line says so */
     if (strcmp(c->stage->name, "moe") == 0 && c->dtype[XP_G_ACT] != XP_F64)

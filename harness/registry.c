@@ -2,7 +2,9 @@
 #include "registry.h"
 
 #include <dlfcn.h>
+#include <errno.h>
 #include <string.h>
+#include <unistd.h>
 
 extern const xp_backend xp_ref_backend;
 extern const xp_backend xp_dense_backend;
@@ -32,8 +34,15 @@ static xp_status plugin_check(const char *path, const xp_backend *b) {
         return XP_FAIL(XP_E_PLUGIN, "plugin: %s: abi %u, this program speaks %d", path, b->abi, XP_ABI);
     if (b->size != sizeof(xp_backend))
         return XP_FAIL(XP_E_PLUGIN, "plugin: %s: size %u, expected %zu", path, b->size, sizeof(xp_backend));
-    if (!b->name || !b->kernel)
-        return XP_FAIL(XP_E_PLUGIN, "plugin: %s: name or kernel is NULL", path);
+    if (!b->name || !b->meaning || !b->kernel)
+        return XP_FAIL(XP_E_PLUGIN, "plugin: %s: name, meaning or kernel is NULL", path);
+    for (int i = 0; xp_backends[i]; i++) {
+        if (strcmp(b->name, xp_backends[i]->name) == 0)
+            return XP_FAIL(XP_E_PLUGIN, "plugin: %s: the name '%s' is taken", path, b->name);
+    }
+    if (b->device && (b->device->abi != XP_ABI || b->device->size != sizeof(xp_device_ops)))
+        return XP_FAIL(XP_E_PLUGIN, "plugin: %s: device abi %u and size %u, expected %d and %zu", path, b->device->abi,
+                       b->device->size, XP_ABI, sizeof(xp_device_ops));
     for (int i = 0; b->kernel[i]; i++) {
         const xp_kernel *k = b->kernel[i];
         if (!is_stage(k->stage) || !k->run || !k->name)
@@ -59,9 +68,11 @@ static xp_status plugin_open(const char *path, const xp_backend **out) {
     } symbol;
     if (!strchr(path, '/'))
         return XP_FAIL(XP_E_ARG, "impl: plugin path '%s' has no '/'; nothing is searched for", path);
+    if (access(path, R_OK) != 0)
+        return XP_FAIL(XP_E_IO, "plugin: %s: %s", path, strerror(errno));
     void *so = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (!so)
-        return XP_FAIL(XP_E_IO, "plugin: %s", dlerror());
+        return XP_FAIL(XP_E_PLUGIN, "plugin: %s", dlerror());
     symbol.object = dlsym(so, "xp_plugin");
     if (!symbol.object) {
         dlclose(so);

@@ -56,8 +56,16 @@ void xp_report_repro(FILE *f, const xp_case *c, const xp_run_options *o) {
     put_word(f, line);
     if (o->fault)
         fprintf(f, " --fault %s", o->fault->name);
-    if (strcmp(o->impl->name, "ref") != 0)
+    if (o->impl_given) {
+        fputs(" --impl ", f);
+        put_word(f, o->impl_given);
+    } else if (strcmp(o->impl->name, "ref") != 0) {
         fprintf(f, " --impl %s", o->impl->name);
+    }
+    if (o->text_given) {
+        fputs(" --text ", f);
+        put_word(f, o->text_given);
+    }
     fputc('\n', f);
 }
 

@@ -55,7 +55,7 @@ xp_status xp_case_options(const xp_case *c, xp_step_options *out) {
     const xp_dtype wide = out->act == XP_F64 && c->kind != XP_CASE_STEP ? XP_F64 : XP_F32;
     out->grad = c->dtype[XP_G_GRAD] != XP_NDTYPE ? c->dtype[XP_G_GRAD] : wide;
     out->reduce = c->dtype[XP_G_REDUCE] != XP_NDTYPE ? c->dtype[XP_G_REDUCE] : wide;
-    out->router = out->act == XP_F64 ? XP_F64 : XP_F32;
+    out->router = c->dtype[XP_G_ROUTER] != XP_NDTYPE ? c->dtype[XP_G_ROUTER] : out->act == XP_F64 ? XP_F64 : XP_F32;
     out->deterministic = c->deterministic;
     out->seed = c->seed;
     return XP_OK;
@@ -144,7 +144,8 @@ static xp_status run_planned(job *j, xp_run_result *out) {
     XP_TRY(xp_case_model(j->c, &model));
     XP_TRY(xp_case_options(j->c, &opt));
     XP_TRY(xp_plan_make(&model, &j->c->mesh, &opt, &plan));
-    if (j->o->against_one_rank && j->c->mesh.world > 1) {
+    /* The one-rank run is the reference's: no other backend owes its bits. */
+    if (j->o->against_one_rank && j->c->mesh.world > 1 && j->o->impl == xp_backend_ref()) {
         XP_GOTO(out, xp_parity_open(&out->parity));
         j->parity = out->parity;
         XP_GOTO(out, record(j, &model, &opt));

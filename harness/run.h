@@ -11,9 +11,10 @@ extern "C" {
 #endif
 
 typedef struct {
-    const xp_backend *impl; /* under test */
-    const xp_fault *fault;  /* NULL: none */
-    const uint8_t *text;    /* for data=text; NULL: seeded bytes */
+    const xp_backend *impl;              /* under test */
+    const char *impl_given, *text_given; /* as --impl and --text gave them, for the repro line; NULL: not given */
+    const xp_fault *fault;               /* NULL: none */
+    const uint8_t *text;                 /* for data=text; NULL: seeded bytes */
     int64_t text_bytes;
     int64_t calls;        /* judge the first so many calls of each site; 0: all */
     int64_t sample_units; /* judge so many units of a larger stage; 0: all */

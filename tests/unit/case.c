@@ -74,7 +74,7 @@ static void refusals(void **state) {
         {"residual T=99999999999999999999", "T:"},
         {"residual T=4 T=5", "T: given twice"},
         {"residual zeta=1", "zeta"},
-        {"residual E=8 layers=2", "layers"},
+        {"residual layers=2", "layers"},
         {"residual dtype=bf17", "bf17"},
         {"residual dtype=i32", "i32"},
         {"residual data=rael", "rael"},
