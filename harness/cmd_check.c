@@ -28,14 +28,14 @@ typedef struct {
     const char *pattern;
     int64_t matched;
     uint8_t *text;
-} session;
+} checking;
 
-static void progress(const session *s, const char *name) {
+static void progress(const checking *s, const char *name) {
     if (s->style.progress)
         fprintf(stderr, "\r\033[K%" PRId64 " done, running %s", s->ran, name);
 }
 
-static void progress_end(const session *s) {
+static void progress_end(const checking *s) {
     if (s->style.progress)
         fputs("\r\033[K", stderr);
 }
@@ -48,7 +48,7 @@ static int line_is_wrong(const xp_case *c, const xp_run_result *r) {
     return g->first >= 0 ? g->line[g->first].cls == XP_C_ARG : r->end.status == XP_E_ARG;
 }
 
-static void tally(session *s, const xp_case *c, const xp_run_result *r) {
+static void tally(checking *s, const xp_case *c, const xp_run_result *r) {
     const xp_judgement *g = &r->judgement;
     s->ran++;
     s->count[g->verdict]++;
@@ -62,7 +62,7 @@ static void tally(session *s, const xp_case *c, const xp_run_result *r) {
 }
 
 /* A mesh that is not to be had here is a SKIP with its reason, not an error. */
-static xp_status skip(session *s, const xp_case *c) {
+static xp_status skip(checking *s, const xp_case *c) {
     char line[XP_CASE_LINE];
     xp_case_print(c, line, sizeof line);
     s->ran++;
@@ -71,7 +71,7 @@ static xp_status skip(session *s, const xp_case *c) {
     return XP_OK;
 }
 
-static xp_status adjust(const session *s, xp_case *c) {
+static xp_status adjust(const checking *s, xp_case *c) {
     if (s->o->has_seed)
         c->seed = s->o->seed;
     if (s->o->deterministic && c->kind != XP_CASE_STAGE)
@@ -83,7 +83,7 @@ static xp_status adjust(const session *s, xp_case *c) {
                                    : xp_mesh_spec_rekind(&old, s->o->mesh, &c->mesh);
 }
 
-static xp_status run_case(session *s, const xp_case *given) {
+static xp_status run_case(checking *s, const xp_case *given) {
     xp_run_result r;
     xp_case c = *given;
     XP_TRY(adjust(s, &c));
@@ -104,7 +104,7 @@ static xp_status run_case(session *s, const xp_case *given) {
 }
 
 static xp_status match(const xp_case *c, void *arg) {
-    session *s = arg;
+    checking *s = arg;
     if (s->pattern && !xp_glob(s->pattern, c->name))
         return XP_OK;
     s->matched++;
@@ -117,7 +117,7 @@ static int ends_with(const char *s, const char *end) {
 }
 
 /* One argument: a case line, a file of them, or a glob over names. */
-static xp_status run_word(session *s, const char *word) {
+static xp_status run_word(checking *s, const char *word) {
     s->matched = 0;
     s->pattern = NULL;
     if (strpbrk(word, " \t")) {
@@ -151,14 +151,14 @@ typedef struct {
 } draw;
 
 typedef struct {
-    const session *s;
+    const checking *s;
     long long first;
     int draws;
     atomic_int next;
     draw *item;
 } batch;
 
-static void run_draw(const session *s, uint64_t number, draw *d) {
+static void run_draw(const checking *s, uint64_t number, draw *d) {
     for (d->redrawn = 0;; d->redrawn++) {
         xp_random_case(s->o->seed, number, d->redrawn, &d->c);
         d->status = xp_case_run(&d->c, &s->run, &d->r);
@@ -191,7 +191,7 @@ static void run_batch(batch *b) {
         pthread_join(worker[--workers], NULL);
 }
 
-static xp_status report_draw(session *s, draw *d) {
+static xp_status report_draw(checking *s, draw *d) {
     xp_status st = XP_OK;
     if (d->status != XP_OK) {
         char line[XP_CASE_LINE];
@@ -209,7 +209,7 @@ static xp_status report_draw(session *s, draw *d) {
     return st;
 }
 
-static xp_status run_random(session *s) {
+static xp_status run_random(checking *s) {
     draw *item = calloc(BATCH, sizeof *item);
     xp_status st = item ? XP_OK : XP_FAIL(XP_E_NOMEM, "check: %zu bytes", BATCH * sizeof *item);
     for (long long n = 0; n < s->o->random && st == XP_OK; n += BATCH) {
@@ -256,7 +256,7 @@ static xp_status model_case(const xp_options *o, xp_case *out) {
     return xp_cmd_mesh(o, "sim:fsdp=1", &out->mesh);
 }
 
-static void print_model(const session *s, const xp_case *c, const xp_model *m) {
+static void print_model(const checking *s, const xp_case *c, const xp_model *m) {
     char mesh[XP_MESH_TEXT];
     (void)xp_mesh_spec_print(&c->mesh, mesh, sizeof mesh);
     fprintf(s->style.out,
@@ -270,7 +270,7 @@ static void print_model(const session *s, const xp_case *c, const xp_model *m) {
             mesh, c->mesh.world, c->dim['T' - 'A'], s->o->text ? s->o->text : "a seeded stream");
 }
 
-static xp_status run_model(session *s) {
+static xp_status run_model(checking *s) {
     struct rusage usage;
     xp_run_result r;
     xp_model model;
@@ -299,7 +299,7 @@ static xp_status run_model(session *s) {
 /* ---- the command ---------------------------------------------------------------------------------------------------
  */
 
-static void summary(session *s, double seconds) {
+static void summary(checking *s, double seconds) {
     char n[32], m[32];
     static const xp_verdict rest[] = {XP_V_VACUOUS, XP_V_ERROR, XP_V_HANG, XP_V_UNSUPPORTED, XP_V_SKIP};
     fprintf(s->style.out, "PASS %" PRId64 "  FAIL %" PRId64, s->count[XP_V_PASS], s->count[XP_V_FAIL]);
@@ -319,7 +319,7 @@ static void summary(session *s, double seconds) {
         s->exit_code = xp_exit_worse(s->exit_code, XP_EXIT_NOTHING);
 }
 
-static xp_status run_all(session *s) {
+static xp_status run_all(checking *s) {
     if (s->o->random)
         return run_random(s);
     if (s->o->model)
@@ -353,7 +353,7 @@ static xp_status check_words(const xp_options *o) {
     return XP_OK;
 }
 
-static xp_status open_session(session *s) {
+static xp_status open_checking(checking *s) {
     const xp_options *o = s->o;
     if (o->words && (o->model || o->random))
         return XP_FAIL(XP_E_ARG, "check: '%s' and %s exclude each other", o->word[0],
@@ -381,10 +381,10 @@ static xp_status open_session(session *s) {
 }
 
 int xp_cmd_check(const xp_options *o) {
-    session s = {.o = o};
+    checking s = {.o = o};
     struct timespec t0, t1;
     clock_gettime(CLOCK_MONOTONIC, &t0);
-    xp_status st = open_session(&s);
+    xp_status st = open_checking(&s);
     if (st == XP_OK) {
         if (!s.style.quiet)
             fprintf(s.style.out, "# expar %s  impl=%s%s%s  seed=%llu\n", XP_VERSION, s.run.impl->name,

@@ -197,7 +197,8 @@ static void mark_vacuous(xp_judgement *g, xp_expect expect) {
 }
 
 /* Chance that two right paths choose different sets, for iid N(0,1) logits and 0.2 % of independent noise, by the
- * number of experts: measured, design notes C4. A bound that leaves more undecided hides more than bf16 rounding. */
+ * number of experts: measured over independent draws. A bound that leaves more undecided hides more than bf16 rounding.
+ */
 static double undecided_rate(int64_t experts) {
     static const struct {
         int64_t experts;

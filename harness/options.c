@@ -187,7 +187,7 @@ static int command_bit(const char *name) {
 /* One option at argv[*i]; "--name=value" and "--name value" are the same. */
 static xp_status take_option(int argc, char **argv, int *i, int bit, int *seen, xp_options *out) {
     char name[64];
-    char *eq = strncmp(argv[*i], "--", 2) == 0 ? strchr(argv[*i], '=') : NULL;
+    char *eq = strchr(argv[*i], '=');
     const size_t n = eq ? (size_t)(eq - argv[*i]) : strlen(argv[*i]);
     snprintf(name, sizeof name, "%.*s", (int)(n < sizeof name ? n : sizeof name - 1), argv[*i]);
     const option *o = find_option(name);

@@ -98,8 +98,8 @@ static xp_status bound(const void *args, const xp_mesh *m, int operand, const xp
     return XP_OK;
 }
 
-/* Tokens [lo, hi) of a block that have the token of `lead`, which is the first of them; 0 when it is not. */
-static int64_t is_lead(const xp_tensor *token, int64_t lo, int64_t lead) {
+/* 1 when no token of [lo, lead) is the token of lead: it is the first of its kind in its block. */
+static int is_lead(const xp_tensor *token, int64_t lo, int64_t lead) {
     for (int64_t t = lo; t < lead; t++) {
         if (xp_ref_i32(token, t, 0) == xp_ref_i32(token, lead, 0))
             return 0;
