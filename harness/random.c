@@ -90,6 +90,19 @@ static xp_data draw_data(dice *d, const xp_case *c) {
     return c->kind == XP_CASE_STAGE && !c->stage->chain ? stage[roll(d, 6)] : layer[roll(d, 7)];
 }
 
+/* Parameters, unsharded gradients and the reduction in types of their own, each a third of the time. */
+static void draw_types(dice *d, xp_case *c) {
+    static const xp_dtype type[] = {XP_F32, XP_BF16, XP_F16};
+    if (c->dtype[XP_G_ACT] == XP_F64)
+        return;
+    if (roll(d, 3) == 0)
+        c->dtype[XP_G_PARAM] = type[roll(d, 3)];
+    if (!c->deterministic && roll(d, 3) == 0)
+        c->dtype[XP_G_GRAD] = type[roll(d, 3)];
+    if (!c->deterministic && roll(d, 3) == 0)
+        c->dtype[XP_G_REDUCE] = type[roll(d, 3)];
+}
+
 /* A layer or a step; deterministic half of the time where it is legal. */
 static void draw_layer(dice *d, xp_case *c) {
     c->layers = roll(d, 4) ? 1 : 2;
@@ -104,6 +117,7 @@ static void draw_layer(dice *d, xp_case *c) {
         set_dim(c, 'F', (dim(c, 'F') + 1) / 2);
     }
     c->deterministic = c->dtype[XP_G_ACT] != XP_F64 && roll(d, 2) == 0;
+    draw_types(d, c);
     c->order = (int)roll(d, 2);
     c->align = roll(d, 4) ? 1 : 16;
     if (c->kind == XP_CASE_STEP)

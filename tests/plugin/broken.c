@@ -1,13 +1,21 @@
-/* Plugins that break the contract, one for each refusal: built with BROKEN_ABI, BROKEN_SIZE, BROKEN_NULL, BROKEN_ROW or
- * BROKEN_SYMBOL. */
+/* Plugins that break the contract, one for each refusal: built with BROKEN_ABI, BROKEN_SIZE, BROKEN_NULL, BROKEN_ROW,
+ * BROKEN_NAME, BROKEN_DEVICE, BROKEN_LINK or BROKEN_SYMBOL. */
 #include "xp/backend.h"
 
 #ifndef BROKEN_SYMBOL
 static const xp_stage foreign = {.name = "foreign"};
+static const xp_device_ops device = {.abi = XP_ABI, .size = sizeof(xp_device_ops) + 8, .name = "foreign"};
+#ifdef BROKEN_LINK
+xp_status xp_not_in_the_contract(void);
+#endif
 static xp_status run(const xp_exec *x, const void *args) {
     (void)x;
     (void)args;
+#ifdef BROKEN_LINK
+    return xp_not_in_the_contract();
+#else
     return XP_OK;
+#endif
 }
 static const xp_kernel row = {.stage = &foreign, .name = "row", .run = run};
 static const xp_kernel *const rows[] = {&row, NULL};
@@ -24,10 +32,18 @@ const xp_backend *xp_plugin(void) {
 #else
         .size = sizeof(xp_backend),
 #endif
+#ifdef BROKEN_NAME
+        .name = "ref",
+#else
         .name = "broken",
+#endif
+#ifdef BROKEN_DEVICE
+        .device = &device,
+#endif
         .meaning = "breaks the contract",
         .kernel = rows,
     };
+    (void)device;
 #ifdef BROKEN_NULL
     return (void)backend, (const xp_backend *)0;
 #else

@@ -82,6 +82,67 @@ static void one_sided(void **state) {
     xp_parity_close(p);
 }
 
+/* Rows of more than one dimension are compared whole: the last element counts. */
+static void deep_rows(void **state) {
+    (void)state;
+    float v[2 * 3 * 4] = {0};
+    xp_parity *p;
+    xp_parity_line l;
+    const xp_tensor t = xp_tensor_3d(v, XP_F32, 2, 3, 4), part = xp_tensor_rows(&t, 2, 0, 2);
+    assert_int_equal(xp_parity_open(&p), XP_OK);
+    assert_int_equal(xp_parity_rows(p, "y", 0, 0, 0, &t, 0, 2), XP_OK);
+    xp_parity_compare(p);
+    v[23] = 1.0f;
+    assert_int_equal(xp_parity_rows(p, "y", 0, 0, 0, &t, 0, 2), XP_OK);
+    assert_int_equal(xp_parity_result(p, 0, &l), 1);
+    assert_int_equal(l.elements, 24);
+    assert_int_equal(l.different, 1);
+    assert_int_equal(l.first, 1);
+    /* Rows with gaps, and names that would not fit, would be compared wrongly: refused. */
+    assert_int_equal(xp_parity_rows(p, "y", 0, 0, 0, &part, 0, 2), XP_E_BUG);
+    char site[sizeof l.site + 1];
+    memset(site, 's', sizeof site - 1);
+    site[sizeof site - 1] = '\0';
+    assert_int_equal(xp_parity_rows(p, site, 0, 0, 0, &t, 0, 2), XP_E_BUG);
+    site[sizeof site - 2] = '\0';
+    assert_int_equal(xp_parity_rows(p, site, 0, 0, 0, &t, 0, 2), XP_OK);
+    assert_int_equal(xp_parity_result(p, 1, &l), 1);
+    assert_string_equal(l.site, site);
+    assert_int_equal(xp_parity_result(p, 2, &l), 0);
+    assert_int_equal(xp_parity_result(p, -1, &l), 0);
+    xp_parity_close(p);
+}
+
+/* Sites, layers and steps are told apart; -0 and 0 are different bits; no rows and no store are no error. */
+static void kept_apart(void **state) {
+    (void)state;
+    float a[2] = {0.0f, 1.0f}, b[2] = {-0.0f, 1.0f};
+    xp_parity *p;
+    xp_parity_line l;
+    const xp_tensor ta = xp_tensor_1d(a, XP_F32, 2), tb = xp_tensor_1d(b, XP_F32, 2), none = xp_tensor_1d(a, XP_F32, 0);
+    assert_int_equal(xp_parity_open(&p), XP_OK);
+    assert_int_equal(xp_parity_rows(p, "y", 0, 0, 0, &ta, 0, 2), XP_OK);
+    assert_int_equal(xp_parity_rows(p, "y", 1, 0, 0, &tb, 0, 2), XP_OK);
+    assert_int_equal(xp_parity_rows(p, "y", 0, 1, 0, &tb, 0, 2), XP_OK);
+    assert_int_equal(xp_parity_rows(p, "z", 0, 0, 0, &none, 0, 0), XP_OK);
+    assert_int_equal(xp_parity_rows(NULL, "y", 0, 0, 0, &ta, 0, 2), XP_OK);
+    xp_parity_compare(p);
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(xp_parity_rows(p, "y", i == 1, i == 2, 4, &ta, 0, 2), XP_OK);
+    const int64_t different[3] = {0, 1, 1};
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(xp_parity_result(p, i, &l), 1);
+        assert_int_equal(l.different, different[i]);
+        assert_int_equal(l.layer, i == 1);
+        assert_int_equal(l.step, i == 2);
+        assert_int_equal(l.first, different[i] ? 0 : -1);
+        assert_int_equal(l.rank, different[i] ? 4 : -1);
+    }
+    assert_int_equal(xp_parity_result(p, 3, &l), 0);
+    xp_parity_close(p);
+    xp_parity_close(NULL);
+}
+
 static void out_of_range(void **state) {
     (void)state;
     float v[ROWS * COLS];
@@ -112,8 +173,9 @@ static void faults(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(same_bits),    cmocka_unit_test(one_bit), cmocka_unit_test(one_sided),
-        cmocka_unit_test(out_of_range), cmocka_unit_test(faults),
+        cmocka_unit_test(same_bits), cmocka_unit_test(one_bit),    cmocka_unit_test(one_sided),
+        cmocka_unit_test(deep_rows), cmocka_unit_test(kept_apart), cmocka_unit_test(out_of_range),
+        cmocka_unit_test(faults),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
