@@ -58,9 +58,9 @@ static void draw(const xp_tensor *t, uint64_t seed) {
 /* bf16 has steps of 2^-7 above 1: 1 + 2^-8 lies between 1 and 1 + 2^-7 and goes to the even 1; 1 + 3 2^-8 goes to the
  * even 1 + 2^-6. */
 static void sums_by_hand(void **state) {
-    static const double table[] = {9, 9, 1, 1, 8, 2}, pos[] = {0x1p-8, 0x3p-8, 0.5, -2, 0, 0};
-    static const double narrow[] = {1, 1 + 0x1p-6, 8.5, 0, 1, 1};
-    static const double wide[] = {1 + 0x1p-8, 1 + 0x3p-8, 8.5, 0, 1, 1};
+    static const double table[] = {9, 9, 1, 1, 8, 2}, pos[] = {0x1p-8, 0x3p-8, 0.5, -2, 0.53125, 0};
+    static const double narrow[] = {1, 1 + 0x1p-6, 8.5, 0, 1.53125, 1};
+    static const double wide[] = {1 + 0x1p-8, 1 + 0x3p-8, 8.5, 0, 1.53125, 1};
     static const int32_t token[] = {1, 2, 1};
     (void)state;
     for (int i = 0; i < 2; i++) {
@@ -171,16 +171,17 @@ typedef struct {
     xp_exec x;
 } objective;
 
-/* The sums' own error: at most 128 roundings of the sum of magnitudes, the terms of y being of one size. */
+/* Inputs below 1.1 in magnitude, at most 9 of them in a dot product: no y has a gauge above 16. Every term of the sum
+ * meets at most 9 roundings before it and one for each element. */
 static double value(void *ctx, double *out_err) {
     const objective *o = ctx;
     double sum = 0, size = 0;
     assert_int_equal(o->k->run(&o->x, o->args), XP_OK);
     for (int64_t n = 0; n < xp_tensor_count(o->y); n++) {
         sum += *slope_at(o->dy, n) * *slope_at(o->y, n);
-        size += fabs(*slope_at(o->dy, n)) * (fabs(*slope_at(o->y, n)) + 16.0);
+        size += fabs(*slope_at(o->dy, n)) * 16.0;
     }
-    *out_err = 128 * 0x1p-53 * size;
+    *out_err = xp_ref_gamma(xp_tensor_count(o->y) + 10, XP_F64) * size;
     return sum;
 }
 
@@ -228,12 +229,12 @@ static void embed_slopes(void **state) {
 
 /* ---- bounds ---- */
 
-/* An f32 row that sums backwards keeps the bound; one that leaves out a product does not. */
-static void map_bound(void **state) {
+/* f32 rows that sum from the back, or forget the cast, keep the bound; one that leaves out a product does not. */
+static void map_bound_of(xp_dtype weights) {
     enum { T = 3, H = 500, E = 7 };
-    (void)state;
     const xp_mesh m = lone_mesh(1);
-    xp_router_args a = {.x = matrix(XP_F32, T, H), .w = matrix(XP_BF16, E, H), .logits = matrix(XP_F32, T, E)};
+    double most_off = 0.0;
+    xp_router_args a = {.x = matrix(XP_F32, T, H), .w = matrix(weights, E, H), .logits = matrix(XP_F32, T, E)};
     draw(&a.x, 1);
     draw(&a.w, 2);
     xp_router_args judge = a;
@@ -247,16 +248,24 @@ static void map_bound(void **state) {
             const double ref = get(&judge.logits, t, e), bound = get(&tol, t, e);
             float sum = 0, most = 0;
             for (int64_t h = H - 1; h >= 0; h--) {
-                const float p = (float)get(&a.x, t, h) * (float)get(&a.w, e, h); /* without the cast */
+                const float p = (float)get(&a.x, t, h) * (float)get(&a.w, e, h);
                 sum += p;
                 most = fabsf(p) > fabsf(most) ? p : most;
             }
             assert_true(fabs((double)sum - ref) <= bound);
             assert_true(fabs(get(&a.logits, t, e) - ref) <= bound);
             assert_false(fabs((double)(sum - most) - ref) <= bound);
+            most_off = fabs((double)sum - ref) > most_off ? fabs((double)sum - ref) : most_off;
         }
     }
+    assert_true(most_off > 1e-7); /* more than the last rounding: the sum's own error was put to the test */
     done();
+}
+
+static void map_bound(void **state) {
+    (void)state;
+    map_bound_of(XP_F32);
+    map_bound_of(XP_BF16);
 }
 
 /* Rows of the table that no token names must be 0 to the last bit; others may be summed in f32 in any order. */
@@ -268,7 +277,8 @@ static void table_bound(void **state) {
     for (int t = 0; t < T; t++)
         token[t] = t % 5 == 0 ? 2 : 0;
     xp_embed_bwd_args a = {.token = ids(T, token), .dy = matrix(XP_F32, T, 1), .dtable = cube(XP_F32, 1, V, 1)};
-    draw(&a.dy, 4);
+    for (int t = 0; t < T; t++) /* every bit in use, so that additions round */
+        set(&a.dy, t, 0, real(4, (uint64_t)t, 0) / 3.0);
     xp_embed_bwd_args judge = a;
     judge.dtable = cube(XP_F64, 1, V, 1);
     xp_tensor tol = cube(XP_F64, 1, V, 1);
@@ -285,29 +295,56 @@ static void table_bound(void **state) {
     done();
 }
 
-/* A softmax in f32 with its sum from the back and an exp that is off by 4 ulp, up or down, in turn. */
+static float nudged(float v, int up) {
+    for (int k = 0; k < 4 && v > 0; k++)
+        v = nextafterf(v, up ? INFINITY : 0.0f);
+    return v;
+}
+
+/* What f32 may make of a row: exp and division 4 ulp to one side for element `one`, to the other side for the others,
+ * the sum from the front or from the back. v must hold f32 values. */
+static void softmax_bound_of(const double *v, int n, int one, int up, int back) {
+    double p[64], e[64];
+    float q[64], top = -INFINITY, sum = 0;
+    for (int i = 0; i < n; i++)
+        top = (float)v[i] > top ? (float)v[i] : top;
+    for (int i = 0; i < n; i++)
+        q[i] = nudged((float)xp_ref_exp((double)((float)v[i] - top)), (i == one) == up);
+    for (int i = 0; i < n; i++)
+        sum += q[back ? n - 1 - i : i];
+    const double lse = xp_ref_softmax(v, n, p), off = xp_ref_softmax_error(v, p, n, XP_F32, e);
+    for (int i = 0; i < n; i++) {
+        const double got = (double)nudged(q[i] / sum, (i == one) == up);
+        if (!(fabs(got - p[i]) <= e[i]))
+            fail_msg("%d of %d: got %a, expected %a, off by %.3g bounds", i, n, got, p[i], fabs(got - p[i]) / e[i]);
+        assert_true(e[i] < 3e-5); /* a bound worth having */
+    }
+    const double got = (double)(top + nudged((float)xp_ref_log((double)sum), 1));
+    assert_true(fabs(got - lse) <= off && off < 3e-5);
+}
+
+/* Rows that leave one term of the bound no room, u = 2^-24: an even pair, exp and division 6u and 8u off; e^v 1.005
+ * 2^-8, where 4 ulp are 8u of the sum, of exp and of the quotient; a difference of 64 + 2^-18, which f32 rounds by 64u;
+ * three equal values, whose sum has a log just above 1, so that 4 ulp are 8u of it; terms of 0.98 u behind a 1, all 36
+ * of which are lost. */
 static void softmax_bound(void **state) {
     enum { N = 37 };
-    double v[N], p[N], e[N];
-    float q[N];
+    static const double even[] = {0.0, -0x1p-20}, skewed[] = {(double)-5.54019f, 0.0}, far[] = {30.0, -34.0 - 0x1p-18};
+    double v[N] = {0}, tiny[N] = {0};
     (void)state;
+    for (int up = 0; up < 2; up++) {
+        softmax_bound_of(even, 2, 0, up, 0);
+        softmax_bound_of(skewed, 2, 0, up, 1);
+        softmax_bound_of(far, 2, 1, up, 0);
+    }
+    softmax_bound_of(v, 3, -1, 0, 0);
+    for (int i = 1; i < N; i++)
+        tiny[i] = -16.65625;
+    softmax_bound_of(tiny, N, 0, 1, 0);
     for (uint64_t row = 0; row < 200; row++) {
-        float top = -INFINITY, sum = 0;
-        for (int i = 0; i < N; i++) {
-            v[i] = (double)(float)(real(row, 1, (uint64_t)i) * (row % 3 == 0 ? 90.0 : 4.0));
-            top = (float)v[i] > top ? (float)v[i] : top;
-        }
-        const double lse = xp_ref_softmax(v, N, p), off = xp_ref_softmax_error(v, p, N, XP_F32, e);
-        for (int i = N - 1; i >= 0; i--) {
-            q[i] = (float)xp_ref_exp((double)((float)v[i] - top));
-            for (int k = 0; k < 4 && q[i] > 0; k++)
-                q[i] = nextafterf(q[i], (row & 1) == (uint64_t)(i & 1) ? INFINITY : 0.0f);
-            sum += q[i];
-        }
         for (int i = 0; i < N; i++)
-            assert_true(fabs((double)(q[i] / sum) - p[i]) <= e[i] + xp_ref_room(XP_F32, p[i]));
-        assert_true(fabs((double)(top + (float)xp_ref_log((double)sum)) - lse) <= off);
-        assert_true(off < 1e-4 && e[0] < 1e-4); /* and it is a bound worth having */
+            v[i] = (double)(float)(real(row, 1, (uint64_t)i) * (row % 3 == 0 ? 90.0 : 4.0));
+        softmax_bound_of(v, N, (int)(row % N), (int)(row & 1), (int)(row >> 1 & 1));
     }
 }
 
@@ -336,6 +373,7 @@ static xp_xent_args xent_make(xp_dtype wide, int64_t first, int64_t tokens, int6
 static const int64_t first_of[] = {0, 150, 150}, tokens_of[] = {150, 0, 50};
 static float expected_total, part_total[3];
 static int64_t expected_count;
+static double lone_tolerance;
 
 /* One token a block: 200 sums, more than travel at once. Every rank has the bits of a run on one rank. */
 static xp_status blocks_rank(const xp_mesh *m, int rank, void *arg) {
@@ -363,6 +401,7 @@ static xp_status ranks_rank(const xp_mesh *m, int rank, void *arg) {
     XP_TRY(bound_of(&xp_stage_xent, m, &a, "total", &judge.total, &tol));
     const double bound = *slope_at(&tol, 0), off = fabs((double)folded - *slope_at(&judge.total, 0));
     MUST(off <= bound && bound < 0.25, "off by %g, tolerance %g", off, bound);
+    MUST(bound >= lone_tolerance * (1.0 - 0x1p-40), "tolerance %g, one rank has %g", bound, lone_tolerance);
     return pool_close();
 }
 
@@ -382,6 +421,16 @@ static void loss_over_ranks(void **state) {
     xp_xent_args a = xent_make(XP_F32, 0, XT, 1);
     run_lone(&xp_ref_xent, &a);
     expected_total = *(float *)a.total.data;
+    float folded = 0.0f;
+    for (int64_t t = 0; t < XT; t++)
+        folded += ((const float *)a.loss.data)[t];
+    assert_true(expected_total == folded);
+    xp_tensor whole = vector(XP_F64, 1), tol = vector(XP_F64, 1);
+    *slope_at(&whole, 0) = (double)expected_total;
+    a.block = 0;
+    const xp_mesh m = lone_mesh(1);
+    assert_int_equal(bound_of(&xp_stage_xent, &m, &a, "total", &whole, &tol), XP_OK);
+    lone_tolerance = *slope_at(&tol, 0);
     expected_count = get_i64(&a.count, 0);
     assert_int_equal(expected_count, XT - 29); /* 3, 10, ..., 199 are ignored */
     assert_true(expected_total > 100.0f);
