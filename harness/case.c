@@ -245,6 +245,11 @@ void xp_case_defaults(xp_case_kind kind, const xp_stage *stage, xp_case *out) {
     for (int g = 0; g < XP_NGROUP; g++)
         out->dtype[g] = XP_NDTYPE;
     out->dtype[XP_G_ACT] = XP_F32;
+    /* A stage of the shared expert needs a layer that has one. */
+    for (int i = 0; stage && stage->chain && i < stage->operands; i++) {
+        if (strchr(stage->operand[i].shape, 'S'))
+            out->dim['S' - 'A'] = 8;
+    }
     out->shrink = out->layers = out->steps = out->align = 1;
     out->seed = 1;
     (void)xp_mesh_spec_parse("sim:fsdp=1", &out->mesh);
@@ -419,6 +424,16 @@ static xp_status head(const char *word, xp_case *out) {
     return XP_OK;
 }
 
+/* Names and lines go into reports and results files: ASCII only. */
+static xp_status printable(const char *what, const char *text) {
+    for (const char *p = text; *p; p++) {
+        const unsigned char c = (unsigned char)*p;
+        if (c != '\t' && (c < 0x20 || c > 0x7e))
+            return XP_FAIL(XP_E_ARG, "%s: byte 0x%02x at column %d, expected ASCII text", what, c, (int)(p - text) + 1);
+    }
+    return XP_OK;
+}
+
 /* The first value of the key, or NULL. */
 static const char *find_key(const list *lists, int keys, const char *key) {
     for (int i = 0; i < keys; i++) {
@@ -435,6 +450,8 @@ xp_status xp_case_expand(const char *line, const char *from, int *number, xp_cas
     number = number ? number : &unused;
     if (strlen(line) >= sizeof text)
         return XP_FAIL(XP_E_ARG, "case: a line is longer than %d characters", LINE_BYTES - 1);
+    XP_TRY(printable("case", line));
+    XP_TRY(printable("name", from ? from : ""));
     strcpy(text, line);
     const char *word = strtok_r(text, " \t", &save);
     if (!word)

@@ -57,8 +57,10 @@ static void tally(checking *s, const xp_case *c, const xp_run_result *r) {
     s->parity_rows += r->parity_rows;
     if (g->verdict != XP_V_PASS && g->verdict != XP_V_SKIP && g->verdict != XP_V_UNSUPPORTED)
         s->exit_code = xp_exit_worse(s->exit_code, line_is_wrong(c, r) ? XP_EXIT_USAGE : xp_exit_of(g->verdict, 0));
-    if (s->cases)
-        json_array_append_new(s->cases, xp_report_json(c, r));
+    if (s->cases && json_array_append_new(s->cases, xp_report_json(c, r)) != 0) {
+        fprintf(stderr, "expar: -J: the result of case '%s' cannot be written as JSON\n", c->name);
+        s->exit_code = xp_exit_worse(s->exit_code, XP_EXIT_OUTPUT);
+    }
 }
 
 /* A mesh that is not to be had here is a SKIP with its reason, not an error. */

@@ -7,13 +7,12 @@
 /* Lines go through one function, so that text and JSON list the same things. */
 typedef struct {
     json_t *array; /* NULL: print */
-    int n;
+    int left_out;  /* names that JSON cannot hold */
 } sink;
 
 static void emit(sink *s, const char *name, const char *meaning) {
-    s->n++;
     if (s->array)
-        json_array_append_new(s->array, json_pack("{s:s,s:s}", "name", name, "meaning", meaning));
+        s->left_out += json_array_append_new(s->array, json_pack("{s:s,s:s}", "name", name, "meaning", meaning)) != 0;
     else
         printf("  %-26s %s\n", name, meaning);
 }
@@ -122,6 +121,8 @@ static xp_status list_one(int i, json_t *root) {
     const xp_status st = lists[i].list(&s);
     if (root)
         json_object_set_new(root, lists[i].name, s.array);
+    if (st == XP_OK && s.left_out)
+        return XP_FAIL(XP_E_IO, "list: %d of the %s have names that are not UTF-8", s.left_out, lists[i].name);
     return st;
 }
 

@@ -95,6 +95,8 @@ static void refusals(void **state) {
         {"expret T=4", "'expret'", "`expar list stages`"},
         {"T=4 residual", "'T=4'", "stage"},
         {"residual T", "'T'", "key=value"},
+        {"residual name=\xc3\xa9", "case: byte 0xc3 at column 15", "ASCII"},
+        {"residual T=4\x1b[2J", "case: byte 0x1b at column 13", "ASCII"},
         {"residual =4", "'=4'", "key=value"},
         {"residual abcdefghijklmnopqrstuvwxyz=4", "abcdefghijklmnopqrstuvwxyz", "key=value"},
         /* sizes */
@@ -235,6 +237,8 @@ static void limits(void **state) {
     int number = 0;
     memset(line, 'f', 60);
     line[60] = '\0';
+    assert_int_equal(xp_case_expand("residual", "\xff", &number, note, &s), XP_E_ARG);
+    assert_non_null(strstr(xp_error_text(), "name: byte 0xff at column 1"));
     assert_int_equal(xp_case_expand("residual", line, &number, note, &s), XP_E_ARG);
     assert_non_null(strstr(xp_error_text(), "name: the file name 'ffff"));
     assert_int_equal(s.n, 0);

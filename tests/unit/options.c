@@ -127,6 +127,7 @@ static void refusals(void **state) {
         {"step --rnadom 4", "--rnadom: no such option", "nearest is --"},
         {"check --tok 4", "--tok: no such option", "nearest is --topk"},
         {"check -x", "-x: no such option", "nearest is -"},
+        {"plan --fautl x", "--fautl: no such option", "nearest is --model"}, /* plan has no --fault */
         {"list --jsn", "--jsn: no such option", "nearest is --json"},
         {"check -q=1", "-q: takes no value", "'1'"},
         {"check -qv", "-qv: no such option", "nearest is -"},
@@ -166,6 +167,7 @@ static void refusals(void **state) {
         {"step --tokens 0x10", "--tokens: '0x10'", "whole number"},
         {"step --tokens 1099511627777", "--tokens: '1099511627777'", "to 1099511627776"},
         {"step --tokens 1048577M", "--tokens: '1048577M'", "to 1099511627776"},
+        {"step --tokens 17592186044417M", "--tokens: '17592186044417M'", "to 1099511627776"}, /* 2^64 + 2^20 */
         {"step --tokens 9223372036854775807M", "--tokens: '9223372036854775807M'", "to 1099511627776"},
         {"step --tokens 99999999999999999999", "--tokens: '99999999999999999999'", "to 1099511627776"},
         {"plan --layers 0", "--layers: '0'", "from 1 to 1024"},
