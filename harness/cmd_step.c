@@ -22,7 +22,7 @@ typedef struct {
 
 /* JSON has no NaN and no infinity. */
 static json_t *number(double v) {
-    return v - v == 0 ? json_real(v) : json_string(v != v ? "nan" : "inf");
+    return v - v == 0 ? json_real(v) : json_string(v != v ? "nan" : v > 0 ? "inf" : "-inf");
 }
 
 static void print_step(training *t, int64_t s, const xp_step_result *r) {
@@ -120,11 +120,12 @@ static xp_status write_json(training *t, int code) {
     return st;
 }
 
-static int run(training *t) {
+static int run(training *t, int *out_stuck) {
     xp_mesh_report end;
     int code = XP_EXIT_OK;
     print_head(t);
     const xp_status st = xp_mesh_run(&t->plan->mesh, rank_main, t, &end);
+    *out_stuck = end.stuck;
     if (st == XP_OK) {
         print_memory(t);
         fprintf(t->out, "parameters sha256 %s\n", t->digest);
@@ -165,7 +166,10 @@ int xp_cmd_step(const xp_options *o) {
         t->src.text = text;
         t->src.data = XP_DATA_TEXT;
     }
-    const int code = run(t);
+    int stuck;
+    const int code = run(t, &stuck);
+    if (stuck)
+        return code; /* ranks that never returned still read what they were given */
     json_decref(t->rows);
     free(text);
     free(t);

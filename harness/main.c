@@ -1,23 +1,11 @@
 /* The program: reads the command line, refuses a launch environment that contradicts itself, and runs one command. */
-#include <errno.h>
-#include <fcntl.h>
 #include <signal.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "cmd.h"
 
 static int is_help(const char *s) {
     return strcmp(s, "--help") == 0 || strcmp(s, "-h") == 0;
-}
-
-/* A closed standard stream would lend its number to the next file that is opened, and a report would go into it. What
- * takes its place here fails on use, as the closed one would. */
-static void hold_streams(void) {
-    for (int fd = 0; fd < 3; fd++) {
-        if (fcntl(fd, F_GETFD) < 0 && errno == EBADF)
-            (void)open("/dev/null", fd == 0 ? O_WRONLY : O_RDONLY);
-    }
 }
 
 static int run(const xp_options *o) {
@@ -38,7 +26,6 @@ static int run(const xp_options *o) {
 int main(int argc, char **argv) {
     xp_options o;
     int rank, world;
-    hold_streams();
     signal(SIGPIPE, SIG_IGN); /* a closed pipe is an error of the write, with exit code 11 */
     for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++) {
         if (is_help(argv[i]) || (i == 1 && strcmp(argv[i], "help") == 0)) {
