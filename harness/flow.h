@@ -61,8 +61,14 @@ xp_status params_open(xp_flow *f);
 void params_close(xp_flow *f);
 xp_status params_gather(xp_flow *f, int i);
 void params_release(xp_flow *f, int i);
+/* The call that made a gradient: its output `operand`, for its error bound. */
+typedef struct {
+    const xp_stage *stage;
+    const void *args;
+    const char *operand;
+} flow_made;
 /* Scatters dw [B,gc,R0,N], the gradient of groups [g0, g0+gc) of parameter i, into its shard. */
-xp_status params_scatter(xp_flow *f, int i, int64_t g0, xp_tensor *dw);
+xp_status params_scatter(xp_flow *f, int i, int64_t g0, const xp_tensor *dw, const flow_made *by);
 /* The weight gradient of parameter i from dy [C,R0] and x [C,N] over the groups of offsets, scattered as it is made. */
 xp_status params_wgrad(xp_flow *f, int i, const char *site, const xp_tensor *dy, const xp_tensor *x);
 xp_status params_wgrad_experts(xp_flow *f, int i, const char *site, const xp_tensor *dy, const xp_tensor *x,

@@ -344,7 +344,7 @@ xp_status layer_backward(xp_flow *f, int y, const xp_tensor *dh, xp_tensor *out)
     XP_TRY(call(f, &xp_stage_rmsnorm_bwd, "rmsnorm_bwd", &norm));
     const int64_t dim[4] = {b, 1, f->H, 1};
     xp_tensor view = xp_tensor_of(dnorm.data, f->grad, 4, dim);
-    XP_TRY(params_scatter(f, f->lp[y].norm, 0, &view));
+    XP_TRY(params_scatter(f, f->lp[y].norm, 0, &view, &(flow_made){&xp_stage_rmsnorm_bwd, &norm, "dw"}));
     XP_TRY(add(f, "residual d", dh, &dx, out));
     xp_tensor *const mine[] = {&dw, &dxe, &dxr, &dxn, &dx, &dnorm};
     for (size_t i = 0; i < sizeof mine / sizeof *mine; i++)

@@ -137,20 +137,78 @@ void params_release(xp_flow *f, int i) {
     xp_rank_drop(f->r, &f->ps[i].full);
 }
 
-/* A gradient's rows go to the parity store under the parameter's name. */
-static xp_status trace_shard(const xp_flow *f, int i, int64_t g0, const xp_tensor *shard) {
-    const xp_plan_param *p = param(f, i);
-    /* Outside deterministic mode a gradient's bits depend on who sums what. */
-    for (int64_t g = 0; f->block && f->src->parity && g < shard->dim[0]; g++) {
-        const xp_tensor rows =
-            xp_tensor_2d(xp_tensor_at(shard, g, 0, 0, 0), shard->dtype, shard->dim[1], shard->dim[2]);
-        const int64_t row0 = (own(f, i)->g0 + g0 + g) * p->R + own(f, i)->r0;
-        XP_TRY(xp_parity_rows(f->src->parity, p->name, p->block, f->r->step, f->r->rank, &rows, row0, p->G * p->R));
-    }
+/* A copy of t in f64: what a bound takes as the judge's value. */
+static xp_status widened(const xp_flow *f, const xp_tensor *t, xp_tensor *out) {
+    XP_TRY(xp_rank_tensor(f->r, XP_KIND_JUDGE, XP_F64, t->ndim, t->dim, out));
+    for (int64_t n = 0; n < xp_tensor_count(t); n++)
+        ((double *)out->data)[n] = xp_widen(t->data, t->dtype, xp_tensor_offset(t, n));
     return XP_OK;
 }
 
-xp_status params_scatter(xp_flow *f, int i, int64_t g0, xp_tensor *dw) {
+/* The stage's own bound of one output. */
+static xp_status bound_of(const xp_flow *f, const xp_stage *s, const void *args, const char *operand, xp_tensor *out) {
+    const int i = xp_stage_operand(s, operand);
+    const xp_tensor *t = xp_stage_ctensor(s, args, i);
+    xp_tensor ref;
+    void *ws = NULL;
+    XP_TRY(widened(f, t, &ref));
+    XP_TRY(xp_rank_tensor(f->r, XP_KIND_JUDGE, XP_F64, t->ndim, t->dim, out));
+    XP_TRY(xp_rank_alloc(f->r, XP_KIND_JUDGE, s->bound_workspace(args, f->r->mesh), &ws));
+    XP_TRY(s->bound(args, f->r->mesh, i, &ref, ws, out));
+    xp_rank_release(f->r, ws);
+    xp_rank_drop(f->r, &ref);
+    return XP_OK;
+}
+
+/* How far the shard may be from the exact gradient: each rank's partial sum is within its stage's bound, the sum of
+ * those over the axis is divided as the gradient is, and scatter adds its own bound. Every rank of the axis calls it.
+ */
+static xp_status distance(const xp_flow *f, const xp_scatter_args *a, const flow_made *by, xp_tensor *out) {
+    xp_comm *c = f->r->mesh->axis[a->axis];
+    xp_tensor err;
+    XP_TRY(bound_of(f, by->stage, by->args, by->operand, &err));
+    XP_TRY(c->ops->all_reduce(c, f->r->q, &err, XP_SUM));
+    XP_TRY(bound_of(f, &xp_stage_scatter, a, "shard", out));
+    const xp_tensor all = xp_tensor_of(err.data, XP_F64, 3, &a->grad.dim[1]);
+    for (int64_t g = 0; g < out->dim[0]; g++) {
+        for (int64_t r = 0; r < out->dim[1]; r++) {
+            for (int64_t n = 0; n < out->dim[2]; n++) {
+                const double *e = xp_tensor_at(&all, g, a->start[c->rank] + r, n, 0);
+                double *t = xp_tensor_at(out, g, r, n, 0);
+                *t = (*t + *e / a->divisor) * (1.0 + 0x1p-40); /* up to 1024 ranks' and four more roundings */
+            }
+        }
+    }
+    xp_rank_drop(f->r, &err);
+    return XP_OK;
+}
+
+/* A gradient's rows go to the parity store under the parameter's name: their bits in deterministic mode, else their
+ * values, which depend on who sums what. Once the parameters have moved, only deterministic mode makes them the same.
+ */
+static xp_status trace_shard(const xp_flow *f, int i, int64_t g0, const xp_scatter_args *a, const flow_made *by) {
+    const xp_plan_param *p = param(f, i);
+    xp_tensor tol = {0};
+    if (!f->src->parity || (!f->block && f->r->step > 0))
+        return XP_OK;
+    if (!f->block)
+        XP_TRY(distance(f, a, by, &tol));
+    for (int64_t g = 0; g < a->shard.dim[0]; g++) {
+        const int64_t row0 = (own(f, i)->g0 + g0 + g) * p->R + own(f, i)->r0, all = p->G * p->R;
+        const int64_t *dim = a->shard.dim;
+        const xp_tensor rows = xp_tensor_2d(xp_tensor_at(&a->shard, g, 0, 0, 0), a->shard.dtype, dim[1], dim[2]);
+        if (f->block) {
+            XP_TRY(xp_parity_rows(f->src->parity, p->name, p->block, f->r->step, f->r->rank, &rows, row0, all));
+        } else {
+            const xp_tensor far = xp_tensor_2d(xp_tensor_at(&tol, g, 0, 0, 0), XP_F64, dim[1], dim[2]);
+            XP_TRY(xp_parity_values(f->src->parity, p->name, p->block, f->r->step, f->r->rank, &rows, &far, row0, all));
+        }
+    }
+    xp_rank_drop(f->r, &tol);
+    return XP_OK;
+}
+
+xp_status params_scatter(xp_flow *f, int i, int64_t g0, const xp_tensor *dw, const flow_made *by) {
     const param_state *p = &f->ps[i];
     const int64_t gc = dw->dim[1];
     const int expert = param(f, i)->expert;
@@ -175,7 +233,7 @@ xp_status params_scatter(xp_flow *f, int i, int64_t g0, xp_tensor *dw) {
         a.blocks = expert ? f->eblocks : f->blocks;
     }
     XP_TRY(xp_call(f->r, &xp_stage_scatter, param(f, i)->name, &a));
-    XP_TRY(trace_shard(f, i, g0, &shard));
+    XP_TRY(trace_shard(f, i, g0, &a, by));
     if (!f->gflat.data)
         xp_rank_drop(f->r, &shard);
     return XP_OK;
@@ -195,7 +253,7 @@ static xp_status wgrad_chunk(xp_flow *f, int i, const char *site, int64_t g0, xp
         a->tok.data = NULL;
     }
     XP_TRY(xp_call(f->r, &xp_stage_wgrad, site, a));
-    XP_TRY(params_scatter(f, i, g0, &a->dw));
+    XP_TRY(params_scatter(f, i, g0, &a->dw, &(flow_made){&xp_stage_wgrad, a, "dw"}));
     xp_rank_drop(f->r, &a->dw);
     return XP_OK;
 }

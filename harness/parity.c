@@ -1,6 +1,8 @@
-/* The store of row hashes behind parity.h: one array of 64-bit hashes for each (site, layer, step), filled by one run
- * and compared by the next. One lock guards the list of arrays; rows of an array belong to the rank that brings them.
+/* The store behind parity.h: for each (site, layer, step) one array of 64-bit row hashes, and where the comparison is
+ * by bound the values and tolerances of the kept rows, filled by one run and compared by the next. One lock guards the
+ * list of arrays; rows of an array belong to the rank that brings them.
  */
+#include <math.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,7 +15,12 @@ typedef struct {
     int64_t total;
     uint64_t *hash; /* [total], 0: never recorded */
     uint8_t *seen;  /* [total], 1: compared */
+    /* By bound: every stride-th row is kept, [kept, columns]. */
+    int64_t stride, columns;
+    double *value, *tol;
 } row_set;
+
+enum { KEPT = 1 << 21 }; /* elements kept of one set */
 
 struct xp_parity {
     pthread_mutex_t lock;
@@ -34,12 +41,18 @@ xp_status xp_parity_open(xp_parity **out) {
     return XP_OK;
 }
 
+static void free_set(row_set *s) {
+    free(s->hash);
+    free(s->seen);
+    free(s->value);
+    free(s->tol);
+}
+
 void xp_parity_close(xp_parity *p) {
     if (!p)
         return;
     for (int i = 0; i < p->sets; i++) {
-        free(p->set[i].hash);
-        free(p->set[i].seen);
+        free_set(&p->set[i]);
     }
     free(p->set);
     pthread_mutex_destroy(&p->lock);
@@ -50,8 +63,22 @@ void xp_parity_compare(xp_parity *p) {
     p->comparing = 1;
 }
 
-/* The set of (site, layer, step), made when it is new; NULL without memory. Called under the lock. */
-static row_set *set_of(xp_parity *p, const char *site, int layer, int step, int64_t total) {
+static int make_values(row_set *s, int64_t columns) {
+    const int64_t rows = columns > 0 && KEPT / columns > 0 ? KEPT / columns : 1;
+    s->line.by_bound = 1;
+    s->columns = columns;
+    s->stride = (s->total + rows - 1) / rows;
+    /* Odd, so that a power of two of rows an expert does not keep the same ones of each. */
+    s->stride = s->stride > 1 ? s->stride | 1 : 1;
+    const size_t kept = (size_t)((s->total / s->stride + 1) * columns) + 1;
+    s->value = calloc(kept, sizeof *s->value);
+    s->tol = calloc(kept, sizeof *s->tol);
+    return s->value && s->tol;
+}
+
+/* The set of (site, layer, step), made when it is new; NULL without memory. columns 0: by bits. Called under the lock.
+ */
+static row_set *set_of(xp_parity *p, const char *site, int layer, int step, int64_t total, int64_t columns) {
     for (int i = 0; i < p->sets; i++) {
         if (p->set[i].line.layer == layer && p->set[i].line.step == step && strcmp(p->set[i].line.site, site) == 0)
             return &p->set[i];
@@ -68,9 +95,9 @@ static row_set *set_of(xp_parity *p, const char *site, int layer, int step, int6
     memset(s, 0, sizeof *s);
     s->hash = calloc((size_t)total + 1, sizeof *s->hash);
     s->seen = calloc((size_t)total + 1, 1);
-    if (!s->hash || !s->seen) {
-        free(s->hash);
-        free(s->seen);
+    s->total = total;
+    if (!s->hash || !s->seen || (columns > 0 && !make_values(s, columns))) {
+        free_set(s);
         return NULL;
     }
     strcpy(s->line.site, site);
@@ -78,7 +105,6 @@ static row_set *set_of(xp_parity *p, const char *site, int layer, int step, int6
     s->line.step = step;
     s->line.first = -1;
     s->line.rank = -1;
-    s->total = total;
     p->sets++;
     return s;
 }
@@ -102,47 +128,105 @@ static int rows_contiguous(const xp_tensor *t) {
     return xp_tensor_contiguous(&row);
 }
 
-static void compare_row(row_set *s, int64_t row, uint64_t h, int rank) {
+static void count_row(row_set *s, int64_t row, int64_t elements, int same, int rank) {
     s->line.rows++;
+    s->line.elements += elements;
     s->seen[row] = 1;
-    if (s->hash[row] == h)
-        return;
-    s->line.different++;
-    if (s->line.first < 0 || row < s->line.first) {
+    s->line.different += !same;
+    if (!same && (s->line.first < 0 || row < s->line.first)) {
         s->line.first = row;
         s->line.rank = rank;
     }
+}
+
+static xp_status check_rows(const char *site, const xp_tensor *t, int64_t row0, int64_t rows_total) {
+    const size_t most = sizeof((xp_parity_line *)0)->site - 1;
+    if (strlen(site) > most || !rows_contiguous(t))
+        return XP_FAIL(XP_E_BUG, "parity: '%s' is longer than %zu characters, or its rows are not contiguous", site,
+                       most);
+    if (row0 < 0 || row0 + t->dim[0] > rows_total)
+        return XP_FAIL(XP_E_BUG, "parity: rows %lld to %lld of '%s', which has %lld", (long long)row0,
+                       (long long)(row0 + t->dim[0]), site, (long long)rows_total);
+    return XP_OK;
+}
+
+/* The set, with the shape that these rows say. Takes the lock. */
+static xp_status take_set(xp_parity *p, const char *site, int layer, int step, int64_t total, int64_t columns) {
+    pthread_mutex_lock(&p->lock);
+    const row_set *s = set_of(p, site, layer, step, total, columns);
+    const int64_t had = s ? s->total : -1, wide = s ? s->columns : -1;
+    pthread_mutex_unlock(&p->lock);
+    if (had < 0)
+        return XP_FAIL(XP_E_NOMEM, "parity: %lld rows of '%s'", (long long)total, site);
+    if (had != total || wide != columns)
+        return XP_FAIL(XP_E_BUG, "parity: '%s' has %lld rows of %lld here and had %lld of %lld", site, (long long)total,
+                       (long long)columns, (long long)had, (long long)wide);
+    return XP_OK;
 }
 
 xp_status xp_parity_rows(xp_parity *p, const char *site, int layer, int step, int rank, const xp_tensor *t,
                          int64_t row0, int64_t rows_total) {
     if (!p || t->dim[0] == 0)
         return XP_OK;
-    if (strlen(site) >= sizeof p->set->line.site || !rows_contiguous(t))
-        return XP_FAIL(XP_E_BUG, "parity: '%s' is longer than %zu characters, or its rows are not contiguous", site,
-                       sizeof p->set->line.site - 1);
-    if (row0 < 0 || row0 + t->dim[0] > rows_total)
-        return XP_FAIL(XP_E_BUG, "parity: rows %lld to %lld of '%s', which has %lld", (long long)row0,
-                       (long long)(row0 + t->dim[0]), site, (long long)rows_total);
-    pthread_mutex_lock(&p->lock);
-    const row_set *known = set_of(p, site, layer, step, rows_total);
-    const int64_t total = known ? known->total : -1;
-    pthread_mutex_unlock(&p->lock);
-    if (total != rows_total)
-        return total < 0 ? XP_FAIL(XP_E_NOMEM, "parity: %lld row hashes", (long long)rows_total)
-                         : XP_FAIL(XP_E_BUG, "parity: '%s' has %lld rows here and had %lld", site,
-                                   (long long)rows_total, (long long)total);
+    XP_TRY(check_rows(site, t, row0, rows_total));
+    XP_TRY(take_set(p, site, layer, step, rows_total, 0));
     for (int64_t i = 0; i < t->dim[0]; i++) {
         const uint64_t h = row_hash(t, i);
         pthread_mutex_lock(&p->lock);
-        row_set *s = set_of(p, site, layer, step, rows_total);
+        row_set *s = set_of(p, site, layer, step, rows_total, 0);
         if (p->comparing)
-            compare_row(s, row0 + i, h, rank);
+            count_row(s, row0 + i, row_elements(t), s->hash[row0 + i] == h, rank);
         else
             s->hash[row0 + i] = h;
-        s->line.elements += p->comparing ? row_elements(t) : 0;
         pthread_mutex_unlock(&p->lock);
     }
+    return XP_OK;
+}
+
+/* 1 when |a - b| <= tol; equal infinities are equal, NaN equals NaN. */
+static int near(double a, double b, double tol, double *ratio) {
+    if (a == b || (isnan(a) && isnan(b)))
+        return 1;
+    const double err = fabs(a - b), r = tol > 0 ? err / tol : (double)INFINITY;
+    *ratio = !(r <= *ratio) ? r : *ratio;
+    return err <= tol;
+}
+
+static void value_row(const xp_parity *p, row_set *s, const xp_tensor *t, const xp_tensor *tol, int64_t i, int64_t row,
+                      int rank) {
+    double *value = s->value + row / s->stride * s->columns, *bound = s->tol + row / s->stride * s->columns;
+    const double *mine = xp_tensor_at(tol, i, 0, 0, 0);
+    int same = p->comparing && s->hash[row] != 0;
+    for (int64_t n = 0; n < s->columns; n++) {
+        const double v = xp_widen(xp_tensor_at(t, i, 0, 0, 0), t->dtype, n);
+        if (p->comparing) {
+            /* The sum of the tolerances and the difference are rounded, too. */
+            same &= near(v, value[n], (bound[n] + mine[n]) * (1.0 + 0x1p-50), &s->line.ratio);
+        } else {
+            value[n] = v;
+            bound[n] = mine[n];
+        }
+    }
+    if (p->comparing)
+        count_row(s, row, s->columns, same, rank);
+    else
+        s->hash[row] = 1;
+}
+
+xp_status xp_parity_values(xp_parity *p, const char *site, int layer, int step, int rank, const xp_tensor *t,
+                           const xp_tensor *tol, int64_t row0, int64_t rows_total) {
+    const int64_t columns = row_elements(t);
+    if (!p || t->dim[0] == 0 || columns == 0)
+        return XP_OK;
+    XP_TRY(check_rows(site, t, row0, rows_total));
+    XP_TRY(take_set(p, site, layer, step, rows_total, columns));
+    pthread_mutex_lock(&p->lock);
+    row_set *s = set_of(p, site, layer, step, rows_total, columns);
+    for (int64_t i = 0; i < t->dim[0]; i++) {
+        if ((row0 + i) % s->stride == 0)
+            value_row(p, s, t, tol, i, row0 + i, rank);
+    }
+    pthread_mutex_unlock(&p->lock);
     return XP_OK;
 }
 

@@ -1,6 +1,7 @@
 /* A mesh against one rank: the bits of every logical row of a one-rank run are kept as hashes, and the same rows of a
- * run on a mesh are compared against them. A token's rows have the same bits on every mesh; a gradient's
- * rows have in deterministic mode.
+ * run on a mesh are compared against them. A token's rows have the same bits on every mesh; a gradient's rows have in
+ * deterministic mode. Outside it a gradient's values are kept, each with a tolerance: how far it may be from the exact
+ * sum; two runs may differ by both tolerances together.
  *
  * A row is a token's row of an activation or a row of a parameter's gradient, named by (site, layer, step, global row).
  * A row that one side has and the other has not is a difference. */
@@ -26,14 +27,22 @@ void xp_parity_compare(xp_parity *p);
 xp_status xp_parity_rows(xp_parity *p, const char *site, int layer, int step, int rank, const xp_tensor *t,
                          int64_t row0, int64_t rows_total);
 
+/* As xp_parity_rows, by bound: t and tol (f64, the shape of t) are this run's values and their distances from the exact
+ * ones. Of a tensor of many elements every n-th row is kept, n odd, so that a set stays below 32 MiB; the other rows
+ * are not counted as compared. */
+xp_status xp_parity_values(xp_parity *p, const char *site, int layer, int step, int rank, const xp_tensor *t,
+                           const xp_tensor *tol, int64_t row0, int64_t rows_total);
+
 typedef struct {
     char site[80];
     int layer, step;
     int64_t rows, elements; /* compared */
-    int64_t different;      /* rows whose bits differ */
+    int64_t different;      /* rows whose bits differ, or that are out of bounds */
     int64_t missing;        /* recorded rows that never came */
     int64_t first;          /* the first different global row, -1 */
     int rank;               /* the rank that held it */
+    int by_bound;           /* 0: by bits */
+    double ratio;           /* by bound: the largest |here - there| / (both tolerances) */
 } xp_parity_line;
 /* Line i of the result in order of first recording; 0 when there is no line i. */
 int xp_parity_result(const xp_parity *p, int i, xp_parity_line *out);

@@ -139,6 +139,8 @@ void xp_report_case(const xp_report_style *s, const xp_case *c, const xp_run_opt
             r->seconds, line);
     if (s->verbose)
         xp_report_stages(s, g);
+    if (s->verbose && r->parity)
+        xp_report_parity(s, r->parity);
     if (g->verdict != XP_V_PASS)
         put_failure(s, c, o, r);
 }
@@ -146,11 +148,14 @@ void xp_report_case(const xp_report_style *s, const xp_case *c, const xp_run_opt
 int64_t xp_report_parity(const xp_report_style *s, const xp_parity *p) {
     xp_parity_line l;
     char n[32], m[32];
-    int64_t bad = 0, rows = 0, elements = 0;
+    int64_t bad = 0, rows = 0, elements = 0, bounded = 0;
     int lines = 0;
+    double ratio = 0;
     for (int i = 0; xp_parity_result(p, i, &l); i++, lines++) {
         rows += l.rows;
         elements += l.elements;
+        bounded += l.by_bound ? l.elements : 0;
+        ratio = l.by_bound && !(l.ratio <= ratio) ? l.ratio : ratio;
         bad += l.different + l.missing;
         if (l.different + l.missing)
             fprintf(s->out,
@@ -162,9 +167,12 @@ int64_t xp_report_parity(const xp_report_style *s, const xp_parity *p) {
         fprintf(s->out, "  %sVACUOUS%s no row was compared with the one-rank run\n", paint(s, XP_V_FAIL), plain(s));
         return 1;
     }
-    fprintf(s->out, "  %s%s%s against one rank: %d tensors, %s rows, %s elements, %s\n",
+    fprintf(s->out, "  %s%s%s against one rank: %d tensors, %s rows, %s elements, ",
             paint(s, bad ? XP_V_FAIL : XP_V_PASS), bad ? "FAIL" : "PASS", plain(s), lines, xp_report_count(rows, n),
-            xp_report_count(elements, m), bad ? "not the same bits" : "every bit the same");
+            xp_report_count(elements, m));
+    if (bounded)
+        fprintf(s->out, "%s of them by bound (at most %.3f of it), ", xp_report_count(bounded, n), ratio);
+    fprintf(s->out, "%s\n", bad ? "not the same" : bounded ? "the others the same bits" : "every bit the same");
     return bad;
 }
 

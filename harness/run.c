@@ -171,11 +171,10 @@ static void weigh_parity(xp_run_result *r) {
     if (r->parity_wrong == 0 || g->verdict >= XP_V_ERROR)
         return;
     g->verdict = XP_V_FAIL;
-    snprintf(
-        g->text, sizeof g->text,
-        "against one rank: %s layer %d step %d: %lld rows differ, %lld are missing; the first is row %lld, rank %d",
-        worst.site, worst.layer, worst.step, (long long)worst.different, (long long)worst.missing,
-        (long long)worst.first, worst.rank);
+    snprintf(g->text, sizeof g->text,
+             "against one rank: %s layer %d step %d: %lld rows %s, %lld are missing; the first is row %lld, rank %d",
+             worst.site, worst.layer, worst.step, (long long)worst.different,
+             worst.by_bound ? "out of bounds" : "differ", (long long)worst.missing, (long long)worst.first, worst.rank);
 }
 
 xp_status xp_case_run(const xp_case *c, const xp_run_options *o, xp_run_result *out) {

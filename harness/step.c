@@ -306,7 +306,7 @@ static xp_status backward_top(xp_step *st, xp_tensor *out) {
                              .block = f->block};
     XP_TRY(xp_call(f->r, &xp_stage_rmsnorm_bwd, "rmsnorm_bwd", &n));
     xp_tensor view = xp_tensor_of(dnorm.data, f->grad, 4, dim);
-    XP_TRY(params_scatter(f, st->norm, 0, &view));
+    XP_TRY(params_scatter(f, st->norm, 0, &view, &(flow_made){&xp_stage_rmsnorm_bwd, &n, "dw"}));
     xp_tensor *const mine[] = {&dlogits, &dx, &dnorm, &st->xn, &st->rstd, &st->logits, &st->lse, &st->tloss};
     for (size_t i = 0; i < sizeof mine / sizeof *mine; i++)
         flow_drop(f, mine[i]);
@@ -324,7 +324,7 @@ static xp_status backward_embed(xp_step *st, const xp_tensor *dh) {
     xp_embed_bwd_args a = {.token = st->token, .dy = *dh, .dtable = dtable, .token0 = f->token0, .block = f->block};
     XP_TRY(xp_call(f->r, &xp_stage_embed_bwd, "embed_bwd", &a));
     xp_tensor view = xp_tensor_of(dtable.data, f->grad, 4, dim);
-    XP_TRY(params_scatter(f, st->embed, 0, &view));
+    XP_TRY(params_scatter(f, st->embed, 0, &view, &(flow_made){&xp_stage_embed_bwd, &a, "dtable"}));
     flow_drop(f, &dtable);
     return XP_OK;
 }

@@ -171,11 +171,98 @@ static void faults(void **state) {
     assert_null(xp_fault_find("nosuch"));
 }
 
+/* Values are compared within both runs' tolerances together; equality needs none; NaN and a missing row are
+ * differences. */
+static void values_by_bound(void **state) {
+    (void)state;
+    float a[4] = {1.0f, 2.0f, NAN, INFINITY}, b[4] = {1.25f, 2.0f, NAN, INFINITY};
+    double ta[4] = {0.125, 0, 0, 0}, tb[4] = {0.125, 0, 0, 0};
+    xp_parity_line l;
+    for (int wrong = 0; wrong < 4; wrong++) {
+        xp_parity *p;
+        xp_tensor t = xp_tensor_2d(a, XP_F32, 2, 2), tol = xp_tensor_2d(ta, XP_F64, 2, 2);
+        assert_int_equal(xp_parity_open(&p), XP_OK);
+        assert_int_equal(xp_parity_values(p, "g", 1, 0, 0, &t, &tol, 0, 2), XP_OK);
+        xp_parity_compare(p);
+        float c[4] = {b[0], b[1], b[2], b[3]};
+        c[0] += wrong == 1 ? 0.0001f : 0.0f; /* a little more than 1/8 + 1/8 away */
+        c[1] = wrong == 2 ? nextafterf(2.0f, 3.0f) : c[1];
+        c[3] = wrong == 3 ? 1.0f : c[3];
+        t.data = c;
+        tol.data = tb;
+        assert_int_equal(xp_parity_values(p, "g", 1, 0, 5, &t, &tol, 0, 2), XP_OK);
+        assert_int_equal(xp_parity_result(p, 0, &l), 1);
+        assert_int_equal(l.by_bound, 1);
+        assert_int_equal(l.rows, 2);
+        assert_int_equal(l.elements, 4);
+        assert_int_equal(l.missing, 0);
+        assert_int_equal(l.different, wrong > 0);
+        assert_int_equal(l.first, wrong == 0 ? -1 : wrong == 3 ? 1 : 0);
+        assert_int_equal(l.rank, wrong ? 5 : -1);
+        assert_true(wrong > 0 ? l.ratio > 1.0 : l.ratio <= 1.0 && l.ratio > 0.999);
+        xp_parity_close(p);
+    }
+}
+
+static void values_missing_or_misplaced(void **state) {
+    (void)state;
+    float a[4] = {1, 2, 3, 4};
+    double none[4] = {0};
+    xp_parity *p;
+    xp_parity_line l;
+    const xp_tensor t = xp_tensor_2d(a, XP_F32, 2, 2), tol = xp_tensor_2d(none, XP_F64, 2, 2);
+    const xp_tensor t1 = xp_tensor_rows(&t, 0, 0, 1), tol1 = xp_tensor_rows(&tol, 0, 0, 1);
+    assert_int_equal(xp_parity_open(&p), XP_OK);
+    assert_int_equal(xp_parity_values(p, "g", 1, 0, 0, &t1, &tol1, 0, 2), XP_OK);
+    xp_parity_compare(p);
+    /* Row 1 was never recorded, and row 0 never comes. */
+    assert_int_equal(xp_parity_values(p, "g", 1, 0, 0, &t1, &tol1, 1, 2), XP_OK);
+    assert_int_equal(xp_parity_result(p, 0, &l), 1);
+    assert_int_equal(l.different, 1);
+    assert_int_equal(l.first, 1);
+    assert_int_equal(l.missing, 1);
+    assert_int_equal(xp_parity_values(p, "g", 1, 0, 0, &t, &tol, 1, 2), XP_E_BUG);
+    assert_int_equal(xp_parity_values(p, "g", 1, 0, 0, &t, &tol, 0, 3), XP_E_BUG);
+    assert_int_equal(xp_parity_rows(p, "g", 1, 0, 0, &t, 0, 2), XP_E_BUG);
+    xp_parity_close(p);
+}
+
+/* Of a set beyond its room an odd step's rows are kept: those and no others are compared. */
+static void values_sampled(void **state) {
+    (void)state;
+    enum { TALL = 5000, WIDE = 1024 };
+    static float a[TALL * WIDE];
+    static double none[TALL * WIDE];
+    xp_parity *p;
+    xp_parity_line l;
+    const xp_tensor t = xp_tensor_2d(a, XP_F32, TALL, WIDE), tol = xp_tensor_2d(none, XP_F64, TALL, WIDE);
+    assert_int_equal(xp_parity_open(&p), XP_OK);
+    assert_int_equal(xp_parity_values(p, "g", 0, 0, 0, &t, &tol, 0, TALL), XP_OK);
+    xp_parity_compare(p);
+    a[1 * WIDE] = 1.0f; /* not kept */
+    a[4998 * WIDE + 1023] = 1.0f;
+    assert_int_equal(xp_parity_values(p, "g", 0, 0, 0, &t, &tol, 0, TALL), XP_OK);
+    assert_int_equal(xp_parity_result(p, 0, &l), 1);
+    assert_int_equal(l.rows, 1667); /* every third */
+    assert_int_equal(l.elements, 1667 * WIDE);
+    assert_int_equal(l.missing, 0);
+    assert_int_equal(l.different, 1);
+    assert_int_equal(l.first, 4998);
+    xp_parity_close(p);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(same_bits), cmocka_unit_test(one_bit),    cmocka_unit_test(one_sided),
-        cmocka_unit_test(deep_rows), cmocka_unit_test(kept_apart), cmocka_unit_test(out_of_range),
+        cmocka_unit_test(same_bits),
+        cmocka_unit_test(one_bit),
+        cmocka_unit_test(one_sided),
+        cmocka_unit_test(deep_rows),
+        cmocka_unit_test(kept_apart),
+        cmocka_unit_test(out_of_range),
         cmocka_unit_test(faults),
+        cmocka_unit_test(values_by_bound),
+        cmocka_unit_test(values_missing_or_misplaced),
+        cmocka_unit_test(values_sampled),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
