@@ -14,11 +14,11 @@
     .gated = 1, .act = XP_ACT_SILU, .act_alpha = 1.0, .act_rounding = XP_ROUND_EACH, .gate_layout = XP_GATE_CONCAT, \
     .orient = XP_EOI, .accumulate = XP_ACC_SLOTS_F32, .shared_combine = XP_COMBINE_ADD
 
-#define DIALECT_A(renorm_rule, weight_rule)                                                                \
-    .letter = 'A', .logits_dtype = XP_WIDE_ACT, .score_dtype = XP_WIDE_F32, .weight_dtype = (weight_rule), \
-    .bias_dtype = XP_WIDE_F32, .logit_scale = 1.0, .score = XP_SCORE_SOFTMAX, .select_on = XP_ON_SCORE,    \
-    .group_reduce = XP_GROUP_NONE, .n_group = 1, .topk_group = 1, .renorm = (renorm_rule), .scale = 1.0,   \
-    .scale_at = XP_SCALE_WEIGHT, .weight_at = XP_AT_OUTPUT, .aux_coef = 0.001
+#define DIALECT_A(renorm_rule, weight_rule)                                                                 \
+    .letter = 'A', .logits_dtype = XP_WIDE_ACT, .score_dtype = XP_WIDE_F32, .weight_dtype = (weight_rule),  \
+    .logit_scale = 1.0, .score = XP_SCORE_SOFTMAX, .select_on = XP_ON_SCORE, .group_reduce = XP_GROUP_NONE, \
+    .n_group = 1, .topk_group = 1, .renorm = (renorm_rule), .scale = 1.0, .scale_at = XP_SCALE_WEIGHT,      \
+    .weight_at = XP_AT_OUTPUT, .aux_coef = 0.001
 
 const xp_dialect xp_dialects[] = {
     {.name = "hf-5.24/qwen3_moe",

@@ -70,7 +70,6 @@ static xp_status check_routing(const xp_dialect *d) {
         {"router_bias", d->router_bias, 0},
         {"select_bias", d->select_bias, 0},
         {"expert_scale", d->expert_scale, 0},
-        {"weight_div_k", d->weight_div_k, 0},
     };
     for (size_t i = 0; i < sizeof field / sizeof *field; i++) {
         if (field[i].value != field[i].expected)

@@ -70,7 +70,6 @@ static xp_status dialect_check(const char *stage, const xp_dialect *d) {
         {"scale_at", (int)d->scale_at, XP_SCALE_WEIGHT, "weight"},
         {"select_bias", d->select_bias, 0, "none"},
         {"expert_scale", d->expert_scale, 0, "none"},
-        {"weight_div_k", d->weight_div_k, 0, "off"},
     };
     const char *name = d->name ? d->name : "?";
     for (size_t i = 0; i < sizeof field / sizeof *field; i++) {

@@ -1,8 +1,9 @@
 /* Stages combine and combine_bwd: bring the experts' output rows home (all-to-all-v over ep, splits swapped) and sum
  * them.
  *
- * y[t] = sum over slots k of w[t][k] * back[pos[t][k]], accumulated as the dialect's `accumulate` says; slots_f32:
- * products and the sum wide, slots ascending, one rounding. Dialects that weigh the experts' input take w as 1 here. */
+ * y[t] = sum over slots k of p = w[t][k] * back[pos[t][k]], accumulated as the dialect's `accumulate` says (dialect.h).
+ * Dialects that weigh the experts' input take w as 1 here. A slot without a row (pos -1) adds nothing, or w x where idx
+ * is a null expert of kind identity. With scale_at output, y = r(r(y) scale). */
 #ifndef XP_COMBINE_H
 #define XP_COMBINE_H
 
@@ -25,11 +26,13 @@ typedef struct {
     xp_tensor back;         /* out [M,H] act rows at home, in permute's order; pad rows zero */
     xp_tensor y;            /* out [T,H] act */
     const xp_dialect *dialect;
+    xp_tensor x; /* in  [T,H] act, the tokens' rows; absent unless identity experts may be chosen */
 } xp_combine_args;
 extern const xp_stage xp_stage_combine;
 
-/* dw[t][k] = <dy[t], back[pos[t][k]]>; each row's gradient r(w[t][k] dy[t]) goes to the expert's rank as dout. Pad rows
- * zero. */
+/* With g = r(dy scale) (dy itself unless scale_at output): dw[t][k] = <g[t], back[pos[t][k]]>, <g[t], x[t]> for an
+ * identity expert, 0 for any other slot without a row; each row's gradient r(w[t][k] g[t]) goes to the expert's rank as
+ * dout; dx[t] = r(sum of w[t][k] g[t] over the identity slots). Pad rows zero. */
 typedef struct {
     xp_tensor dy;           /* in  [T,H] act */
     xp_tensor back;         /* in  [M,H] act */
@@ -42,6 +45,9 @@ typedef struct {
     xp_tensor dw;           /* out [T,K] f32|f64 */
     xp_tensor dout;         /* out [C,H] act */
     const xp_dialect *dialect;
+    xp_tensor x;   /* in  [T,H] act; x, idx and dx are absent unless identity experts may be chosen */
+    xp_tensor idx; /* in  [T,K] i32 */
+    xp_tensor dx;  /* out [T,H] act */
 } xp_combine_bwd_args;
 extern const xp_stage xp_stage_combine_bwd;
 

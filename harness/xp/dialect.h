@@ -10,30 +10,41 @@
 extern "C" {
 #endif
 
+/* How logits become scores. r = rounding to the score's dtype (score_dtype). */
 typedef enum {
-    XP_SCORE_SOFTMAX = 0,  /* softmax over all experts, then top-k */
-    XP_SCORE_SOFTMAX_TOPK, /* top-k on logits, then softmax over the chosen */
-    XP_SCORE_SIGMOID,
-    XP_SCORE_SIGMOID_TOPK,
-    XP_SCORE_SQRT_SOFTPLUS,
-    XP_SCORE_SPARSEMIXER,
-    XP_SCORE_PRODUCT_KEY
+    XP_SCORE_SOFTMAX = 0,   /* r(softmax over all experts) */
+    XP_SCORE_SOFTMAX_TOPK,  /* weights are the softmax over the chosen experts' logits alone */
+    XP_SCORE_SIGMOID,       /* r(sigmoid) */
+    XP_SCORE_SQRT_SOFTPLUS, /* r(sqrt(r(softplus))) */
+    XP_SCORE_SPARSEMIXER    /* slot by slot: softmax over the experts within a margin of the largest that is left */
 } xp_score;
 typedef enum { XP_ON_SCORE = 0, XP_ON_LOGIT, XP_ON_TOKEN_TABLE } xp_select_on;
 typedef enum { XP_GROUP_NONE = 0, XP_GROUP_MAX, XP_GROUP_TOP2SUM } xp_group_reduce;
 typedef enum { XP_MASK_ZERO = 0, XP_MASK_NEGINF } xp_group_mask;
-typedef enum { XP_RENORM_NONE = 0, XP_RENORM_SUM, XP_RENORM_SUM_PLUS_EPS, XP_RENORM_MAX_EPS, XP_RENORM_LP } xp_renorm;
+/* w / sum; w / (sum + eps); w / max(sum, eps). */
+typedef enum { XP_RENORM_NONE = 0, XP_RENORM_SUM, XP_RENORM_SUM_PLUS_EPS, XP_RENORM_MAX_EPS } xp_renorm;
 typedef enum { XP_SCALE_WEIGHT = 0, XP_SCALE_OUTPUT } xp_scale_at;
-typedef enum { XP_AT_OUTPUT = 0, XP_AT_INPUT, XP_AT_HIDDEN } xp_weight_at;
-typedef enum { XP_ACT_SILU = 0, XP_ACT_GELU_TANH, XP_ACT_RELU, XP_ACT_RELU2, XP_ACT_SOFTCAP } xp_act;
+typedef enum { XP_AT_OUTPUT = 0, XP_AT_INPUT } xp_weight_at;
+/* What an expert id of E and beyond does to its token: adds w x, or nothing. */
+typedef enum { XP_NULL_IDENTITY = 0, XP_NULL_SKIP } xp_null_kind;
+typedef enum {
+    XP_ACT_SILU = 0,  /* g sigmoid(alpha g) */
+    XP_ACT_GELU_TANH, /* 0.5 g (1 + tanh(sqrt(2/pi) (g + 0.044715 g^3))) */
+    XP_ACT_RELU,
+    XP_ACT_RELU2,  /* relu(g)^2 */
+    XP_ACT_SOFTCAP /* gate_cap tanh(g / gate_cap) sigmoid(g), and u becomes up_cap tanh(u / up_cap) */
+} xp_act;
 typedef enum { XP_ROUND_EACH = 0, XP_ROUND_ONCE } xp_act_rounding;
+/* limit > 0: u in [-limit, limit] and g <= limit, before the activation or on its result. */
+typedef enum { XP_LIMIT_BEFORE = 0, XP_LIMIT_AFTER } xp_limit_when;
 typedef enum { XP_GATE_CONCAT = 0, XP_GATE_INTERLEAVED } xp_gate_layout;
+/* How a family's files and classes store the experts' matrices: [out,in] or [in,out]. Stages always take [out,in]. */
 typedef enum { XP_EOI = 0, XP_EIO } xp_orient;
 typedef enum {
-    XP_ACC_SLOTS_F32 = 0, /* products kept wide, summed over slots wide, one rounding (grouped_mm) */
-    XP_ACC_EAGER_ACT,     /* experts ascending, y = r(y + r(p)) */
-    XP_ACC_EAGER_F32,
-    XP_ACC_PRODUCTS_ACT_F32
+    XP_ACC_SLOTS_F32 = 0,   /* p = w back wide, summed over slots wide, one rounding (grouped_mm) */
+    XP_ACC_EAGER_ACT,       /* experts ascending, y = r(y + r(p)) */
+    XP_ACC_EAGER_F32,       /* experts ascending, y = y + p in f32, one rounding at the end */
+    XP_ACC_PRODUCTS_ACT_F32 /* r(p), summed wide, one rounding */
 } xp_accumulate;
 typedef enum { XP_COMBINE_ADD = 0, XP_COMBINE_AVERAGE } xp_shared_combine;
 typedef enum { XP_WIDE_F32 = 0, XP_WIDE_ACT } xp_wide; /* a dtype rule: f32, or the activation dtype */
@@ -41,31 +52,42 @@ typedef enum { XP_WIDE_F32 = 0, XP_WIDE_ACT } xp_wide; /* a dtype rule: f32, or 
 typedef struct {
     const char *name, *meaning, *source; /* "hf-5.24/qwen3_moe" */
     char letter;                         /* A to Q: the dialect's family */
-    /* routing */
-    xp_wide logits_dtype, score_dtype, weight_dtype, bias_dtype;
-    int router_bias, select_bias, expert_scale, weight_div_k;
-    double logit_scale, logit_softcap; /* 1 and 0: off */
+    /* routing; the order in which the fields act is the order below */
+    xp_wide logits_dtype;
+    int router_bias;                   /* the gate has a bias of its own: l = r(r(x W^T) + b) */
+    double logit_scale, logit_softcap; /* l = scale l; l = cap tanh(l / cap); 1 and 0: off */
     xp_score score;
-    xp_select_on select_on;
-    xp_group_reduce group_reduce;
-    xp_group_mask group_mask;
+    xp_wide score_dtype;          /* act: in the logits' dtype, and so is every step from here to the weight */
+    double sparse_eps;            /* of the sparsemixer: an expert is out where (m - l) / max(|l|, m) > 2 eps */
+    xp_select_on select_on;       /* what the choice looks at: scores, logits, or a table from token id to experts */
+    int select_bias;              /* added to what the choice looks at, and to nothing else */
+    xp_group_reduce group_reduce; /* experts lie in n_group groups; the topk_group best groups stay */
+    xp_group_mask group_mask;     /* what the choice sees of an expert of another group */
+    int masked_weight;            /* 1: such an expert, chosen all the same, weighs 0; else its own score */
     int n_group, topk_group;
     xp_renorm renorm;
     double renorm_eps;
     double scale;
     xp_scale_at scale_at;
+    int expert_scale; /* w is multiplied by a number an expert */
+    xp_wide weight_dtype;
     xp_weight_at weight_at;
+    int null_experts; /* ids E to E+n-1: the router has rows for them, no weights */
+    xp_null_kind null_kind;
     /* expert */
     int gated;
     xp_act act;
-    double act_alpha, up_offset, limit; /* limit 0: off */
-    xp_act_rounding act_rounding;
+    double act_alpha, up_offset, limit; /* act = act(g) (u + up_offset); limit 0: off */
+    xp_limit_when limit_when;
+    double gate_cap, up_cap;
+    xp_act_rounding act_rounding; /* every operation rounded, or the whole of act(g) u once */
     xp_gate_layout gate_layout;
     xp_orient orient;
-    int expert_bias;
+    int expert_bias; /* one more rounding where it is added */
     xp_accumulate accumulate;
     /* shared expert and balance */
-    int shared_gate; /* sigmoid(x . v) times the shared expert's output */
+    int shared_gate;  /* sigmoid(x . v) times the shared expert's output */
+    int shared_limit; /* 1: the limit holds in the shared expert, too */
     xp_shared_combine shared_combine;
     double aux_coef, z_coef;
 } xp_dialect;
@@ -73,6 +95,25 @@ typedef struct {
 /* The presets, ends with a NULL name; and one by name (NULL when there is none). */
 extern const xp_dialect xp_dialects[];
 const xp_dialect *xp_dialect_find(const char *name);
+
+/* One field of the record as text: for case lines, `explain` and vector sets. words ("a|b|c"): an int that counts the
+ * words; otherwise an int or a double. */
+typedef enum { XP_FIELD_INT, XP_FIELD_F64, XP_FIELD_WORD } xp_field_type;
+typedef struct {
+    const char *name, *words, *meaning;
+    xp_field_type type;
+    size_t at;
+} xp_dialect_field;
+/* Ends with a NULL name; in the order in which the fields act. */
+extern const xp_dialect_field xp_dialect_fields[];
+/* 1 when there is a field of that name. */
+int xp_dialect_has(const char *name);
+/* XP_E_ARG naming the field, the value and what was expected. */
+xp_status xp_dialect_set(xp_dialect *d, const char *name, const char *value);
+/* The field's value as xp_dialect_set takes it. */
+void xp_dialect_print(const xp_dialect *d, const xp_dialect_field *f, char *buf, size_t bytes);
+/* XP_E_ARG naming two fields that contradict each other, or one that is out of range; E and K are the model's. */
+xp_status xp_dialect_check(const xp_dialect *d, int64_t E, int64_t K);
 
 #ifdef __cplusplus
 }

@@ -1,4 +1,5 @@
-/* Stage residual: y = r(a + b), forward and backward (the sum of two gradients is the same operation). */
+/* Stage residual: y = r(a + b), forward and backward (the sum of two gradients is the same operation). With a factor
+ * that is not 1, y = r(r(a + b) factor); without b, y = r(a factor). */
 #ifndef XP_RESIDUAL_H
 #define XP_RESIDUAL_H
 
@@ -9,9 +10,10 @@ extern "C" {
 #endif
 
 typedef struct {
-    xp_tensor a; /* in  [T,H] act */
-    xp_tensor b; /* in  [T,H] act */
-    xp_tensor y; /* out [T,H] act */
+    xp_tensor a;   /* in  [T,H] act */
+    xp_tensor b;   /* in  [T,H] act; may be absent */
+    xp_tensor y;   /* out [T,H] act */
+    double factor; /* 0 counts as 1 */
 } xp_residual_args;
 extern const xp_stage xp_stage_residual;
 

@@ -1,10 +1,19 @@
 /* Stages route and route_bwd: choose K experts a token and weigh them, as the dialect record says.
  *
- * Dialect A: scores = softmax(logits) in f32; idx = the K largest, descending; w = scores[idx], divided by their sum
- * when the record renormalises; w is rounded to its dtype. Ties go to the lower expert index; a NaN logit ranks last
- * (its score is NaN only if every logit of the token is NaN: NaN logits count as -inf in the softmax, and score 0). idx
- * is judged as a choice: on the judge's scores with their bound, ties of equal logits exactly, then replayed for
- * everything after. */
+ * l = logits, scaled and soft-capped where the record says so. q = rounding to the logits' dtype with score_dtype act,
+ * no rounding else (f32 arithmetic is inside the bounds).
+ *   scores   softmax, softmax_topk: q(softmax of all l); sigmoid: q(sigmoid l); sqrt_softplus: q(sqrt(q(softplus l)));
+ *            sparsemixer: q(softmax of all l)
+ *   keys     scores or l, plus the selection bias, f32; experts outside the kept groups 0 or -inf. A group's score is
+ *            its largest key or the sum of its two largest; groups and experts of equal score: the lower index first
+ *   idx      the K largest keys, descending; or table[token]; sparsemixer: the largest l, then the largest of the rest
+ *   w        scores[idx] (0 for an expert outside the kept groups with masked_weight); softmax_topk: softmax of l[idx];
+ *            sparsemixer: slot k's softmax over the experts left whose (m - l) / max(|l|, m) <= 2 sparse_eps, m the
+ *            largest left; then q(w / q(sum)), q(w / q(q(sum) + eps)) or q(w / max(q(sum), eps)); q(w scale) with
+ *            scale_at weight; q(w scale_e[idx]); rounded to w's dtype.
+ * A NaN logit ranks last and scores 0 (NaN only if every logit of the token is NaN). idx is judged as a choice: on the
+ * stage's keys with their errors, ties of equal inputs exactly, then replayed for everything after. Z counts the null
+ * experts, too. */
 #ifndef XP_ROUTE_H
 #define XP_ROUTE_H
 
@@ -16,25 +25,32 @@ extern "C" {
 #endif
 
 typedef struct {
-    xp_tensor logits; /* in  [T,E] logits */
-    xp_tensor bias;   /* in  [E] f32 selection bias; absent when the dialect has none */
-    xp_tensor scores; /* out [T,E] f32|f64 */
+    xp_tensor logits; /* in  [T,Z] logits */
+    xp_tensor bias;   /* in  [Z] f32|f64|bf16 selection bias; absent when the dialect has none */
+    xp_tensor scores; /* out [T,Z] f32|f64 */
     xp_tensor idx;    /* out [T,K] i32, by descending selection score; in when replay != 0 */
     xp_tensor w;      /* out [T,K] weight */
     const xp_dialect *dialect;
-    int replay; /* 1: idx is given, only scores and w are made */
+    int replay;        /* 1: idx is given, only scores and w are made */
+    xp_tensor scale_e; /* in  [Z] f32|f64 factor of each expert's weight; absent unless expert_scale */
+    xp_tensor token;   /* in  [T] i32 token ids; absent unless select_on token_table */
+    xp_tensor table;   /* in  [V,K] i32 experts of each token id; absent unless select_on token_table */
 } xp_route_args;
 extern const xp_stage xp_stage_route;
 
-/* Gradient through the weights, the renormalisation and the softmax; the choice itself has none.
- * dlogits = r(J^T dw + daux). */
+/* Gradient through the weights, their division and factors, and the scores; choice, groups, bias, masks and the
+ * sparsemixer's margin have none. dlogits = r(J^T dw + daux). sqrt_softplus, sparsemixer and a soft cap need the
+ * logits. */
 typedef struct {
-    xp_tensor scores;  /* in  [T,E] f32|f64, from the forward */
+    xp_tensor scores;  /* in  [T,Z] f32|f64, from the forward */
     xp_tensor idx;     /* in  [T,K] i32 */
     xp_tensor dw;      /* in  [T,K] f32|f64 */
-    xp_tensor daux;    /* in  [T,E] f32|f64 gradient of the balance losses; absent when there are none */
-    xp_tensor dlogits; /* out [T,E] logits */
+    xp_tensor daux;    /* in  [T,Z] f32|f64 gradient of the balance losses; absent when there are none */
+    xp_tensor dlogits; /* out [T,Z] logits */
     const xp_dialect *dialect;
+    xp_tensor logits;  /* in  [T,Z] logits, the forward's; may be absent where nothing needs them */
+    xp_tensor bias;    /* in  [Z] the forward's; absent unless masked_weight with a selection bias */
+    xp_tensor scale_e; /* in  [Z] f32|f64; absent unless expert_scale */
 } xp_route_bwd_args;
 extern const xp_stage xp_stage_route_bwd;
 

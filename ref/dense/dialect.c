@@ -10,7 +10,7 @@ const char *xp_dense_route_why_not(const xp_dialect *d) {
         return "no groups of experts";
     if (d->renorm != XP_RENORM_NONE && d->renorm != XP_RENORM_SUM)
         return "only weights as they are or divided by their sum";
-    if (d->logit_scale != 1 || d->logit_softcap != 0 || d->expert_scale || d->weight_div_k)
+    if (d->logit_scale != 1 || d->logit_softcap != 0 || d->expert_scale)
         return "no scale of logits, experts or slots";
     return d->scale_at == XP_SCALE_WEIGHT ? NULL : "no scale of the summed output";
 }

@@ -367,9 +367,8 @@ RECORD(route_select, select_on = XP_ON_LOGIT)
 RECORD(route_groups, group_reduce = XP_GROUP_MAX)
 RECORD(route_select_bias, select_bias = 1)
 RECORD(route_expert_scale, expert_scale = 1)
-RECORD(route_div_k, weight_div_k = 1)
 RECORD(route_scale_at, scale_at = XP_SCALE_OUTPUT)
-RECORD(route_renorm, renorm = XP_RENORM_LP)
+RECORD(route_renorm, renorm = XP_RENORM_MAX_EPS)
 RECORD(route_scale, scale = 2.5)
 RECORD(route_logit_scale, logit_scale = 0.5)
 RECORD(route_softcap, logit_softcap = 30.0)
@@ -393,9 +392,8 @@ static void route_refusals(void **state) {
         {route_groups, "has group_reduce 1"},
         {route_select_bias, "has select_bias 1"},
         {route_expert_scale, "has expert_scale 1"},
-        {route_div_k, "has weight_div_k 1"},
         {route_scale_at, "has scale_at 1"},
-        {route_renorm, "has renorm 4, expected 0 (none) or 1 (sum)"},
+        {route_renorm, "has renorm 3, expected 0 (none) or 1 (sum)"},
         {route_scale, "has scale 2.5, expected 1"},
         {route_logit_scale, "has logit_scale 0.5, expected 1"},
         {route_softcap, "has logit_softcap 30"},

@@ -1,0 +1,204 @@
+/* The dialect record as text: one row a field, so that case lines, `explain`, vector sets and the comparison of two
+ * presets read and print it without knowing any field. */
+#include <inttypes.h>
+#include <math.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "xp/dialect.h"
+
+#define INT(field, meaning) \
+    { #field, NULL, (meaning), XP_FIELD_INT, offsetof(xp_dialect, field) }
+#define NUMBER(field, meaning) \
+    { #field, NULL, (meaning), XP_FIELD_F64, offsetof(xp_dialect, field) }
+#define WORD(field, words, meaning) \
+    { #field, (words), (meaning), XP_FIELD_WORD, offsetof(xp_dialect, field) }
+#define DTYPE_RULE "f32|act"
+#define SWITCH "off|on"
+
+const xp_dialect_field xp_dialect_fields[] = {
+    WORD(logits_dtype, DTYPE_RULE, "dtype that the logits are rounded to"),
+    WORD(router_bias, SWITCH, "the gate has a bias, one more rounding"),
+    NUMBER(logit_scale, "logits are multiplied by it"),
+    NUMBER(logit_softcap, "logits become cap tanh(l / cap); 0: off"),
+    WORD(score, "softmax|softmax_topk|sigmoid|sqrt_softplus|sparsemixer", "how logits become scores"),
+    WORD(score_dtype, DTYPE_RULE, "dtype of scores and of each step from there to the weight"),
+    NUMBER(sparse_eps, "margin of the sparsemixer"),
+    WORD(select_on, "score|logit|token_table", "what the choice looks at"),
+    WORD(select_bias, SWITCH, "a bias an expert that the choice alone sees"),
+    WORD(group_reduce, "none|max|top2sum", "how a group's score is made"),
+    WORD(group_mask, "0|-inf", "what the choice sees of experts outside the kept groups"),
+    WORD(masked_weight, SWITCH, "a masked expert, chosen all the same, weighs 0"),
+    INT(n_group, "groups of experts"),
+    INT(topk_group, "groups that are kept"),
+    WORD(renorm, "none|sum|sum_plus_eps|max_eps", "what the chosen scores are divided by"),
+    NUMBER(renorm_eps, "eps of the division"),
+    NUMBER(scale, "factor of the weights or of the output"),
+    WORD(scale_at, "weight|output", "where the factor goes"),
+    WORD(expert_scale, SWITCH, "weights are multiplied by a number an expert"),
+    WORD(weight_dtype, DTYPE_RULE, "dtype that the weights are rounded to"),
+    WORD(weight_at, "output|input", "the weight multiplies the expert's output or its input"),
+    INT(null_experts, "ids from E that have no weights"),
+    WORD(null_kind, "identity|skip", "such an id adds w x, or nothing"),
+    WORD(gated, SWITCH, "act(gate) up, or act alone"),
+    {"activation", "silu|gelu_tanh|relu|relu2|softcap", "the activation", XP_FIELD_WORD, offsetof(xp_dialect, act)},
+    NUMBER(act_alpha, "silu is g sigmoid(alpha g)"),
+    NUMBER(up_offset, "added to up"),
+    NUMBER(limit, "clamps gate above and up on both sides; 0: off"),
+    WORD(limit_when, "before|after", "the clamp of the gate comes before or after the activation"),
+    NUMBER(gate_cap, "of the softcap activation"),
+    NUMBER(up_cap, "of the softcap activation"),
+    WORD(act_rounding, "each_op|once", "rounding points of the activation"),
+    WORD(gate_layout, "concat|interleaved", "rows of the first matrix: gate then up, or in turn"),
+    WORD(orient, "EOI|EIO", "how files store the experts' matrices"),
+    WORD(expert_bias, SWITCH, "both matrices of an expert have a bias, one more rounding each"),
+    WORD(accumulate, "slots_f32|eager_act|eager_f32|products_act_f32", "where products and sums are rounded"),
+    WORD(shared_gate, SWITCH, "the shared expert is multiplied by sigmoid(x . v)"),
+    WORD(shared_limit, SWITCH, "the limit holds in the shared expert, too"),
+    WORD(shared_combine, "add|average", "the shared expert is added, or both are halved"),
+    NUMBER(aux_coef, "coefficient of the load-balancing loss"),
+    NUMBER(z_coef, "coefficient of the z loss"),
+    {NULL, NULL, NULL, XP_FIELD_INT, 0},
+};
+
+static const xp_dialect_field *find(const char *name) {
+    for (const xp_dialect_field *f = xp_dialect_fields; f->name; f++) {
+        if (strcmp(f->name, name) == 0)
+            return f;
+    }
+    return NULL;
+}
+
+int xp_dialect_has(const char *name) {
+    return find(name) != NULL;
+}
+
+/* The number of value in "a|b|c", or -1. */
+static int word_of(const char *words, const char *value) {
+    const size_t n = strlen(value);
+    int at = 0;
+    for (const char *w = words; n > 0; w++, at++) {
+        const size_t len = strcspn(w, "|");
+        if (len == n && memcmp(w, value, n) == 0)
+            return at;
+        w += len;
+        if (!*w)
+            break;
+    }
+    return -1;
+}
+
+static xp_status set_number(const xp_dialect_field *f, const char *value, void *at) {
+    char *end;
+    const double v = strtod(value, &end);
+    if (end == value || *end || !isfinite(v) || (f->type == XP_FIELD_INT && (v != floor(v) || v < 0 || v > 1e6)))
+        return XP_FAIL(XP_E_ARG, "%s: '%s', expected a %s", f->name, value,
+                       f->type == XP_FIELD_INT ? "whole number from 0 to 1000000" : "finite number");
+    if (f->type == XP_FIELD_INT)
+        *(int *)at = (int)v;
+    else
+        *(double *)at = v;
+    return XP_OK;
+}
+
+xp_status xp_dialect_set(xp_dialect *d, const char *name, const char *value) {
+    const xp_dialect_field *f = find(name);
+    if (!f)
+        return XP_FAIL(XP_E_ARG, "%s: no field of a dialect (see `expar explain` of one)", name);
+    void *at = (char *)d + f->at;
+    if (f->type != XP_FIELD_WORD)
+        return set_number(f, value, at);
+    const int word = word_of(f->words, value);
+    if (word < 0)
+        return XP_FAIL(XP_E_ARG, "%s: '%s', expected %s", name, value, f->words);
+    *(int *)at = word; /* every enum of the record is an int: its values are not negative and few */
+    return XP_OK;
+}
+
+void xp_dialect_print(const xp_dialect *d, const xp_dialect_field *f, char *buf, size_t bytes) {
+    const void *at = (const char *)d + f->at;
+    if (f->type == XP_FIELD_F64) {
+        const double v = *(const double *)at;
+        snprintf(buf, bytes, "%.15g", v);
+        if (strtod(buf, NULL) != v)
+            snprintf(buf, bytes, "%.17g", v);
+        return;
+    }
+    const int v = *(const int *)at;
+    if (f->type == XP_FIELD_INT) {
+        snprintf(buf, bytes, "%d", v);
+        return;
+    }
+    const char *w = f->words;
+    for (int n = 0; n < v && *w; n++) {
+        w += strcspn(w, "|");
+        w += *w == '|';
+    }
+    snprintf(buf, bytes, "%.*s", (int)strcspn(w, "|"), w);
+}
+
+/* ---- contradictions ------------------------------------------------------------------------------------------------
+ */
+
+static xp_status check_groups(const xp_dialect *d, int64_t E, int64_t K) {
+    if (d->group_reduce == XP_GROUP_NONE)
+        return XP_OK;
+    if (d->n_group < 1 || E % d->n_group != 0)
+        return XP_FAIL(XP_E_ARG, "n_group: %d, expected a divisor of the %" PRId64 " experts", d->n_group, E);
+    if (d->topk_group < 1 || d->topk_group > d->n_group)
+        return XP_FAIL(XP_E_ARG, "topk_group: %d, expected 1 to n_group = %d", d->topk_group, d->n_group);
+    if (d->group_reduce == XP_GROUP_TOP2SUM && E / d->n_group < 2)
+        return XP_FAIL(XP_E_ARG, "n_group: %d, expected groups of at least 2 of the %" PRId64 " experts", d->n_group,
+                       E);
+    if (d->select_on == XP_ON_TOKEN_TABLE || d->score == XP_SCORE_SPARSEMIXER)
+        return XP_FAIL(XP_E_ARG, "group_reduce: no groups are possible with %s",
+                       d->score == XP_SCORE_SPARSEMIXER ? "score sparsemixer" : "select_on token_table");
+    (void)K;
+    return XP_OK;
+}
+
+static xp_status check_scores(const xp_dialect *d, int64_t K) {
+    if (d->score_dtype == XP_WIDE_ACT && d->logits_dtype != XP_WIDE_ACT)
+        return XP_FAIL(XP_E_ARG, "score_dtype: act, expected f32 beside logits_dtype f32");
+    if (d->score == XP_SCORE_SPARSEMIXER && K != 2)
+        return XP_FAIL(XP_E_ARG, "score: sparsemixer chooses 2 experts a token, not k = %" PRId64, K);
+    if (d->score == XP_SCORE_SPARSEMIXER && (d->renorm != XP_RENORM_NONE || d->select_bias))
+        return XP_FAIL(XP_E_ARG, "%s: nothing is possible with score sparsemixer",
+                       d->select_bias ? "select_bias" : "renorm");
+    if (d->score == XP_SCORE_SOFTMAX_TOPK && (d->renorm != XP_RENORM_NONE || d->select_on == XP_ON_SCORE))
+        return XP_FAIL(XP_E_ARG, "score: softmax_topk chooses on logits and needs no renorm");
+    return XP_OK;
+}
+
+static xp_status check_numbers(const xp_dialect *d) {
+    const struct {
+        const char *name;
+        double v;
+        int ok;
+    } rule[] = {
+        {"logit_scale", d->logit_scale, d->logit_scale != 0},
+        {"logit_softcap", d->logit_softcap, d->logit_softcap >= 0},
+        {"renorm_eps", d->renorm_eps, d->renorm_eps >= 0 && (d->renorm != XP_RENORM_MAX_EPS || d->renorm_eps > 0)},
+        {"limit", d->limit, d->limit >= 0},
+        {"gate_cap", d->gate_cap, d->act != XP_ACT_SOFTCAP || d->gate_cap > 0},
+        {"up_cap", d->up_cap, d->act != XP_ACT_SOFTCAP || d->up_cap > 0},
+        {"act_alpha", d->act_alpha, d->act_alpha > 0},
+        {"sparse_eps", d->sparse_eps, d->sparse_eps >= 0}};
+    for (size_t i = 0; i < sizeof rule / sizeof *rule; i++) {
+        if (!rule[i].ok || !isfinite(rule[i].v))
+            return XP_FAIL(XP_E_ARG, "%s: %g is out of range", rule[i].name, rule[i].v);
+    }
+    if (!d->gated && (d->limit > 0 || d->up_offset != 0 || d->act == XP_ACT_SOFTCAP))
+        return XP_FAIL(XP_E_ARG, "gated: off, but limit, up_offset and softcap need an up projection");
+    return XP_OK;
+}
+
+xp_status xp_dialect_check(const xp_dialect *d, int64_t E, int64_t K) {
+    if (K < 1 || K > E + d->null_experts)
+        return XP_FAIL(XP_E_ARG, "k: %" PRId64 ", expected 1 to %" PRId64 " experts", K, E + d->null_experts);
+    XP_TRY(check_groups(d, E + d->null_experts, K));
+    XP_TRY(check_scores(d, K));
+    return check_numbers(d);
+}
