@@ -48,6 +48,7 @@ run "build gcc release" build release
 run "build clang" build clang
 run "build asan+ubsan" build asan
 run "build tsan" build tsan
+run "build fuzz targets" build fuzz
 run "headers alone" bash ci/checks/headers.sh
 run "layers" bash ci/checks/layers.sh
 run "format" bash ci/checks/format.sh
@@ -63,6 +64,7 @@ run "asan: smoke cases" build/asan/expar check 'smoke*' -q
 ctest_run asan
 run "tsan: smoke cases" build/tsan/expar check 'smoke*' -q
 ctest_run tsan -L conform
+run "fuzz targets, 5 s each" bash tests/fuzz.sh build/fuzz 5
 
 printf '%d passed, %d failed, %d skipped\n' $passed $failed $skipped
 [ $failed -eq 0 ] && [ $passed -gt 0 ]

@@ -12,6 +12,26 @@
 static _Thread_local char error_text[1024];
 static _Thread_local char error_where[160];
 
+/* Names and values in a text come from files and command lines: no byte of theirs reaches a terminal or a report raw.
+ */
+static void put_ascii(const char *text, char *out, size_t bytes) {
+    static const char hex[] = "0123456789abcdef";
+    size_t at = 0;
+    for (const char *p = text; *p; p++) {
+        const unsigned char c = (unsigned char)*p;
+        const int plain = c >= 0x20 && c < 0x7f;
+        if (at + (plain ? 1 : 4) >= bytes)
+            break;
+        if (!plain) {
+            out[at++] = '\\';
+            out[at++] = 'x';
+            out[at++] = hex[c >> 4];
+        }
+        out[at++] = plain ? *p : hex[c & 15];
+    }
+    out[at] = '\0';
+}
+
 xp_status xp_fail(xp_status st, const char *file, int line, const char *fmt, ...) {
     const char *base = strrchr(file, '/');
     va_list ap;
@@ -20,7 +40,7 @@ xp_status xp_fail(xp_status st, const char *file, int line, const char *fmt, ...
     char text[sizeof error_text];
     vsnprintf(text, sizeof text, fmt, ap);
     va_end(ap);
-    memcpy(error_text, text, sizeof text);
+    put_ascii(text, error_text, sizeof error_text);
     snprintf(error_where, sizeof error_where, "%s:%d", base ? base + 1 : file, line);
     return st;
 }

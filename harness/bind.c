@@ -19,6 +19,7 @@ typedef struct {
     void *args;
     int64_t local[26], full[26], base[26]; /* by letter */
     int64_t start[XP_MESH_MAX_RANKS], rows[XP_MESH_MAX_RANKS];
+    xp_dialect dialect; /* where a stage's args point to */
 } binding;
 
 static int64_t *slot(int64_t *table, char letter) {
@@ -133,7 +134,16 @@ static xp_status parse_shape(binding *b, const char *shape, int *out_ndim, int64
 /* ---- dtypes --------------------------------------------------------------------------------------------------------
  */
 
-static xp_dtype group_dtype(const xp_case *c, const char *group, uint32_t allowed) {
+static int has_dialect(const xp_stage *s) {
+    for (int i = 0; i < s->params; i++) {
+        if (s->param[i].type == XP_P_DIALECT)
+            return 1;
+    }
+    return 0;
+}
+
+static xp_dtype group_dtype(const binding *b, const char *group, uint32_t allowed) {
+    const xp_case *c = b->c;
     const xp_dtype act = c->dtype[XP_G_ACT], wide = act == XP_F64 ? XP_F64 : XP_F32;
     if (strcmp(group, "wide") == 0)
         return allowed & XP_BIT(wide) ? wide : XP_F32;
@@ -141,6 +151,11 @@ static xp_dtype group_dtype(const xp_case *c, const char *group, uint32_t allowe
         if (strcmp(group, xp_group_name((xp_group)g)) == 0 && c->dtype[g] != XP_NDTYPE)
             return c->dtype[g];
     }
+    /* Unless the line says otherwise, the dialect's own rules hold. */
+    if (has_dialect(c->stage) && strcmp(group, "logits") == 0)
+        return b->dialect.logits_dtype == XP_WIDE_ACT ? act : wide;
+    if (has_dialect(c->stage) && strcmp(group, "weight") == 0)
+        return b->dialect.weight_dtype == XP_WIDE_ACT ? act : wide;
     if (strcmp(group, "act") == 0 || strcmp(group, "param") == 0 || strcmp(group, "router") == 0 ||
         strcmp(group, "logits") == 0)
         return act;
@@ -169,9 +184,10 @@ static xp_status bind_operand(binding *b, const xp_operand *o) {
     int64_t local[XP_MAXDIM], full[XP_MAXDIM], base[XP_MAXDIM];
     char name[64];
     xp_tensor *t = (xp_tensor *)(void *)((char *)b->args + o->at);
-    if (o->optional && !named_in(b->c->with, o->name))
+    const xp_stage *s = b->c->stage;
+    if (o->optional && !named_in(b->c->with, o->name) && !(s->wants && s->wants(b->args, (int)(o - s->operand))))
         return XP_OK;
-    const xp_dtype d = group_dtype(b->c, o->group, o->dtypes);
+    const xp_dtype d = group_dtype(b, o->group, o->dtypes);
     if (!(o->dtypes & XP_BIT(d)))
         return XP_FAIL(XP_E_ARG, "%s: %s cannot be %s (group %s)", b->c->stage->name, o->name, xp_dtype_name(d),
                        o->group);
@@ -244,6 +260,11 @@ xp_status xp_bind_scalar(const xp_param *p, const char *text, void *at) {
 static xp_status bind_param(binding *b, const xp_param *p) {
     void *at = (char *)b->args + p->at;
     const char *given = case_value(b->c, p->name), *text = given ? given : p->dflt;
+    if (p->type == XP_P_DIALECT) {
+        XP_TRY(xp_case_dialect(b->c, &b->dialect));
+        *(const xp_dialect **)at = &b->dialect;
+        return XP_OK;
+    }
     if (strcmp(p->name, "token0") == 0) {
         *(int64_t *)at = *slot(b->base, 'T');
         return XP_OK;
@@ -271,12 +292,26 @@ static void bind_ranges(binding *b) {
     }
 }
 
+/* Sizes that follow from the dialect: see xp/stage.h. */
+static void take_dialect_letters(binding *b) {
+    const int64_t maps = b->dialect.gated ? 2 : 1;
+    const struct {
+        char letter, from;
+        int64_t times, plus;
+    } rule[] = {{'U', 'F', maps, 0}, {'X', 'S', maps, 0}, {'Z', 'E', 1, b->dialect.null_experts}};
+    for (size_t i = 0; i < sizeof rule / sizeof *rule; i++) {
+        const int64_t n = rule[i].times * *slot(b->local, rule[i].from) + rule[i].plus;
+        *slot(b->local, rule[i].letter) = *slot(b->full, rule[i].letter) = n;
+    }
+}
+
 static xp_status bind_all(binding *b) {
     const xp_stage *s = b->c->stage;
     take_letters(b);
     for (int i = 0; i < s->params; i++)
         XP_TRY(bind_param(b, &s->param[i]));
     bind_ranges(b);
+    take_dialect_letters(b);
     for (int i = 0; i < s->operands; i++)
         XP_TRY(bind_operand(b, &s->operand[i]));
     return s->fill ? s->fill(b->args, b->r->mesh, xp_data_name(b->c->data), b->c->seed) : XP_OK;

@@ -14,6 +14,7 @@
 #include "xp/permute.h"
 
 enum { MAX_KEYS = 40, MAX_VALUES = 64, MAX_VALUE = 160, MAX_FILES = 256, LINE_BYTES = XP_CASE_LINE };
+enum { MAX_PRODUCT = 1 << 16 }; /* cases of one line: more is a slip, and checking them all would never end */
 
 static const char *const group_names[XP_NGROUP] = {"act", "param", "router", "logits", "weight", "grad", "reduce"};
 
@@ -59,6 +60,17 @@ static int stage_param(const xp_case *c, const char *key) {
     return -1;
 }
 
+static xp_status add_param(xp_case *c, const char *key, const char *value) {
+    if (c->params == XP_CASE_PARAMS)
+        return XP_FAIL(XP_E_ARG, "%s: a line takes at most %d scalars", key, XP_CASE_PARAMS);
+    if (strlen(value) >= sizeof c->param[0].value)
+        return XP_FAIL(XP_E_ARG, "%s: '%s' is too long", key, value);
+    strcpy(c->param[c->params].name, key);
+    strcpy(c->param[c->params].value, value);
+    c->params++;
+    return XP_OK;
+}
+
 /* The value is read here once for its errors, and again where the arguments are bound. */
 static xp_status set_param(xp_case *c, const xp_param *p, const char *value) {
     union {
@@ -70,14 +82,7 @@ static xp_status set_param(xp_case *c, const xp_param *p, const char *value) {
     XP_TRY(xp_bind_scalar(p, value, &unused));
     if (strcmp(key, "token0") == 0)
         return XP_FAIL(XP_E_ARG, "%s: '%s', but it follows from T and the mesh", key, value);
-    if (c->params == XP_CASE_PARAMS)
-        return XP_FAIL(XP_E_ARG, "%s: a line takes at most %d scalars of a stage", key, XP_CASE_PARAMS);
-    if (strlen(value) >= sizeof c->param[0].value)
-        return XP_FAIL(XP_E_ARG, "%s: '%s' is too long", key, value);
-    strcpy(c->param[c->params].name, key);
-    strcpy(c->param[c->params].value, value);
-    c->params++;
-    return XP_OK;
+    return add_param(c, key, value);
 }
 
 static xp_status set_dtype(xp_case *c, const char *key, const char *value) {
@@ -121,11 +126,49 @@ int xp_case_takes(const xp_case *c, char letter) {
         return 0;
     if (!is_generated(c))
         return strchr("TEKHFS", letter) != NULL;
+    /* What a dialect's own letter stands for: ids of experts, rows of the first matrices. */
+    const char from = letter == 'E' ? 'Z' : letter == 'F' ? 'U' : letter == 'S' ? 'X' : letter;
     for (int i = 0; i < c->stage->operands; i++) {
-        if (strchr(c->stage->operand[i].shape, letter))
+        if (strchr(c->stage->operand[i].shape, letter) || strchr(c->stage->operand[i].shape, from))
             return 1;
     }
     return 0;
+}
+
+static const char *param_value(const xp_case *c, const char *name) {
+    for (int i = 0; i < c->params; i++) {
+        if (strcmp(c->param[i].name, name) == 0)
+            return c->param[i].value;
+    }
+    return NULL;
+}
+
+/* The default of the case's kind; NULL for a stage that has no dialect. */
+static const char *default_dialect(const xp_case *c) {
+    if (!is_generated(c))
+        return c->dim['S' - 'A'] > 0 ? "hf-5.24/qwen2_moe" : "hf-5.24/qwen3_moe";
+    const int p = stage_param(c, "dialect");
+    return p < 0 ? NULL : c->stage->param[p].dflt;
+}
+
+xp_status xp_case_dialect(const xp_case *c, xp_dialect *out) {
+    const char *given = c->dialect[0] ? c->dialect : param_value(c, "dialect");
+    const char *name = given ? given : default_dialect(c);
+    const xp_dialect *d = name ? xp_dialect_find(name) : NULL;
+    if (!d)
+        return XP_FAIL(XP_E_ARG, "dialect: '%s' is no preset (see `expar list dialects`)", name ? name : "");
+    *out = *d;
+    for (int i = 0; i < c->params; i++) {
+        if (xp_dialect_has(c->param[i].name) && (!is_generated(c) || stage_param(c, c->param[i].name) < 0))
+            XP_TRY(xp_dialect_set(out, c->param[i].name, c->param[i].value));
+    }
+    return XP_OK;
+}
+
+static xp_status set_field(xp_case *c, const char *key, const char *value) {
+    xp_dialect unused = {0};
+    XP_TRY(xp_dialect_set(&unused, key, value));
+    return add_param(c, key, value);
 }
 
 static xp_status set_text(const char *key, const char *value, char *out, size_t bytes) {
@@ -228,6 +271,8 @@ static xp_status set_key(xp_case *c, const char *key, const char *value) {
         if (known)
             return XP_OK;
     }
+    if (xp_dialect_has(key) && default_dialect(c))
+        return set_field(c, key, value);
     return XP_FAIL(XP_E_ARG, "%s: %s has no such key", key,
                    c->kind == XP_CASE_STAGE   ? c->stage->name
                    : c->kind == XP_CASE_LAYER ? "layer"
@@ -362,8 +407,9 @@ out:
 }
 
 static xp_status parse_key(const char *word, list *l) {
+    static const char letters[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwxyz0123456789";
     const char *eq = strchr(word, '=');
-    if (!eq || eq == word || (size_t)(eq - word) >= sizeof l->key)
+    if (!eq || eq == word || (size_t)(eq - word) >= sizeof l->key || strspn(word, letters) != (size_t)(eq - word))
         return XP_FAIL(XP_E_ARG, "case: '%s' is not key=value", word);
     memcpy(l->key, word, (size_t)(eq - word));
     l->key[eq - word] = '\0';
@@ -443,6 +489,21 @@ static const char *find_key(const list *lists, int keys, const char *key) {
     return NULL;
 }
 
+/* Names the longest list. */
+static xp_status check_product(const list *lists, int keys) {
+    int64_t cases = 1;
+    int most = 0;
+    for (int i = 0; i < keys; i++) {
+        most = lists[i].values > lists[most].values ? i : most;
+        if (cases <= MAX_PRODUCT)
+            cases *= lists[i].values;
+    }
+    if (cases > MAX_PRODUCT)
+        return XP_FAIL(XP_E_ARG, "%s: %d values, and with those of the other keys more than %d cases in one line",
+                       lists[most].key, lists[most].values, MAX_PRODUCT);
+    return XP_OK;
+}
+
 xp_status xp_case_expand(const char *line, const char *from, int *number, xp_case_fn fn, void *arg) {
     char text[LINE_BYTES], *save = NULL;
     int unused = 0, keys = 0;
@@ -480,6 +541,7 @@ xp_status xp_case_expand(const char *line, const char *from, int *number, xp_cas
                      find_key(lists, keys, "dtype"));
         goto out;
     }
+    XP_GOTO(out, check_product(lists, keys));
     /* The whole product is checked before the first of its cases is handed on. */
     int counted = *number;
     product p = {lists, keys, from, &counted, NULL, NULL};

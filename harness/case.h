@@ -20,7 +20,7 @@ extern "C" {
 typedef enum { XP_CASE_STAGE = 0, XP_CASE_LAYER, XP_CASE_STEP } xp_case_kind;
 
 /* A line of XP_CASE_LINE - 1 characters holds every canonical line; a name is file stem, '/' and own name. */
-enum { XP_CASE_NAME = 96, XP_CASE_OWN_NAME = 48, XP_CASE_LINE = 2048, XP_CASE_PARAMS = 8 };
+enum { XP_CASE_NAME = 96, XP_CASE_OWN_NAME = 48, XP_CASE_LINE = 2048, XP_CASE_PARAMS = 24 };
 
 /* The groups of dtypes that a line can set one by one; dtype= sets act and param (and grad, when it is f64). */
 typedef enum {
@@ -53,7 +53,7 @@ typedef struct {
     int params;
     struct {
         char name[24], value[40];
-    } param[XP_CASE_PARAMS]; /* the stage's own scalars */
+    } param[XP_CASE_PARAMS]; /* the stage's own scalars, and fields of the dialect record */
 } xp_case;
 
 /* One line to its product of cases, handed to fn in order; stops at fn's first failure. XP_E_ARG naming key, value and
@@ -73,6 +73,8 @@ void xp_case_print(const xp_case *c, char *buf, size_t bytes);
 int xp_glob(const char *pattern, const char *name);
 /* Defaults of a kind of case: sizes small enough for a second. */
 void xp_case_defaults(xp_case_kind kind, const xp_stage *stage, xp_case *out);
+/* The case's dialect: its preset (or the default one of its kind) with the fields that the line sets. */
+xp_status xp_case_dialect(const xp_case *c, xp_dialect *out);
 /* 1 when a line of this case may set the size of that letter. */
 int xp_case_takes(const xp_case *c, char letter);
 /* Refuses what no run could honour: K > E, E not a multiple of ep, ... XP_E_ARG naming field and value. */

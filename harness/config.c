@@ -367,8 +367,9 @@ static xp_status read_rest(const reader *in, xp_model *m) {
     json_object_foreach(in->root, key, v) {
         if (is_read(in, key))
             continue;
-        if (!is_plain(key))
-            return XP_FAIL(XP_E_FORMAT, "%s: a key has control characters in its name", in->path);
+        if (!*key || !is_plain(key))
+            return XP_FAIL(XP_E_FORMAT, "%s: a key has an empty name, or control characters in it: '%s'", in->path,
+                           key);
         if (!list_has(in->family->unread, key)) {
             if (xp_config_speaks(key))
                 return refuse_key(in, key, NULL, v);

@@ -76,9 +76,11 @@ static int check_ids(xp_judged *c, const row *w) {
     return 1;
 }
 
-/* A NaN score ranks below every number. */
+/* A NaN score ranks below every number; an infinite error leaves every order open. */
 static int beats(const row *w, int64_t a, int64_t b) {
-    if (isnan(w->s[a]))
+    if (isnan(w->s[a]) || isinf(w->b[a]) || isinf(w->b[b]))
+        return 0;
+    if (isinf(w->s[a]) && w->s[a] == w->s[b])
         return 0;
     return isnan(w->s[b]) || !(w->s[a] - w->b[a] <= w->s[b] + w->b[b]);
 }
@@ -143,6 +145,19 @@ static int same_set(const row *w) {
     return 1;
 }
 
+/* 1: no expert left out beats one of the choice. */
+static int justified(const row *w, const int32_t *choice) {
+    for (int64_t e = 0; e < w->E; e++) {
+        if (slot_of(choice, w->K, e) < w->K)
+            continue;
+        for (int64_t k = 0; k < w->K; k++) {
+            if (beats(w, e, choice[k]))
+                return 0;
+        }
+    }
+    return 1;
+}
+
 static void judge_row(xp_judged *c, const xp_choice *v, const row *w, int32_t *use) {
     xp_finding *f = xp_judged_finding(c, c->select);
     const size_t bytes = (size_t)w->K * sizeof(int32_t);
@@ -162,8 +177,10 @@ static void judge_row(xp_judged *c, const xp_choice *v, const row *w, int32_t *u
         return;
     if (same_set(w))
         f->reordered++;
-    else
+    else if (justified(w, w->mine))
         f->undecided++;
+    else /* what the choice was judged on is not what the judge chose by */
+        fail_at(c, w, 0, XP_C_SELECT, "the judge's own choice does not follow from the stage's keys", -1);
 }
 
 void xp_judged_select(xp_judged *c, const xp_choice *v) {

@@ -128,20 +128,35 @@ static const xp_tensor *input_named(xp_judged *c, const char *name) {
     return i >= 0 && c->role[i] == XP_IN ? tensor(c, IN, i) : NULL;
 }
 
+/* The stage's keys and their errors, or the judge's scores (key stays absent) and their bound. */
+static xp_status make_keys(xp_judged *c, int scores, xp_tensor *key, xp_tensor *tol) {
+    if (!c->s->keys)
+        return make_bound(c, scores, tol);
+    void *ws = NULL;
+    xp_status st = XP_OK;
+    XP_TRY(xp_arena_alloc(c->mem, XP_KIND_JUDGE, c->s->bound_workspace(c->slice[IN], c->r->mesh), &ws));
+    XP_GOTO(out, xp_judged_like(c, tensor(c, JUDGE, scores), XP_F64, key));
+    XP_GOTO(out, xp_judged_like(c, tensor(c, JUDGE, scores), XP_F64, tol));
+    st = c->s->keys(c->slice[IN], c->r->mesh, ws, key, tol);
+out:
+    xp_arena_release(c->mem, ws);
+    return st;
+}
+
 /* Judges the choice, then has everything else judged under it. The buffer of the judge's own choice becomes the choice
  * that is replayed. */
 static xp_status judge_choice(xp_judged *c) {
     const int sel = c->select, scores = c->s->scores ? xp_stage_operand(c->s, c->s->scores) : -1;
-    xp_tensor tol = {0}, use = {0};
+    xp_tensor tol = {0}, use = {0}, key = {0};
     xp_status st;
     if (!c->s->replay || scores < 0 || !compares(c, scores) || tensor(c, GOT, sel)->dtype != XP_I32)
         return XP_FAIL(XP_E_BUG, "stage %s: a choice needs replay, i32 ids and scores by bound", c->s->name);
     XP_TRY(run_judge(c));
-    XP_TRY(make_bound(c, scores, &tol));
+    XP_GOTO(out, make_keys(c, scores, &key, &tol));
     XP_GOTO(out, xp_judged_like(c, tensor(c, JUDGE, sel), XP_I32, &use));
     const xp_choice v = {.idx = tensor(c, GOT, sel),
                          .mine = tensor(c, JUDGE, sel),
-                         .score = tensor(c, JUDGE, scores),
+                         .score = key.data ? &key : tensor(c, JUDGE, scores),
                          .tol = &tol,
                          .logits = input_named(c, "logits"),
                          .bias = input_named(c, "bias"),
@@ -159,6 +174,7 @@ static xp_status judge_choice(xp_judged *c) {
 out:
     xp_arena_release(c->mem, use.data);
     xp_arena_release(c->mem, tol.data);
+    xp_arena_release(c->mem, key.data);
     return st;
 }
 

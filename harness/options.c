@@ -109,12 +109,13 @@ static xp_status set_count(const option *o, const char *text, void *at) {
     char *end = NULL;
     errno = 0;
     long long v = strtoll(text, &end, 10);
-    if (end != text && (*end == 'K' || *end == 'M')) {
+    const int starts = text[0] >= '0' && text[0] <= '9';
+    if (starts && (*end == 'K' || *end == 'M')) {
         const long long unit = *end == 'K' ? 1024 : 1024 * 1024;
         v = v > o->hi / unit ? o->hi + 1 : v * unit;
         end++;
     }
-    if (text[0] < '0' || text[0] > '9' || *end || errno || v < o->lo || v > o->hi)
+    if (!starts || *end || errno || v < o->lo || v > o->hi)
         return XP_FAIL(XP_E_ARG, "%s: '%s' is not a whole number from %lld to %lld", o->name, text, o->lo, o->hi);
     *(long long *)at = v;
     return XP_OK;

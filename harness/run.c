@@ -36,12 +36,10 @@ xp_status xp_case_model(const xp_case *c, xp_model *out) {
                                  c->dim_set['K' - 'A'] ? c->dim['K' - 'A'] : 0));
         return XP_OK;
     }
-    const char *name = c->dialect[0] ? c->dialect : c->dim['S' - 'A'] > 0 ? "hf-5.24/qwen2_moe" : "hf-5.24/qwen3_moe";
-    const xp_dialect *d = xp_dialect_find(name);
-    if (!d)
-        return XP_FAIL(XP_E_ARG, "dialect: '%s' is no preset (see `expar list dialects`)", name);
-    return xp_model_of("case", d, c->layers, c->dim['H' - 'A'], c->dim['F' - 'A'], c->dim['E' - 'A'], c->dim['K' - 'A'],
-                       c->dim['S' - 'A'], out);
+    xp_dialect d;
+    XP_TRY(xp_case_dialect(c, &d));
+    return xp_model_of("case", &d, c->layers, c->dim['H' - 'A'], c->dim['F' - 'A'], c->dim['E' - 'A'],
+                       c->dim['K' - 'A'], c->dim['S' - 'A'], out);
 }
 
 xp_status xp_case_options(const xp_case *c, xp_step_options *out) {

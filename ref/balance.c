@@ -191,7 +191,7 @@ static void gauge_own(const xp_balance_args *a, double *l, double *p, double *e,
             if (!xp_ref_u8(&a->valid, t))
                 continue;
             xp_widen_row(xp_tensor_at(&a->logits, y, t, 0, 0), a->logits.dtype, 0, E, l);
-            const double lse = xp_ref_softmax(l, E, p), off = xp_ref_softmax_error(l, p, E, op, e);
+            const double lse = xp_ref_softmax(l, E, p), off = xp_ref_softmax_error(l, 0.0, p, E, op, e);
             for (int64_t i = 0; i < E; i++) {
                 sum[i] += p[i];
                 sum[E + i] += e[i] + xp_ref_room(op, p[i] + e[i]);
@@ -298,7 +298,7 @@ static void token_errors(const xp_balance_bwd_args *a, xp_dtype op, double *l, d
     const int64_t E = a->logits.dim[2];
     const coefs c = coefs_of(a);
     const double c1 = fabs(c.c1), c2 = fabs(c.c2), g = xp_ref_both(64, op);
-    const double lse = xp_ref_softmax(l, E, p), off = xp_ref_softmax_error(l, p, E, op, e);
+    const double lse = xp_ref_softmax(l, E, p), off = xp_ref_softmax_error(l, 0.0, p, E, op, e);
     double D = 0.0, apart = 0.0, size = 0.0;
     for (int64_t i = 0; i < E; i++) {
         e[i] += xp_ref_room(op, p[i] + e[i]);

@@ -206,16 +206,16 @@ double xp_ref_exp_error(double d, double err, double most, xp_dtype op) {
     return (up > down ? up : down) + 8.0 * unit * high + xp_ref_least(op);
 }
 
-/* num[i]: error of exp(v - max), from one rounding of the difference. S = sum of exp, s = sum num / S, g = gamma_n.
- *   p'  <= (exp + num) (1 + 8u) / (S (1 - s) (1 - g)): with A = (1 + 8u) / ((1 - s)(1 - g)) - 1
- *        = (8u + s + g - s g) / ((1 - s)(1 - g)),  |p' - p| <= p A + num / S (1 + A), and the smallest normal number
- *   lse: log moves by -log(1 - b) <= b / (1 - b), b = s + g + s g; log within 8u; one rounding of the last sum. */
-double xp_ref_softmax_error(const double *v, const double *p, int64_t n, xp_dtype op, double *e) {
+/* num[i]: error of exp(v - max), from the arguments' own and one rounding of the difference. S = sum of exp, s = sum
+ * num / S, g = gamma_n. p'  <= (exp + num) (1 + 8u) / (S (1 - s) (1 - g)): with A = (1 + 8u) / ((1 - s)(1 - g)) - 1 =
+ * (8u + s + g - s g) / ((1 - s)(1 - g)),  |p' - p| <= p A + num / S (1 + A), and the smallest normal number lse: log
+ * moves by -log(1 - b) <= b / (1 - b), b = s + g + s g; log within 8u; one rounding of the last sum. */
+double xp_ref_softmax_error(const double *v, double ve, const double *p, int64_t n, xp_dtype op, double *e) {
     const double u = xp_ref_unit(op) + xp_ref_unit(XP_F64), g = xp_ref_both(n, op), m = row_max(v, n);
     double sum = 0.0, off = 0.0;
     for (int64_t i = 0; i < n; i++) {
         const double d = v[i] - m;
-        e[i] = xp_ref_exp_error(d, u * fabs(d), 0.0, op);
+        e[i] = xp_ref_exp_error(d, 2.0 * ve + u * (fabs(d) + 2.0 * ve), 0.0, op);
         sum += xp_ref_exp(d);
         off += e[i];
     }
@@ -225,7 +225,7 @@ double xp_ref_softmax_error(const double *v, const double *p, int64_t n, xp_dtyp
         e[i] = (p[i] * A + e[i] / sum * (1.0 + A) + xp_ref_least(op)) * (1.0 + 0x1p-45);
     const double moved = b < 1.0 ? b / (1.0 - b) : (double)INFINITY, log_sum = xp_ref_log(sum);
     const double late = moved + 8.0 * u * (fabs(log_sum) + moved);
-    return (late + u * (fabs(m + log_sum) + late)) * (1.0 + 0x1p-45);
+    return (ve + late + u * (fabs(m + log_sum) + ve + late)) * (1.0 + 0x1p-45);
 }
 
 /* Sum of s_i |d_i| = entropy - log S <= log n: the rounded differences move the sum by u log n, exp by 8u, n

@@ -48,10 +48,11 @@ xp_status xp_ref_fold(const char *stage, xp_comm *c, xp_queue *q, const xp_tenso
  * NaN anywhere, +inf, or nothing but -inf makes NaN. n >= 1. */
 double xp_ref_softmax(const double *v, int64_t n, double *p);
 /* An implementation subtracts the largest in op or the row's own dtype, whichever is wider, one rounding to op; exp,
- * log and division within 4 ulp of op, or within its smallest normal number; n additions in any order. e[i]: how far
+ * log and division within 4 ulp of op, or within its smallest normal number; n additions in any order. Its v[i] may be
+ * off by ve. e[i]: how far
  * its p[i] may be from p[i] before it is stored; returns how far its log sum exp may be. The reference's own errors in
  * double are counted in. */
-double xp_ref_softmax_error(const double *v, const double *p, int64_t n, xp_dtype op, double *e);
+double xp_ref_softmax_error(const double *v, double ve, const double *p, int64_t n, xp_dtype op, double *e);
 /* How far an implementation's exp of an argument within err of d, and not above most, may be from exp(d). */
 double xp_ref_exp_error(double d, double err, double most, xp_dtype op);
 /* Roundings (in units of op) of what every softmax of n elements has in common: an upper limit that needs no row. Its

@@ -116,7 +116,7 @@ static void token_values(const xp_xent_args *a, const work *k, int64_t t, xp_dty
     const int32_t target = xp_ref_i32(&a->target, t, 0);
     xp_ref_rows_load(&a->logits, t, 1, k->v);
     out_lse->v = xp_ref_softmax(k->v, V, k->p);
-    out_lse->e = xp_ref_softmax_error(k->v, k->p, V, op, k->scratch);
+    out_lse->e = xp_ref_softmax_error(k->v, 0.0, k->p, V, op, k->scratch);
     *out_loss = (xp_ref_val){0, 0};
     if (target >= 0)
         *out_loss = xp_ref_val_round(xp_ref_val_add(*out_lse, (xp_ref_val){-k->v[target], 0}), op, op);

@@ -91,10 +91,15 @@ typedef struct {
     void (*slice)(const void *args, int64_t lo, int64_t hi, void *out);
     /* For a stage with an XP_SELECT operand: makes args take that operand as given (routing replay) when on != 0. */
     void (*replay)(void *args, int on);
-    const char *scores; /* the operand on which an XP_SELECT operand is judged */
+    /* What an XP_SELECT operand is judged on: key and tol are F64 of [units, candidates], from the inputs alone; tol
+     * +inf where nothing is decided. ws: bound_workspace bytes. */
+    xp_status (*keys)(const void *args, const xp_mesh *m, void *ws, xp_tensor *key, xp_tensor *tol);
+    const char *scores; /* the operand whose shape the keys have */
     const char *chain;  /* NULL: generated inputs; else the chain whose run gives its inputs: "layer" or "step" */
     const xp_property *property;
     int properties;
+    /* 1: the scalars of args (a dialect) ask for optional operand i. NULL: none is asked for. */
+    int (*wants)(const void *args, int i);
 } xp_stage;
 
 /* The stage's operand of that name, or -1. */

@@ -30,7 +30,8 @@ typedef enum {
 #define XP_PRINTF(a, b)
 #endif
 
-/* Records the text (printf style, cut at 1023 bytes) with file and line for this thread; returns st. */
+/* Records the text (printf style, cut at 1023 bytes) with file and line for this thread; returns st. What is kept is
+ * one line of printable ASCII: any other byte is written as \xNN. */
 xp_status xp_fail(xp_status st, const char *file, int line, const char *fmt, ...) XP_PRINTF(4, 5);
 /* The latest text of this thread ("" when nothing failed), and where it was recorded ("file:line"). */
 const char *xp_error_text(void);

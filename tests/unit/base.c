@@ -33,6 +33,32 @@ static void texts(void **state) {
     assert_string_equal(xp_error_text(), "short");
 }
 
+/* Whatever a file or a command line holds, a text is one line of printable ASCII, and quoting it changes nothing. */
+static void texts_are_ascii(void **state) {
+    char every[256], high[400];
+    (void)state;
+    (void)XP_FAIL(XP_E_ARG, "k: '%s'", "a\x1b[2J\n\xc3\xa9\x7f~ \\");
+    assert_string_equal(xp_error_text(), "k: 'a\\x1b[2J\\x0a\\xc3\\xa9\\x7f~ \\'");
+    (void)XP_FAIL(XP_E_ARG, "%s", xp_error_text());
+    assert_string_equal(xp_error_text(), "k: 'a\\x1b[2J\\x0a\\xc3\\xa9\\x7f~ \\'");
+    for (int i = 0; i < 255; i++)
+        every[i] = (char)(i + 1);
+    every[255] = '\0';
+    (void)XP_FAIL(XP_E_ARG, "%s", every);
+    assert_int_equal(strlen(xp_error_text()), 95 + 4 * 160);
+    for (const char *p = xp_error_text(); *p; p++)
+        assert_true(*p >= 0x20 && *p < 0x7f);
+    /* The cut never splits an escaped byte. */
+    memset(high, 0xff, sizeof high - 1);
+    high[sizeof high - 1] = '\0';
+    for (int before = 0; before < 8; before++) {
+        (void)XP_FAIL(XP_E_ARG, "%.*s%s", before, "12345678", high);
+        const size_t n = strlen(xp_error_text());
+        assert_true(n >= 1020 && n <= 1023);
+        assert_string_equal(xp_error_text() + n - 4, "\\xff");
+    }
+}
+
 static xp_status fails(int *calls) {
     ++*calls;
     return XP_FAIL(XP_E_NOMEM, "no %s", "memory");
@@ -335,10 +361,10 @@ static void stages(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(texts),        cmocka_unit_test(macros),         cmocka_unit_test(status_names),
-        cmocka_unit_test(dtypes),       cmocka_unit_test(narrow_formats), cmocka_unit_test(scales),
-        cmocka_unit_test(wide_formats), cmocka_unit_test(views),          cmocka_unit_test(cuts),
-        cmocka_unit_test(stages),
+        cmocka_unit_test(texts),        cmocka_unit_test(texts_are_ascii), cmocka_unit_test(macros),
+        cmocka_unit_test(status_names), cmocka_unit_test(dtypes),          cmocka_unit_test(narrow_formats),
+        cmocka_unit_test(scales),       cmocka_unit_test(wide_formats),    cmocka_unit_test(views),
+        cmocka_unit_test(cuts),         cmocka_unit_test(stages),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

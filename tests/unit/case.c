@@ -47,6 +47,35 @@ static void products(void **state) {
     assert_int_equal(count("cast N=5 saturate=0,1 param=bf16,e4m3 data=real,extreme,ties seed=1,2"), 24);
 }
 
+/* " KEY=1,1,...": n values. */
+static void add_list(char *line, char key, int n) {
+    sprintf(line + strlen(line), " %c=1", key);
+    for (int i = 1; i < n; i++)
+        strcat(line, ",1");
+}
+
+/* A line of 2^16 cases is the largest; one of 64^3 or of 30^6 is refused at once, by its longest list. */
+static void product_is_bounded(void **state) {
+    char line[XP_CASE_LINE] = "layer";
+    (void)state;
+    add_list(line, 'T', 64);
+    add_list(line, 'H', 32);
+    add_list(line, 'F', 32);
+    assert_int_equal(count(line), 65536);
+    strcpy(line, "layer");
+    add_list(line, 'T', 31);
+    add_list(line, 'H', 64);
+    add_list(line, 'F', 34);
+    assert_int_equal(xp_case_expand(line, NULL, NULL, NULL, NULL), XP_E_ARG);
+    assert_non_null(strstr(xp_error_text(), "H: 64 values"));
+    assert_non_null(strstr(xp_error_text(), "more than 65536 cases"));
+    strcpy(line, "layer");
+    for (const char *key = "TEKHFS"; *key; key++)
+        add_list(line, *key, 30);
+    assert_int_equal(xp_case_expand(line, NULL, NULL, NULL, NULL), XP_E_ARG);
+    assert_non_null(strstr(xp_error_text(), "T: 30 values"));
+}
+
 /* Each mesh of a product, in the order of the line. */
 typedef struct {
     int n;
@@ -98,6 +127,8 @@ static void refusals(void **state) {
         {"residual name=\xc3\xa9", "case: byte 0xc3 at column 15", "ASCII"},
         {"residual T=4\x1b[2J", "case: byte 0x1b at column 13", "ASCII"},
         {"residual =4", "'=4'", "key=value"},
+        {"residual :T=4", "':T=4'", "key=value"},
+        {"residual mesh:sim:fsdp=1", "'mesh:sim:fsdp=1'", "key=value"},
         {"residual abcdefghijklmnopqrstuvwxyz=4", "abcdefghijklmnopqrstuvwxyz", "key=value"},
         /* sizes */
         {"residual T=", "T: ''", "empty"},
@@ -507,11 +538,13 @@ static void folders(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(products), cmocka_unit_test(mesh_commas), cmocka_unit_test(order_and_names),
-        cmocka_unit_test(refusals), cmocka_unit_test(limits),      cmocka_unit_test(canonical),
-        cmocka_unit_test(longest),  cmocka_unit_test(round_trip),  cmocka_unit_test(draws),
-        cmocka_unit_test(globs),    cmocka_unit_test(files),       cmocka_unit_test(bad_files),
-        cmocka_unit_test(folders),
+        cmocka_unit_test(products),    cmocka_unit_test(product_is_bounded),
+        cmocka_unit_test(mesh_commas), cmocka_unit_test(order_and_names),
+        cmocka_unit_test(refusals),    cmocka_unit_test(limits),
+        cmocka_unit_test(canonical),   cmocka_unit_test(longest),
+        cmocka_unit_test(round_trip),  cmocka_unit_test(draws),
+        cmocka_unit_test(globs),       cmocka_unit_test(files),
+        cmocka_unit_test(bad_files),   cmocka_unit_test(folders),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }

@@ -335,7 +335,12 @@ static void keys_that_nobody_reads(void **state) {
         has(bad[i].want);
     }
     assert_int_equal(parse_with(qwen3, "a\nb", "1"), XP_E_FORMAT);
-    has("control characters");
+    has("control characters in it: 'a\\x0ab'");
+    assert_int_equal(parse_with(qwen3, "", "1"), XP_E_FORMAT);
+    has("an empty name");
+    /* A name deep inside is quoted without the bytes that would steer a terminal. */
+    assert_int_equal(parse_with(qwen3, "extra", "[{\"expert\\u001b[2J\\u00e9\": 1}]"), XP_E_FORMAT);
+    has("key 'extra' holds 'expert\\x1b[2J\\xc3\\xa9'");
     assert_int_equal(parse_with(qwen3, "rope_scaling", "{\"factor\": 4.0, \"scaling\": 1}"), XP_OK);
     assert_string_equal(model.unread, "rope_scaling");
     assert_int_equal(parse_with(qwen3, "quantization_config", "{\"group_size\": 128}"), XP_OK);

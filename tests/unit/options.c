@@ -164,6 +164,7 @@ static void refusals(void **state) {
         {"step --tokens 2KK", "--tokens: '2KK'", "whole number"},
         {"step --tokens K", "--tokens: 'K'", "whole number"},
         {"step --tokens 1.5K", "--tokens: '1.5K'", "whole number"},
+        {"step --tokens -18014398509481985K", "--tokens: '-18014398509481985K'", "whole number"},
         {"step --tokens 0x10", "--tokens: '0x10'", "whole number"},
         {"step --tokens 1099511627777", "--tokens: '1099511627777'", "to 1099511627776"},
         {"step --tokens 1048577M", "--tokens: '1048577M'", "to 1099511627776"},

@@ -361,22 +361,23 @@ ROUTE(route_bias, a->bias = vector(XP_F32, 5))
 ROUTE(route_replay, a->replay = 2)
 ROUTE(route_no_dialect, a->dialect = NULL)
 ROUTE(route_given, a->replay = 1; set(&a->idx, 1, 1, 5.0))
-RECORD(route_score, score = XP_SCORE_SIGMOID)
-RECORD(route_score_dtype, score_dtype = XP_WIDE_ACT)
-RECORD(route_select, select_on = XP_ON_LOGIT)
-RECORD(route_groups, group_reduce = XP_GROUP_MAX)
+RECORD(route_score_dtype, logits_dtype = XP_WIDE_F32; other.score_dtype = XP_WIDE_ACT)
+RECORD(route_groups, group_reduce = XP_GROUP_MAX; other.n_group = 2)
+RECORD(route_kept, group_reduce = XP_GROUP_MAX; other.n_group = 5; other.topk_group = 6)
+RECORD(route_pairs, group_reduce = XP_GROUP_TOP2SUM; other.n_group = 5)
 RECORD(route_select_bias, select_bias = 1)
 RECORD(route_expert_scale, expert_scale = 1)
-RECORD(route_scale_at, scale_at = XP_SCALE_OUTPUT)
-RECORD(route_renorm, renorm = XP_RENORM_MAX_EPS)
-RECORD(route_scale, scale = 2.5)
-RECORD(route_logit_scale, logit_scale = 0.5)
-RECORD(route_softcap, logit_softcap = 30.0)
+RECORD(route_table, select_on = XP_ON_TOKEN_TABLE)
+RECORD(route_topk, score = XP_SCORE_SOFTMAX_TOPK)
+RECORD(route_mixer, score = XP_SCORE_SPARSEMIXER)
+RECORD(route_logit_scale, logit_scale = 0)
+RECORD(route_softcap, logit_softcap = -30.0)
+RECORD(route_eps, renorm = XP_RENORM_MAX_EPS)
 
 static void route_refusals(void **state) {
     static const refusal table[] = {
         {route_rank, "route: scores has 1 dimensions"},
-        {route_experts, "route: scores dim 1 is 6, expected E = 5"},
+        {route_experts, "route: scores dim 1 is 6, expected Z = 5"},
         {route_slots, "route: idx dim 1 is 9, but E is 5 (K must be in 1..E)"},
         {route_no_slot, "route: idx dim 1 is 0, but E is 5"},
         {route_no_logits, "route: logits is absent"},
@@ -386,17 +387,18 @@ static void route_refusals(void **state) {
         {route_replay, "route: replay is 2, expected 0 or 1"},
         {route_no_dialect, "route: dialect is absent"},
         {route_given, "route: idx element 3 is 5, expected 0 to 4"},
-        {route_score, "hf-5.24/qwen3_moe has score 2, expected 0 (softmax)"},
-        {route_score_dtype, "has score_dtype 1"},
-        {route_select, "has select_on 1"},
-        {route_groups, "has group_reduce 1"},
-        {route_select_bias, "has select_bias 1"},
-        {route_expert_scale, "has expert_scale 1"},
-        {route_scale_at, "has scale_at 1"},
-        {route_renorm, "has renorm 3, expected 0 (none) or 1 (sum)"},
-        {route_scale, "has scale 2.5, expected 1"},
-        {route_logit_scale, "has logit_scale 0.5, expected 1"},
-        {route_softcap, "has logit_softcap 30"},
+        {route_score_dtype, "score_dtype: act, expected f32 beside logits_dtype f32"},
+        {route_groups, "n_group: 2, expected a divisor of the 5 experts"},
+        {route_kept, "topk_group: 6, expected 1 to n_group = 5"},
+        {route_pairs, "n_group: 5, expected groups of at least 2 of the 5 experts"},
+        {route_select_bias, "route: bias is absent, expected it"},
+        {route_expert_scale, "route: scale_e is absent, expected it"},
+        {route_table, "route: token is absent, expected it"},
+        {route_topk, "score: softmax_topk chooses on logits"},
+        {route_mixer, "renorm: nothing is possible with score sparsemixer"},
+        {route_logit_scale, "logit_scale: 0 is out of range"},
+        {route_softcap, "logit_softcap: -30 is out of range"},
+        {route_eps, "renorm_eps: 0 is out of range"},
     };
     const xp_mesh m = lone_mesh(1);
     (void)state;
@@ -416,7 +418,7 @@ ROUTE_BWD(bwd_dlogits, a->dlogits.dim[0] = 1)
 static void route_bwd_refusals(void **state) {
     static const refusal table[] = {
         {bwd_dw, "route_bwd: dw dim 1 is 3, expected K = 2"},
-        {bwd_daux, "route_bwd: daux dim 1 is 4, expected E = 5"},
+        {bwd_daux, "route_bwd: daux dim 1 is 4, expected Z = 5"},
         {bwd_dlogits, "route_bwd: dlogits dim 0 is 1, expected T = 2"},
         {bwd_no_dialect, "route_bwd: dialect is absent"},
         {bwd_idx, "route_bwd: idx element 1 is -1, expected 0 to 4"},

@@ -312,7 +312,7 @@ static void softmax_bound_of(const double *v, int n, int one, int up, int back) 
         q[i] = nudged((float)xp_ref_exp((double)((float)v[i] - top)), (i == one) == up);
     for (int i = 0; i < n; i++)
         sum += q[back ? n - 1 - i : i];
-    const double lse = xp_ref_softmax(v, n, p), off = xp_ref_softmax_error(v, p, n, XP_F32, e);
+    const double lse = xp_ref_softmax(v, n, p), off = xp_ref_softmax_error(v, 0.0, p, n, XP_F32, e);
     for (int i = 0; i < n; i++) {
         const double got = (double)nudged(q[i] / sum, (i == one) == up);
         if (!(fabs(got - p[i]) <= e[i]))

@@ -1,0 +1,271 @@
+/* The dialect record: its text, its contradictions, and the routing of each kind of record by hand and by finite
+ * differences in f64. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "ref.h"
+#include "stage_suite.h"
+#include "xp/route.h"
+
+enum { E = 8, K = 3, T = 3 };
+
+/* A preset with fields set from "a=1 b=2". */
+static xp_dialect record(const char *fields) {
+    xp_dialect d = *xp_dialect_find("hf-5.24/qwen3_moe");
+    char text[256], *save = NULL;
+    snprintf(text, sizeof text, "%s", fields);
+    for (char *w = strtok_r(text, " ", &save); w; w = strtok_r(NULL, " ", &save)) {
+        char *eq = strchr(w, '=');
+        assert_non_null(eq);
+        *eq = '\0';
+        assert_int_equal(xp_dialect_set(&d, w, eq + 1), XP_OK);
+    }
+    return d;
+}
+
+static void fields_round_trip(void **state) {
+    (void)state;
+    for (const xp_dialect *d = xp_dialects; d->name; d++) {
+        xp_dialect back = *d;
+        for (const xp_dialect_field *f = xp_dialect_fields; f->name; f++) {
+            char text[64], again[64];
+            xp_dialect_print(d, f, text, sizeof text);
+            /* Something else first, so that setting must do its work. */
+            memset((char *)&back + f->at, 0, f->type == XP_FIELD_F64 ? sizeof(double) : sizeof(int));
+            assert_int_equal(xp_dialect_set(&back, f->name, text), XP_OK);
+            xp_dialect_print(&back, f, again, sizeof again);
+            assert_string_equal(again, text);
+        }
+        assert_memory_equal(&back, d, sizeof back);
+    }
+}
+
+static void fields_refused(void **state) {
+    static const struct {
+        const char *name, *value, *message;
+    } bad[] = {{"renorm", "su", "renorm: 'su', expected none|sum|"},
+               {"renorm", "sum|none", "renorm: 'sum|none', expected"},
+               {"renorm", "", "renorm: '', expected"},
+               {"scale", "two", "scale: 'two', expected a finite number"},
+               {"scale", "inf", "scale: 'inf', expected a finite number"},
+               {"scale", "2.5x", "scale: '2.5x', expected a finite number"},
+               {"n_group", "1.5", "n_group: '1.5', expected a whole number"},
+               {"n_group", "-1", "n_group: '-1', expected a whole number"},
+               {"grops", "1", "grops: no field of a dialect"}};
+    xp_dialect d = xp_dialects[0];
+    (void)state;
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        assert_int_equal(xp_dialect_set(&d, bad[i].name, bad[i].value), XP_E_ARG);
+        assert_non_null(strstr(xp_error_text(), bad[i].message));
+    }
+    assert_memory_equal(&d, &xp_dialects[0], sizeof d);
+}
+
+/* ---- one call of the reference rows ---- */
+
+typedef struct {
+    double logits[T * E], bias[E], scale_e[E], scores[T * E], w[T * K], dw[T * K], dlogits[T * E];
+    int32_t idx[T * K], token[T], table[4 * K];
+} numbers;
+
+static xp_route_args forward_args(numbers *n, const xp_dialect *d, int replay) {
+    xp_route_args a = {.logits = xp_tensor_2d(n->logits, XP_F64, T, E),
+                       .scores = xp_tensor_2d(n->scores, XP_F64, T, E),
+                       .idx = xp_tensor_2d(n->idx, XP_I32, T, d->score == XP_SCORE_SPARSEMIXER ? 2 : K),
+                       .dialect = d,
+                       .replay = replay};
+    a.w = xp_tensor_2d(n->w, XP_F64, T, a.idx.dim[1]);
+    if (d->select_bias)
+        a.bias = xp_tensor_1d(n->bias, XP_F64, E);
+    if (d->expert_scale)
+        a.scale_e = xp_tensor_1d(n->scale_e, XP_F64, E);
+    if (d->select_on == XP_ON_TOKEN_TABLE) {
+        a.token = xp_tensor_1d(n->token, XP_I32, T);
+        a.table = xp_tensor_2d(n->table, XP_I32, 4, K);
+    }
+    return a;
+}
+
+static void call(const xp_stage *s, const xp_kernel *k, const void *args) {
+    const xp_mesh m = lone_mesh(1);
+    if (s->check(args, &m) != XP_OK)
+        fail_msg("%s", xp_error_text());
+    const size_t bytes = k->workspace(args, &m);
+    void *ws = aligned_alloc(64, (bytes + 64) / 64 * 64);
+    const xp_exec x = {.mesh = &m, .ws = ws, .ws_bytes = bytes};
+    assert_non_null(ws);
+    assert_int_equal(k->run(&x, args), XP_OK);
+    free(ws);
+}
+
+static void forward(numbers *n, const xp_dialect *d, int replay) {
+    const xp_route_args a = forward_args(n, d, replay);
+    call(&xp_stage_route, &xp_ref_route, &a);
+}
+
+static double loss(numbers *n, const xp_dialect *d) {
+    const int64_t slots = T * (d->score == XP_SCORE_SPARSEMIXER ? 2 : K);
+    double sum = 0;
+    forward(n, d, 1);
+    for (int64_t i = 0; i < slots; i++)
+        sum += n->dw[i] * n->w[i];
+    return sum;
+}
+
+static void draw(numbers *n, unsigned seed) {
+    srand(seed);
+    memset(n, 0, sizeof *n);
+    for (int i = 0; i < T * E; i++)
+        n->logits[i] = 3.0 * rand() / RAND_MAX - 1.5;
+    for (int i = 0; i < E; i++) {
+        n->bias[i] = 2.0 * rand() / RAND_MAX - 1.0;
+        n->scale_e[i] = 0.5 + 1.0 * rand() / RAND_MAX;
+    }
+    for (int i = 0; i < T * K; i++)
+        n->dw[i] = 2.0 * rand() / RAND_MAX - 1.0;
+    for (int i = 0; i < T; i++)
+        n->token[i] = rand() % 4;
+    for (int i = 0; i < 4 * K; i++)
+        n->table[i] = (i * 3 + i / K) % E;
+}
+
+/* Central differences, h = 2^-17: truncation h^2 and rounding 2^-53 / h are both near 6e-11 of numbers near 1; the
+ * third derivatives of these functions are below 100. */
+static void differences(const char *fields, unsigned seed) {
+    const double h = 0x1p-17;
+    const xp_dialect d = record(fields);
+    numbers n;
+    draw(&n, seed);
+    forward(&n, &d, 0);
+    xp_route_bwd_args b = {.scores = xp_tensor_2d(n.scores, XP_F64, T, E),
+                           .idx = xp_tensor_2d(n.idx, XP_I32, T, d.score == XP_SCORE_SPARSEMIXER ? 2 : K),
+                           .dlogits = xp_tensor_2d(n.dlogits, XP_F64, T, E),
+                           .dialect = &d,
+                           .logits = xp_tensor_2d(n.logits, XP_F64, T, E)};
+    b.dw = xp_tensor_2d(n.dw, XP_F64, T, b.idx.dim[1]);
+    if (d.expert_scale)
+        b.scale_e = xp_tensor_1d(n.scale_e, XP_F64, E);
+    if (d.masked_weight && d.select_bias)
+        b.bias = xp_tensor_1d(n.bias, XP_F64, E);
+    call(&xp_stage_route_bwd, &xp_ref_route_bwd, &b);
+    double most = 0;
+    for (int i = 0; i < T * E; i++) {
+        const double at = n.logits[i];
+        n.logits[i] = at + h;
+        const double up = loss(&n, &d);
+        n.logits[i] = at - h;
+        const double down = loss(&n, &d);
+        n.logits[i] = at;
+        const double want = (up - down) / (2 * h);
+        most = fabs(want) > most ? fabs(want) : most;
+        if (!(fabs(n.dlogits[i] - want) <= 1e-8))
+            fail_msg("%s: dlogits[%d] is %.12g, differences give %.12g", fields, i, n.dlogits[i], want);
+    }
+    assert_true(most > 1e-4); /* there was something to see */
+}
+
+static void gradients(void **state) {
+    static const char *const table[] = {
+        "renorm=none",
+        "renorm=sum",
+        "renorm=sum_plus_eps renorm_eps=0.25",
+        "renorm=max_eps renorm_eps=0.001",
+        "renorm=max_eps renorm_eps=5",
+        "score=sigmoid renorm=sum scale=2.5 select_bias=on",
+        "score=sigmoid renorm=none",
+        "score=sigmoid select_on=logit renorm=sum",
+        "score=sqrt_softplus renorm=sum_plus_eps renorm_eps=0.125 scale=1.5",
+        "score=softmax_topk select_on=logit renorm=none",
+        "score=sparsemixer select_on=logit renorm=none sparse_eps=0.3",
+        "renorm=none group_reduce=max n_group=4 topk_group=2 masked_weight=on scale=16",
+        "renorm=none group_reduce=max n_group=4 topk_group=1 masked_weight=on",
+        "score=sigmoid group_reduce=top2sum n_group=2 topk_group=1 group_mask=-inf select_bias=on",
+        "renorm=sum_plus_eps renorm_eps=1e-20 group_reduce=top2sum n_group=4 topk_group=1",
+        "renorm=sum logit_softcap=2",
+        "renorm=none logit_scale=0.5 logit_softcap=1",
+        "score=sigmoid logit_scale=-1.5 renorm=sum",
+        "renorm=sum expert_scale=on",
+        "score=sqrt_softplus select_on=token_table renorm=sum",
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
+        for (unsigned seed = 1; seed <= 3; seed++)
+            differences(table[i], seed);
+    }
+}
+
+/* ---- choices by hand ---- */
+
+static void chosen(const char *fields, const double *logits, const double *bias, int a, int b, int c) {
+    const xp_dialect d = record(fields);
+    numbers n;
+    draw(&n, 1);
+    memcpy(n.logits, logits, E * sizeof *logits);
+    if (bias)
+        memcpy(n.bias, bias, E * sizeof *bias);
+    forward(&n, &d, 0);
+    const int32_t want[3] = {a, b, c};
+    for (int k = 0; k < K; k++) {
+        if (n.idx[k] != want[k])
+            fail_msg("%s: slot %d is expert %d, expected %d", fields, k, (int)n.idx[k], (int)want[k]);
+    }
+}
+
+static void choices(void **state) {
+    static const double up[E] = {0, 1, 2, 3, 4, 5, 6, 7}, down[E] = {-8, -8, -8, 8, -8, -8, -8, -8};
+    static const double mixed[E] = {4, -9, 3, 2, 1, 1, 0, 0}, low[E] = {-3, -3, -1, -2, -3, -3, -3, -3};
+    (void)state;
+    chosen("score=sigmoid", up, NULL, 7, 6, 5);
+    /* The bias chooses: sigmoid(3) = 0.9526 + 0 against 0.5 + 1, and so on. */
+    chosen("score=sigmoid select_bias=on", up, down, 3, 7, 6);
+    /* Groups of two. Largest: {4,3} and {2,1}; sums: 5 would be {3,2}, -5 {4,-9}. */
+    chosen("score=sigmoid select_on=logit group_reduce=max n_group=4 topk_group=2 group_mask=-inf", mixed, NULL, 0, 2,
+           3);
+    chosen("score=sigmoid select_on=logit group_reduce=top2sum n_group=4 topk_group=2 group_mask=-inf", mixed, NULL, 2,
+           3, 4);
+    /* All keys are negative: a mask of 0 puts every expert of another group first, -inf last. */
+    chosen("score=sigmoid select_on=logit group_reduce=max n_group=4 topk_group=1 group_mask=0", low, NULL, 0, 1, 4);
+    chosen("score=sigmoid select_on=logit group_reduce=max n_group=4 topk_group=1 group_mask=-inf", low, NULL, 2, 3, 0);
+}
+
+static void by_table(void **state) {
+    const xp_dialect d = record("score=sqrt_softplus select_on=token_table");
+    numbers n;
+    (void)state;
+    draw(&n, 2);
+    forward(&n, &d, 0);
+    for (int t = 0; t < T; t++)
+        assert_memory_equal(n.idx + t * K, n.table + n.token[t] * K, K * sizeof *n.idx);
+}
+
+/* Logits 2, 1.5 and -1, margin 2 * 0.3: (2 - 1.5) / 2 = 0.25 stays, 3 / 2 goes. Slot 2 leaves expert 0 out: 1.5, then
+ * (1.5 + 1) / 1.5 goes, so that its weight is 1. */
+static void mixer(void **state) {
+    const xp_dialect d = record("score=sparsemixer select_on=logit renorm=none sparse_eps=0.3");
+    numbers n;
+    (void)state;
+    draw(&n, 1);
+    for (int e = 0; e < E; e++)
+        n.logits[e] = e == 0 ? 2.0 : e == 5 ? 1.5 : -1.0;
+    forward(&n, &d, 0);
+    assert_int_equal(n.idx[0], 0);
+    assert_int_equal(n.idx[1], 5);
+    assert_true(fabs(n.w[0] - 1.0 / (1.0 + exp(-0.5))) < 1e-15);
+    assert_true(n.w[1] == 1.0);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(fields_round_trip), cmocka_unit_test(fields_refused), cmocka_unit_test(gradients),
+        cmocka_unit_test(choices),           cmocka_unit_test(by_table),       cmocka_unit_test(mixer),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
