@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "cmd.h"
+#include "dialect_text.h"
 #include "registry.h"
 
 /* Lines of an explanation: key and text, printed or collected. */
@@ -86,18 +87,11 @@ static int explain_fault(sink *s, const char *name) {
     return 1;
 }
 
+/* The formula, every field, and what the three nearest presets do otherwise. */
 static int explain_dialect(sink *s, const char *name) {
-    static const char *const score[] = {"softmax over all experts, then top-k",
-                                        "top-k, then softmax over the chosen",
-                                        "sigmoid",
-                                        "top-k, then sigmoid",
-                                        "sqrt(softplus)",
-                                        "sparsemixer",
-                                        "product key"};
-    static const char *const renorm[] = {"none", "divided by their sum", "divided by their sum + eps",
-                                         "divided by max(sum, eps)", "divided by their p-norm"};
     const xp_dialect *d = xp_dialect_find(name);
-    char text[120];
+    char text[XP_FORMULA_TEXT + 64], value[64];
+    const char *key;
     if (!d)
         return 0;
     say(s, "dialect", d->name);
@@ -105,11 +99,23 @@ static int explain_dialect(sink *s, const char *name) {
     say(s, "source", d->source);
     snprintf(text, sizeof text, "%c", d->letter);
     say(s, "family", text);
-    say(s, "logits", d->logits_dtype == XP_WIDE_ACT ? "rounded to the activation dtype" : "f32 from widened operands");
-    say(s, "scores", score[d->score]);
-    say(s, "weights", renorm[d->renorm]);
-    say(s, "weight type", d->weight_dtype == XP_WIDE_ACT ? "rounded to the activation dtype" : "left in f32");
-    say(s, "shared gate", d->shared_gate ? "sigmoid(x . v)" : "none");
+    for (int i = 0; xp_dialect_formula(d, i, &key, text); i++)
+        say_in(s, "formula", key, text);
+    if (!s->object)
+        say(s, "", "r = round to the activation dtype");
+    for (int n = 0; n < 3; n++) {
+        const xp_dialect *o = xp_dialect_neighbour(d, n);
+        if (!o)
+            break;
+        const int at = s->object ? 0 : snprintf(text, sizeof text, "%s: ", o->name);
+        xp_dialect_differences(d, o, 0, text + at, sizeof text - (size_t)at);
+        say_in(s, "neighbours", s->object ? o->name : "beside", text);
+    }
+    for (const xp_dialect_field *f = xp_dialect_fields; f->name; f++) {
+        xp_dialect_print(d, f, value, sizeof value);
+        snprintf(text, sizeof text, "%-12s %s", value, f->meaning);
+        say_in(s, "fields", f->name, s->object ? value : text);
+    }
     return 1;
 }
 

@@ -7,7 +7,7 @@
 
 /* Plan indices of one layer's parameters; -1 where the model has none. */
 typedef struct {
-    int norm, router, w1, w2, sw1, sw2, sgate;
+    int norm, router, rbias, w1, b1, w2, b2, sw1, sw2, sgate;
 } layer_params;
 
 /* What a layer's forward leaves for its backward. */
@@ -17,6 +17,7 @@ typedef struct {
     xp_tensor recv, recv_tok, recv_counts, recv_offsets;
     xp_tensor pre, act, out, back, y;
     xp_tensor spre, sact, smlp, ssig, sy, sum;
+    xp_tensor cbias, table; /* [Z], [V,K]: of the router, neither trained nor sharded */
 } layer_state;
 
 typedef struct {
@@ -32,12 +33,15 @@ typedef struct {
     const xp_step_source *src;
     int64_t T, token0, N; /* this rank's tokens, its first one's number in the global batch, the global batch */
     int64_t H, F, E, K, S, L, Y, V;
+    int64_t Z, U, X; /* router rows; rows of an expert's and of the shared expert's first matrix */
     xp_dtype act, param, logits, weight, wide, grad;
     int64_t block;      /* tokens a block, 0 outside deterministic mode */
     int efold;          /* an expert's blocks are all on its rank: they are folded where they are made */
     xp_tensor blocks;   /* [B] numbers of the blocks of this rank's own tokens */
     xp_tensor eblocks;  /* [B] numbers of the blocks whose rows this rank's experts may get */
     xp_tensor own_tok;  /* [T] global token numbers */
+    xp_tensor ones;     /* [rows,1] of 1: a bias's gradient is the weight gradient of this input */
+    xp_tensor token;    /* [T] i32 token ids */
     xp_tensor own_span; /* [2] i64: 0, T - the one group of a dense weight gradient */
     int64_t M, C;       /* capacities */
     xp_tensor all_logits, all_idx, daux; /* [Y,T,E], [Y,T,K], [Y,T,E]: what the balance losses see */

@@ -31,6 +31,20 @@ static xp_tensor vector(const xp_flow *f, int i) {
     return xp_tensor_1d(t->data, t->dtype, t->dim[1] * t->dim[2]);
 }
 
+/* An expert parameter's [L,R0,1] as [L,R0]. */
+static xp_tensor expert_bias(const xp_flow *f, int i) {
+    const xp_tensor *t = full(f, i);
+    return xp_tensor_2d(t->data, t->dtype, t->dim[0], t->dim[1]);
+}
+
+static const xp_dialect *dialect(const xp_flow *f) {
+    return &f->plan->model.dialect;
+}
+
+static int has_identity(const xp_flow *f) {
+    return dialect(f)->null_experts > 0 && dialect(f)->null_kind == XP_NULL_IDENTITY;
+}
+
 static xp_status call(xp_flow *f, const xp_stage *s, const char *site, void *args) {
     return xp_call(f->r, s, site, args);
 }
@@ -43,7 +57,7 @@ static xp_status add(xp_flow *f, const char *site, const xp_tensor *a, const xp_
 
 static xp_status gather_layer(xp_flow *f, int y) {
     const layer_params *p = &f->lp[y];
-    const int all[] = {p->norm, p->router, p->w1, p->w2, p->sw1, p->sw2, p->sgate};
+    const int all[] = {p->norm, p->router, p->rbias, p->w1, p->b1, p->w2, p->b2, p->sw1, p->sw2, p->sgate};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         if (all[i] >= 0)
             XP_TRY(params_gather(f, all[i]));
@@ -53,7 +67,7 @@ static xp_status gather_layer(xp_flow *f, int y) {
 
 static void release_layer(xp_flow *f, int y) {
     const layer_params *p = &f->lp[y];
-    const int all[] = {p->norm, p->router, p->w1, p->w2, p->sw1, p->sw2, p->sgate};
+    const int all[] = {p->norm, p->router, p->rbias, p->w1, p->b1, p->w2, p->b2, p->sw1, p->sw2, p->sgate};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         if (all[i] >= 0)
             params_release(f, all[i]);
@@ -63,9 +77,9 @@ static void release_layer(xp_flow *f, int y) {
 /* Data kind skew: a few experts take nearly all rows. The lift of expert e is a function of e alone, so it is the same
  * on every mesh and host; it goes onto the logits between two stages, where route sees it as its input. */
 static void skew_logits(const xp_flow *f, const xp_tensor *logits) {
-    for (int64_t i = 0; i < f->T * f->E; i++) {
+    for (int64_t i = 0; i < f->T * f->Z; i++) {
         double lift = 0;
-        for (int64_t place = 1 + (i % f->E * 7 + 3) % f->E; place > 1; place /= 2)
+        for (int64_t place = 1 + (i % f->Z * 7 + 3) % f->Z; place > 1; place /= 2)
             lift -= 2.0;
         xp_fill_store(logits, i, xp_widen(logits->data, logits->dtype, i) + lift);
     }
@@ -78,16 +92,25 @@ static xp_status forward_route(xp_flow *f, int y, layer_state *s) {
     xp_rmsnorm_args norm = {
         .x = s->h, .w = vector(f, p->norm), .y = s->xn, .rstd = s->rstd, .eps = f->plan->model.norm_eps};
     XP_TRY(call(f, &xp_stage_rmsnorm, "rmsnorm", &norm));
-    s->logits = xp_tensor_2d(xp_tensor_at(&f->all_logits, y, 0, 0, 0), f->logits, f->T, f->E);
+    s->logits = xp_tensor_2d(xp_tensor_at(&f->all_logits, y, 0, 0, 0), f->logits, f->T, f->Z);
     s->idx = xp_tensor_2d(xp_tensor_at(&f->all_idx, y, 0, 0, 0), XP_I32, f->T, f->K);
     xp_router_args gate = {.x = s->xn, .w = matrix(f, p->router), .logits = s->logits};
+    if (p->rbias >= 0)
+        gate.bias = vector(f, p->rbias);
     XP_TRY(call(f, &xp_stage_router, "router", &gate));
     if (f->src->data == XP_DATA_SKEW)
         skew_logits(f, &s->logits);
-    XP_TRY(flow_new2(f, XP_KIND_ACT, f->wide, f->T, f->E, &s->scores));
+    XP_TRY(flow_new2(f, XP_KIND_ACT, f->wide, f->T, f->Z, &s->scores));
     XP_TRY(flow_new2(f, XP_KIND_ACT, f->weight, f->T, f->K, &s->w));
-    xp_route_args route = {
-        .logits = s->logits, .scores = s->scores, .idx = s->idx, .w = s->w, .dialect = &f->plan->model.dialect};
+    xp_route_args route = {.logits = s->logits,
+                           .bias = s->cbias,
+                           .scores = s->scores,
+                           .idx = s->idx,
+                           .w = s->w,
+                           .dialect = dialect(f),
+                           .table = s->table};
+    if (s->table.data)
+        route.token = f->token;
     return call(f, &xp_stage_route, "route", &route);
 }
 
@@ -108,7 +131,10 @@ static xp_status forward_send(xp_flow *f, layer_state *s) {
                             .offsets = s->offsets,
                             .order = f->src->order,
                             .align = f->src->align,
-                            .token0 = f->token0};
+                            .token0 = f->token0,
+                            .dialect = dialect(f)};
+    if (dialect(f)->weight_at == XP_AT_INPUT)
+        perm.w = s->w;
     XP_TRY(call(f, &xp_stage_permute, "permute", &perm));
     XP_TRY(act2(f, f->C, f->H, &s->recv));
     XP_TRY(flow_new1(f, XP_KIND_ACT, XP_I64, f->C, &s->recv_tok));
@@ -130,7 +156,7 @@ static xp_status forward_send(xp_flow *f, layer_state *s) {
 
 static xp_status forward_experts(xp_flow *f, int y, layer_state *s) {
     const layer_params *p = &f->lp[y];
-    XP_TRY(flow_new2(f, XP_KIND_ACT, f->param, f->C, 2 * f->F, &s->pre));
+    XP_TRY(flow_new2(f, XP_KIND_ACT, f->param, f->C, f->U, &s->pre));
     XP_TRY(flow_new2(f, XP_KIND_ACT, f->param, f->C, f->F, &s->act));
     XP_TRY(act2(f, f->C, f->H, &s->out));
     xp_expert_args ffn = {.x = s->recv,
@@ -140,7 +166,11 @@ static xp_status forward_experts(xp_flow *f, int y, layer_state *s) {
                           .pre = s->pre,
                           .act = s->act,
                           .y = s->out,
-                          .dialect = &f->plan->model.dialect};
+                          .dialect = dialect(f)};
+    if (p->b1 >= 0) {
+        ffn.b1 = expert_bias(f, p->b1);
+        ffn.b2 = expert_bias(f, p->b2);
+    }
     XP_TRY(call(f, &xp_stage_expert, "expert", &ffn));
     XP_TRY(act2(f, f->M, f->H, &s->back));
     XP_TRY(act2(f, f->T, f->H, &s->y));
@@ -154,15 +184,21 @@ static xp_status forward_experts(xp_flow *f, int y, layer_state *s) {
                            .w = s->w,
                            .back = s->back,
                            .y = s->y,
-                           .dialect = &f->plan->model.dialect};
+                           .dialect = dialect(f)};
+    if (has_identity(f))
+        sum.x = s->xn;
     XP_TRY(call(f, &xp_stage_combine, "combine", &sum));
     flow_drop(f, &s->out);
     return flow_trace(f, "combine y", y, &s->y);
 }
 
+static double shared_factor(const xp_flow *f) {
+    return dialect(f)->shared_combine == XP_COMBINE_AVERAGE ? 0.5 : 1.0;
+}
+
 static xp_status forward_shared(xp_flow *f, int y, layer_state *s) {
     const layer_params *p = &f->lp[y];
-    XP_TRY(flow_new2(f, XP_KIND_ACT, f->param, f->T, 2 * f->S, &s->spre));
+    XP_TRY(flow_new2(f, XP_KIND_ACT, f->param, f->T, f->X, &s->spre));
     XP_TRY(flow_new2(f, XP_KIND_ACT, f->param, f->T, f->S, &s->sact));
     XP_TRY(act2(f, f->T, f->H, &s->smlp));
     XP_TRY(act2(f, f->T, f->H, &s->sy));
@@ -173,14 +209,16 @@ static xp_status forward_shared(xp_flow *f, int y, layer_state *s) {
                         .act = s->sact,
                         .mlp = s->smlp,
                         .y = s->sy,
-                        .dialect = &f->plan->model.dialect};
+                        .dialect = dialect(f)};
     if (p->sgate >= 0) {
         XP_TRY(act2(f, f->T, 1, &s->ssig));
         a.gate = matrix(f, p->sgate);
         a.sig = s->ssig;
     }
     XP_TRY(call(f, &xp_stage_shared, "shared", &a));
-    return add(f, "residual shared", &s->y, &s->sy, &s->sum);
+    XP_TRY(act2(f, f->T, f->H, &s->sum));
+    xp_residual_args sum = {.a = s->y, .b = s->sy, .y = s->sum, .factor = shared_factor(f)};
+    return call(f, &xp_stage_residual, "residual shared", &sum);
 }
 
 xp_status layer_forward(xp_flow *f, int y, const xp_tensor *h, xp_tensor *out) {
@@ -206,7 +244,7 @@ xp_status layer_forward(xp_flow *f, int y, const xp_tensor *h, xp_tensor *out) {
 static xp_status backward_experts(xp_flow *f, int y, const xp_tensor *dh, xp_tensor *out_dw, xp_tensor *out) {
     const layer_params *p = &f->lp[y];
     layer_state *s = &f->ls[y];
-    xp_tensor dout, dpre, drecv, drows;
+    xp_tensor dout, dpre, drecv, drows, dnull = {0};
     XP_TRY(flow_new2(f, XP_KIND_ACT, f->wide, f->T, f->K, out_dw));
     XP_TRY(act2(f, f->C, f->H, &dout));
     xp_combine_bwd_args sum = {.dy = *dh,
@@ -219,10 +257,16 @@ static xp_status backward_experts(xp_flow *f, int y, const xp_tensor *dh, xp_ten
                                .recv_offsets = s->recv_offsets,
                                .dw = *out_dw,
                                .dout = dout,
-                               .dialect = &f->plan->model.dialect};
+                               .dialect = dialect(f)};
+    if (has_identity(f)) {
+        XP_TRY(act2(f, f->T, f->H, &dnull));
+        sum.x = s->xn;
+        sum.idx = s->idx;
+        sum.dx = dnull;
+    }
     XP_TRY(call(f, &xp_stage_combine_bwd, "combine_bwd", &sum));
     flow_drop(f, &s->back);
-    XP_TRY(flow_new2(f, XP_KIND_ACT, f->param, f->C, 2 * f->F, &dpre));
+    XP_TRY(flow_new2(f, XP_KIND_ACT, f->param, f->C, f->U, &dpre));
     XP_TRY(act2(f, f->C, f->H, &drecv));
     xp_expert_bwd_args ffn = {.dy = dout,
                               .pre = s->pre,
@@ -231,10 +275,15 @@ static xp_status backward_experts(xp_flow *f, int y, const xp_tensor *dh, xp_ten
                               .w2 = *full(f, p->w2),
                               .dpre = dpre,
                               .dx = drecv,
-                              .dialect = &f->plan->model.dialect};
+                              .dialect = dialect(f)};
     XP_TRY(call(f, &xp_stage_expert_bwd, "expert_bwd", &ffn));
     XP_TRY(params_wgrad_experts(f, p->w1, "wgrad w1", &dpre, &s->recv, &s->recv_offsets, &s->recv_tok));
     XP_TRY(params_wgrad_experts(f, p->w2, "wgrad w2", &dout, &s->act, &s->recv_offsets, &s->recv_tok));
+    if (p->b1 >= 0) {
+        const xp_tensor ones = xp_tensor_rows(&f->ones, 0, 0, f->C);
+        XP_TRY(params_wgrad_experts(f, p->b1, "wgrad b1", &dpre, &ones, &s->recv_offsets, &s->recv_tok));
+        XP_TRY(params_wgrad_experts(f, p->b2, "wgrad b2", &dout, &ones, &s->recv_offsets, &s->recv_tok));
+    }
     flow_drop(f, &dpre);
     flow_drop(f, &dout);
     XP_TRY(act2(f, f->M, f->H, &drows));
@@ -247,9 +296,21 @@ static xp_status backward_experts(xp_flow *f, int y, const xp_tensor *dh, xp_ten
     XP_TRY(call(f, &xp_stage_dispatch_bwd, "dispatch_bwd", &send));
     flow_drop(f, &drecv);
     XP_TRY(act2(f, f->T, f->H, out));
-    xp_permute_bwd_args perm = {.drows = drows, .pos = s->pos, .dx = *out};
+    xp_permute_bwd_args perm = {.drows = drows, .pos = s->pos, .dx = *out, .dialect = dialect(f)};
+    if (dialect(f)->weight_at == XP_AT_INPUT) {
+        perm.w = s->w;
+        perm.x = s->xn;
+        perm.dw = *out_dw; /* combine's was 0: the weight is not in the output */
+    }
     XP_TRY(call(f, &xp_stage_permute_bwd, "permute_bwd", &perm));
     flow_drop(f, &drows);
+    if (!dnull.data)
+        return XP_OK;
+    const xp_tensor dx = *out;
+    XP_TRY(add(f, "residual d null", &dx, &dnull, out));
+    flow_drop(f, &dnull);
+    xp_tensor done = dx;
+    flow_drop(f, &done);
     return XP_OK;
 }
 
@@ -257,17 +318,23 @@ static xp_status backward_route(xp_flow *f, int y, const xp_tensor *dw, xp_tenso
     const layer_params *p = &f->lp[y];
     layer_state *s = &f->ls[y];
     xp_tensor dlogits;
-    XP_TRY(flow_new2(f, XP_KIND_ACT, f->logits, f->T, f->E, &dlogits));
+    XP_TRY(flow_new2(f, XP_KIND_ACT, f->logits, f->T, f->Z, &dlogits));
     xp_route_bwd_args route = {
-        .scores = s->scores, .idx = s->idx, .dw = *dw, .dlogits = dlogits, .dialect = &f->plan->model.dialect};
+        .scores = s->scores, .idx = s->idx, .dw = *dw, .dlogits = dlogits, .dialect = dialect(f), .logits = s->logits};
+    if (dialect(f)->masked_weight)
+        route.bias = s->cbias;
     if (f->daux.data)
-        route.daux = xp_tensor_2d(xp_tensor_at(&f->daux, y, 0, 0, 0), f->wide, f->T, f->E);
+        route.daux = xp_tensor_2d(xp_tensor_at(&f->daux, y, 0, 0, 0), f->wide, f->T, f->Z);
     XP_TRY(call(f, &xp_stage_route_bwd, "route_bwd", &route));
     XP_TRY(act2(f, f->T, f->H, out));
     xp_router_bwd_args gate = {.dlogits = dlogits, .w = matrix(f, p->router), .dx = *out};
     XP_TRY(call(f, &xp_stage_router_bwd, "router_bwd", &gate));
     XP_TRY(flow_trace(f, "route dlogits", y, &dlogits));
     XP_TRY(params_wgrad(f, p->router, "wgrad router", &dlogits, &s->xn));
+    if (p->rbias >= 0) {
+        const xp_tensor ones = xp_tensor_rows(&f->ones, 0, 0, f->T);
+        XP_TRY(params_wgrad(f, p->rbias, "wgrad router bias", &dlogits, &ones));
+    }
     flow_drop(f, &dlogits);
     return XP_OK;
 }
@@ -278,7 +345,7 @@ static xp_status backward_shared(xp_flow *f, int y, const xp_tensor *dh, xp_tens
     layer_state *s = &f->ls[y];
     xp_tensor dmlp, dpre, dz = {0}, dx, total;
     XP_TRY(act2(f, f->T, f->H, &dmlp));
-    XP_TRY(flow_new2(f, XP_KIND_ACT, f->param, f->T, 2 * f->S, &dpre));
+    XP_TRY(flow_new2(f, XP_KIND_ACT, f->param, f->T, f->X, &dpre));
     XP_TRY(act2(f, f->T, f->H, &dx));
     xp_shared_bwd_args a = {.dy = *dh,
                             .pre = s->spre,
@@ -287,7 +354,7 @@ static xp_status backward_shared(xp_flow *f, int y, const xp_tensor *dh, xp_tens
                             .dmlp = dmlp,
                             .dpre = dpre,
                             .dx = dx,
-                            .dialect = &f->plan->model.dialect};
+                            .dialect = dialect(f)};
     if (p->sgate >= 0) {
         XP_TRY(act2(f, f->T, 1, &dz));
         a.mlp = s->smlp;
@@ -324,12 +391,18 @@ static void drop_state(xp_flow *f, layer_state *s) {
 xp_status layer_backward(xp_flow *f, int y, const xp_tensor *dh, xp_tensor *out) {
     layer_state *s = &f->ls[y];
     f->r->layer = y;
-    xp_tensor dw, dxe, dxr, dxn, dx, dnorm;
-    XP_TRY(backward_experts(f, y, dh, &dw, &dxe));
+    xp_tensor dw, dxe, dxr, dxn, dx, dnorm, dsum = *dh, dhalf = {0};
+    if (f->S > 0 && shared_factor(f) != 1.0) {
+        XP_TRY(act2(f, f->T, f->H, &dhalf));
+        xp_residual_args half = {.a = *dh, .y = dhalf, .factor = shared_factor(f)};
+        XP_TRY(call(f, &xp_stage_residual, "residual d half", &half));
+        dsum = dhalf;
+    }
+    XP_TRY(backward_experts(f, y, &dsum, &dw, &dxe));
     XP_TRY(backward_route(f, y, &dw, &dxr));
     XP_TRY(add(f, "residual d router", &dxe, &dxr, &dxn));
     if (f->S > 0)
-        XP_TRY(backward_shared(f, y, dh, &dxn));
+        XP_TRY(backward_shared(f, y, &dsum, &dxn));
     XP_TRY(act2(f, f->T, f->H, &dx));
     const int64_t b = f->block ? f->blocks.dim[0] : 1;
     XP_TRY(flow_new2(f, XP_KIND_GRAD, f->grad, b, f->H, &dnorm));
@@ -346,7 +419,7 @@ xp_status layer_backward(xp_flow *f, int y, const xp_tensor *dh, xp_tensor *out)
     xp_tensor view = xp_tensor_of(dnorm.data, f->grad, 4, dim);
     XP_TRY(params_scatter(f, f->lp[y].norm, 0, &view, &(flow_made){&xp_stage_rmsnorm_bwd, &norm, "dw"}));
     XP_TRY(add(f, "residual d", dh, &dx, out));
-    xp_tensor *const mine[] = {&dw, &dxe, &dxr, &dxn, &dx, &dnorm};
+    xp_tensor *const mine[] = {&dw, &dxe, &dxr, &dxn, &dx, &dnorm, &dhalf};
     for (size_t i = 0; i < sizeof mine / sizeof *mine; i++)
         flow_drop(f, mine[i]);
     drop_state(f, s);

@@ -110,8 +110,11 @@ static xp_status add(xp_plan *p, xp_weight w, int block, int ndim, int64_t G, in
         [XP_W_EMBED] = "model.embed_tokens.weight",
         [XP_W_NORM] = "post_attention_layernorm.weight",
         [XP_W_ROUTER] = "mlp.gate.weight",
+        [XP_W_ROUTER_BIAS] = "mlp.gate.bias",
         [XP_W_UP] = "mlp.experts.gate_up_proj",
+        [XP_W_UP_BIAS] = "mlp.experts.gate_up_proj_bias",
         [XP_W_DOWN] = "mlp.experts.down_proj",
+        [XP_W_DOWN_BIAS] = "mlp.experts.down_proj_bias",
         [XP_W_SHARED_UP] = "mlp.shared_expert.gate_up_proj",
         [XP_W_SHARED_DOWN] = "mlp.shared_expert.down_proj",
         [XP_W_SHARED_GATE] = "mlp.shared_expert_gate.weight",
@@ -125,15 +128,15 @@ static xp_status add(xp_plan *p, xp_weight w, int block, int ndim, int64_t G, in
     q->G = G;
     q->R = R;
     q->N = N;
-    q->expert = w == XP_W_UP || w == XP_W_DOWN;
+    q->expert = w == XP_W_UP || w == XP_W_UP_BIAS || w == XP_W_DOWN || w == XP_W_DOWN_BIAS;
     q->gather = q->expert ? XP_EP_FSDP : XP_FSDP;
     q->reduce = q->expert ? XP_EDP : XP_WORLD;
     q->decay = ndim > 1;
-    q->mean = ndim == 1 ? 1.0 : 0.0;
+    q->mean = w == XP_W_NORM || w == XP_W_FINAL_NORM ? 1.0 : 0.0;
     q->std = std;
     const int64_t size[3] = {G, R, N};
     for (int d = 0; d < ndim; d++)
-        q->shape[d] = ndim == 1 ? R : size[3 - ndim + d];
+        q->shape[d] = ndim == 1 ? R : N == 1 ? size[d] : size[3 - ndim + d];
     if (block < 0)
         snprintf(q->name, sizeof q->name, "%s", suffix[w]);
     else
@@ -147,14 +150,22 @@ static xp_status add(xp_plan *p, xp_weight w, int block, int ndim, int64_t G, in
 
 /* Initial values keep every map's output near the scale of its input (std = 1/sqrt(columns)) at any --shrink. Norm
  * weights vary around 1: with all of them equal to 1 a missing multiplication would not be seen. */
+#define BIAS_STD 0.25
+
 static xp_status add_block(xp_plan *p, int b) {
     const xp_model *m = &p->model;
     const double by_h = 1.0 / sqrt((double)m->H), by_f = 1.0 / sqrt((double)m->F);
     const int64_t maps = m->dialect.gated ? 2 : 1;
     XP_TRY(add(p, XP_W_NORM, b, 1, 1, m->H, 1, 0.125));
-    XP_TRY(add(p, XP_W_ROUTER, b, 2, 1, m->E, m->H, by_h));
+    XP_TRY(add(p, XP_W_ROUTER, b, 2, 1, m->E + m->dialect.null_experts, m->H, by_h));
+    if (m->dialect.router_bias)
+        XP_TRY(add(p, XP_W_ROUTER_BIAS, b, 1, 1, m->E + m->dialect.null_experts, 1, BIAS_STD));
     XP_TRY(add(p, XP_W_UP, b, 3, m->E, maps * m->F, m->H, by_h));
+    if (m->dialect.expert_bias)
+        XP_TRY(add(p, XP_W_UP_BIAS, b, 2, m->E, maps * m->F, 1, BIAS_STD));
     XP_TRY(add(p, XP_W_DOWN, b, 3, m->E, m->H, m->F, by_f));
+    if (m->dialect.expert_bias)
+        XP_TRY(add(p, XP_W_DOWN_BIAS, b, 2, m->E, m->H, 1, BIAS_STD));
     if (!m->S)
         return XP_OK;
     XP_TRY(add(p, XP_W_SHARED_UP, b, 2, 1, maps * m->S, m->H, by_h));
@@ -182,7 +193,7 @@ static void sort_names(xp_plan *p) {
 }
 
 static xp_status make_params(xp_plan *p) {
-    const size_t room = (size_t)p->blocks * 7 + 3;
+    const size_t room = (size_t)p->blocks * 10 + 3;
     p->param = calloc(room, sizeof *p->param);
     p->by_name = calloc(room, sizeof *p->by_name);
     if (!p->param || !p->by_name)
@@ -243,6 +254,9 @@ static xp_status fill(xp_plan *p) {
     XP_TRY(xp_model_override(&p->model, p->opt.layers, 0, 0));
     XP_TRY(xp_model_shrink(&p->model, p->opt.shrink));
     XP_TRY(check_mesh(&p->mesh, &p->model));
+    XP_TRY(xp_dialect_check(&p->model.dialect, p->model.E, p->model.K));
+    if (p->model.dialect.expert_scale)
+        return XP_FAIL(XP_E_ARG, "expert_scale: on, but no parameter of the step is one");
     if (p->opt.act == XP_F64)
         p->opt.router = XP_F64;
     if (isnan(p->opt.aux_coef))

@@ -59,9 +59,12 @@ xp_step_options xp_step_defaults(void);
 typedef enum {
     XP_W_EMBED = 0,   /* [V,H] */
     XP_W_NORM,        /* [H] of a block */
-    XP_W_ROUTER,      /* [E,H] */
-    XP_W_UP,          /* [E,2F,H] gate rows then up rows; [E,F,H] when the dialect has no gate */
+    XP_W_ROUTER,      /* [Z,H], Z = E and the null experts */
+    XP_W_ROUTER_BIAS, /* [Z] */
+    XP_W_UP,          /* [E,2F,H] rows as the dialect lays them out; [E,F,H] without a gate */
+    XP_W_UP_BIAS,     /* [E,2F] or [E,F] */
     XP_W_DOWN,        /* [E,H,F] */
+    XP_W_DOWN_BIAS,   /* [E,H] */
     XP_W_SHARED_UP,   /* [2S,H] */
     XP_W_SHARED_DOWN, /* [H,S] */
     XP_W_SHARED_GATE, /* [1,H] */

@@ -18,7 +18,7 @@
 struct xp_step {
     xp_flow f;
     int embed, norm, head; /* plan indices */
-    xp_tensor token, target, pos, valid, freq, prob, bloss, bcount;
+    xp_tensor target, pos, valid, freq, prob, bloss, bcount;
     xp_tensor seg, owner, decay;
     xp_tensor h_last, xn, rstd, logits, lse, tloss; /* the top of the model, forward to backward */
 };
@@ -58,6 +58,9 @@ static void take_sizes(xp_flow *f) {
     f->S = m->S;
     f->V = XP_VOCAB;
     f->Y = f->plan->blocks;
+    f->Z = m->E + m->dialect.null_experts;
+    f->U = (m->dialect.gated ? 2 : 1) * m->F;
+    f->X = (m->dialect.gated ? 2 : 1) * m->S;
     f->L = m->E / f->r->mesh->axis[XP_EP]->size;
     f->act = o->act;
     f->param = o->param;
@@ -103,6 +106,16 @@ static xp_status take_capacity(xp_flow *f) {
     return XP_OK;
 }
 
+/* As many as the most rows of any bias's gradient: the router's tokens, the experts' rows. */
+static xp_status take_ones(xp_flow *f) {
+    const xp_dialect *d = &f->plan->model.dialect;
+    const int64_t n = d->expert_bias ? f->C : d->router_bias ? f->T : 0;
+    XP_TRY(flow_new2(f, XP_KIND_BUFFER, f->act, n > f->T ? n : f->T, 1, &f->ones));
+    for (int64_t i = 0; i < f->ones.dim[0]; i++)
+        xp_fill_store(&f->ones, i, 1.0);
+    return XP_OK;
+}
+
 static xp_status take_own(xp_flow *f) {
     XP_TRY(flow_new1(f, XP_KIND_BUFFER, XP_I64, f->T, &f->own_tok));
     XP_TRY(flow_new1(f, XP_KIND_BUFFER, XP_I64, 2, &f->own_span));
@@ -111,9 +124,38 @@ static xp_status take_own(xp_flow *f) {
         ((int64_t *)f->own_tok.data)[t] = f->token0 + t;
     ((int64_t *)f->own_span.data)[0] = 0;
     ((int64_t *)f->own_span.data)[1] = f->T;
-    const int64_t scores[3] = {f->Y, f->T, f->E}, picks[3] = {f->Y, f->T, f->K};
+    XP_TRY(take_ones(f));
+    const int64_t scores[3] = {f->Y, f->T, f->Z}, picks[3] = {f->Y, f->T, f->K};
     XP_TRY(xp_rank_tensor(f->r, XP_KIND_ACT, f->logits, 3, scores, &f->all_logits));
     return xp_rank_tensor(f->r, XP_KIND_ACT, XP_I32, 3, picks, &f->all_idx);
+}
+
+/* The routers' buffers: the same on every rank, so nobody gathers them. A selection bias is as wide as the numbers that
+ * it is added to are apart; a token's experts are distinct. */
+static xp_status take_routers(xp_flow *f) {
+    const xp_dialect *d = &f->plan->model.dialect;
+    const double std = d->select_on == XP_ON_LOGIT ? 0.5 : d->score == XP_SCORE_SOFTMAX ? 0.5 / (double)f->Z : 0.125;
+    const xp_data kind = f->src->data == XP_DATA_EXACT ? XP_DATA_EXACT : XP_DATA_REAL;
+    const int64_t base = 0;
+    char name[64];
+    XP_TRY(flow_new1(f, XP_KIND_ACT, XP_I32, f->T, &f->token));
+    for (int y = 0; y < f->Y; y++) {
+        layer_state *s = &f->ls[y];
+        if (d->select_bias) {
+            snprintf(name, sizeof name, "model.layers.%d.mlp.gate.e_score_correction_bias", f->plan->layer[y]);
+            XP_TRY(flow_new1(f, XP_KIND_BUFFER, f->wide, f->Z, &s->cbias));
+            XP_TRY(xp_fill_tensor(&s->cbias, kind, f->plan->opt.seed, name, &base, &f->Z, std));
+        }
+        if (d->select_on != XP_ON_TOKEN_TABLE)
+            continue;
+        snprintf(name, sizeof name, "model.layers.%d.mlp.gate.tid2eid", f->plan->layer[y]);
+        XP_TRY(flow_new2(f, XP_KIND_BUFFER, XP_I32, f->V, f->K, &s->table));
+        for (int64_t i = 0; i < f->V * f->K; i++) {
+            const uint64_t word = xp_rng(f->plan->opt.seed, xp_rng_stream(name), (uint64_t)(i / f->K));
+            ((int32_t *)s->table.data)[i] = (int32_t)((word % (uint64_t)f->Z + (uint64_t)(i % f->K)) % (uint64_t)f->Z);
+        }
+    }
+    return XP_OK;
 }
 
 static xp_status find_params(xp_step *st) {
@@ -127,6 +169,9 @@ static xp_status find_params(xp_step *st) {
     for (int y = 0; y < f->Y; y++)
         f->lp[y] = (layer_params){.norm = xp_plan_find(f->plan, XP_W_NORM, y),
                                   .router = xp_plan_find(f->plan, XP_W_ROUTER, y),
+                                  .rbias = xp_plan_find(f->plan, XP_W_ROUTER_BIAS, y),
+                                  .b1 = xp_plan_find(f->plan, XP_W_UP_BIAS, y),
+                                  .b2 = xp_plan_find(f->plan, XP_W_DOWN_BIAS, y),
                                   .w1 = xp_plan_find(f->plan, XP_W_UP, y),
                                   .w2 = xp_plan_find(f->plan, XP_W_DOWN, y),
                                   .sw1 = xp_plan_find(f->plan, XP_W_SHARED_UP, y),
@@ -140,12 +185,11 @@ static xp_status find_params(xp_step *st) {
 
 static xp_status open_top(xp_step *st) {
     xp_flow *f = &st->f;
-    XP_TRY(flow_new1(f, XP_KIND_ACT, XP_I32, f->T, &st->token));
     XP_TRY(flow_new1(f, XP_KIND_ACT, XP_I32, f->T, &st->target));
     XP_TRY(flow_new2(f, XP_KIND_ACT, f->act, f->T, f->H, &st->pos));
     XP_TRY(flow_new1(f, XP_KIND_ACT, XP_U8, f->T, &st->valid));
-    XP_TRY(flow_new1(f, XP_KIND_ACT, f->wide, f->E, &st->freq));
-    XP_TRY(flow_new1(f, XP_KIND_ACT, f->wide, f->E, &st->prob));
+    XP_TRY(flow_new1(f, XP_KIND_ACT, f->wide, f->Z, &st->freq));
+    XP_TRY(flow_new1(f, XP_KIND_ACT, f->wide, f->Z, &st->prob));
     XP_TRY(flow_new1(f, XP_KIND_ACT, f->wide, 2, &st->bloss));
     XP_TRY(flow_new1(f, XP_KIND_ACT, XP_I64, 1, &st->bcount));
     memset(st->valid.data, 1, (size_t)f->T);
@@ -165,6 +209,7 @@ xp_status xp_step_open(xp_rank *r, const xp_plan *plan, const xp_step_source *sr
     XP_TRY(take_capacity(&st->f));
     XP_TRY(take_own(&st->f));
     XP_TRY(find_params(st));
+    XP_TRY(take_routers(&st->f));
     XP_TRY(open_top(st));
     XP_TRY(params_open(&st->f));
     if (src->mode == XP_RUN_TRAIN)
@@ -193,7 +238,7 @@ static xp_status take_tokens(xp_step *st, int64_t s) {
     xp_flow *f = &st->f;
     const int64_t first = s * f->N + f->token0;
     for (int64_t t = 0; t < f->T; t++) {
-        ((int32_t *)st->token.data)[t] = stream_byte(f, first + t);
+        ((int32_t *)f->token.data)[t] = stream_byte(f, first + t);
         ((int32_t *)st->target.data)[t] = stream_byte(f, first + t + 1);
     }
     /* The row added to equal bytes' equal embeddings is keyed by the position in the batch, whatever the step. */
@@ -211,7 +256,7 @@ static xp_status forward_embed(xp_step *st, xp_tensor *out) {
     xp_flow *f = &st->f;
     XP_TRY(params_gather(f, st->embed));
     XP_TRY(flow_new2(f, XP_KIND_ACT, f->act, f->T, f->H, out));
-    xp_embed_args a = {.token = st->token, .table = top_matrix(f, st->embed), .pos = st->pos, .y = *out};
+    xp_embed_args a = {.token = f->token, .table = top_matrix(f, st->embed), .pos = st->pos, .y = *out};
     XP_TRY(xp_call(f->r, &xp_stage_embed, "embed", &a));
     params_release(f, st->embed);
     return flow_trace(f, "embed", -1, out);
@@ -269,7 +314,7 @@ static xp_status balance(xp_step *st, xp_step_result *res) {
     res->zloss = xp_widen(st->bloss.data, st->bloss.dtype, 1);
     if (o->aux_coef == 0 && o->z_coef == 0)
         return XP_OK;
-    const int64_t dim[3] = {f->Y, f->T, f->E};
+    const int64_t dim[3] = {f->Y, f->T, f->Z};
     XP_TRY(xp_rank_tensor(f->r, XP_KIND_ACT, f->wide, 3, dim, &f->daux));
     xp_balance_bwd_args b = {.logits = f->all_logits,
                              .valid = st->valid,
@@ -321,7 +366,7 @@ static xp_status backward_embed(xp_step *st, const xp_tensor *dh) {
     xp_tensor dtable;
     f->r->layer = -1;
     XP_TRY(xp_rank_tensor(f->r, XP_KIND_GRAD, f->grad, 3, flat, &dtable));
-    xp_embed_bwd_args a = {.token = st->token, .dy = *dh, .dtable = dtable, .token0 = f->token0, .block = f->block};
+    xp_embed_bwd_args a = {.token = f->token, .dy = *dh, .dtable = dtable, .token0 = f->token0, .block = f->block};
     XP_TRY(xp_call(f->r, &xp_stage_embed_bwd, "embed_bwd", &a));
     xp_tensor view = xp_tensor_of(dtable.data, f->grad, 4, dim);
     XP_TRY(params_scatter(f, st->embed, 0, &view, &(flow_made){&xp_stage_embed_bwd, &a, "dtable"}));
@@ -424,6 +469,8 @@ static xp_status run_bare(xp_step *st, xp_step_result *res) {
     const xp_data kind = f->src->data == XP_DATA_TIES || f->src->data == XP_DATA_SKEW ? XP_DATA_REAL : f->src->data;
     XP_TRY(xp_fill_tensor(&h, kind, f->plan->opt.seed, "layer x", base, full, 1.0));
     XP_TRY(xp_fill_tensor(&dh, kind, f->plan->opt.seed, "layer dy", base, full, 1.0));
+    for (int64_t t = 0; t < f->T; t++)
+        ((int32_t *)f->token.data)[t] = stream_byte(f, f->token0 + t);
     XP_TRY(run_layers_forward(st, &h));
     flow_drop(f, &h);
     res->tokens = f->N;

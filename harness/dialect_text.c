@@ -1,0 +1,185 @@
+/* A dialect in words and formulas: see dialect_text.h. Must not know a preset by its name. */
+#include "dialect_text.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+static void append(char *text, const char *format, ...) {
+    const size_t n = strlen(text);
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text + n, XP_FORMULA_TEXT - n, format, args);
+    va_end(args);
+}
+
+static int in_act(const xp_dialect *d) {
+    return d->score_dtype == XP_WIDE_ACT;
+}
+
+/* q(...) of the score's dtype. */
+static const char *open_of(const xp_dialect *d) {
+    return in_act(d) ? "r(" : "";
+}
+
+static const char *close_of(const xp_dialect *d) {
+    return in_act(d) ? ")" : "";
+}
+
+static void logits(const xp_dialect *d, char *text) {
+    const int act = d->logits_dtype == XP_WIDE_ACT;
+    append(text, act ? "l = r(x W^T)" : "l = x W^T in f32");
+    if (d->router_bias)
+        append(text, act ? "; l = r(l + b)" : "; l = l + b");
+    if (d->logit_scale != 1.0)
+        append(text, "; l = %g l", d->logit_scale);
+    if (d->logit_softcap > 0.0)
+        append(text, "; l = %g tanh(l / %g)", d->logit_softcap, d->logit_softcap);
+}
+
+static void scores(const xp_dialect *d, char *text) {
+    const char *o = open_of(d), *c = close_of(d);
+    if (d->score == XP_SCORE_SOFTMAX)
+        append(text, "s = %ssoftmax(l)%s over all experts, in f32%s", o, c, in_act(d) ? ", rounded" : "");
+    else if (d->score == XP_SCORE_SIGMOID)
+        append(text, "s = %ssigmoid(l)%s", o, c);
+    else if (d->score == XP_SCORE_SQRT_SOFTPLUS)
+        append(text, "s = %ssqrt(%ssoftplus(l)%s)%s", o, o, c, c);
+    else if (d->score == XP_SCORE_SOFTMAX_TOPK)
+        append(text, "none before the choice");
+    else
+        append(text, "an expert is out where (m - l) / max(|l|, m) > %g, m = largest l left", 2.0 * d->sparse_eps);
+}
+
+static void choice(const xp_dialect *d, char *text) {
+    if (d->select_on == XP_ON_TOKEN_TABLE) {
+        append(text, "S = table[token id]");
+        return;
+    }
+    const char *key = d->select_on == XP_ON_LOGIT ? "l" : "s";
+    if (d->group_reduce != XP_GROUP_NONE && d->n_group > 1)
+        append(text, "of %d groups the %d with the largest %s of %s%s stay, others count as %s; ", d->n_group,
+               d->topk_group, d->group_reduce == XP_GROUP_MAX ? "member" : "sum of two members", key,
+               d->select_bias ? " + c" : "", d->group_mask == XP_MASK_ZERO ? "0" : "-inf");
+    append(text, "S = top-k of %s%s", key, d->select_bias ? " + c" : "");
+    append(text, "; equal: the lower index");
+}
+
+static void weights(const xp_dialect *d, char *text) {
+    const char *o = open_of(d), *c = close_of(d);
+    if (d->score == XP_SCORE_SOFTMAX_TOPK)
+        append(text, "w = %ssoftmax(l[S])%s", o, c);
+    else if (d->score == XP_SCORE_SPARSEMIXER)
+        append(text, "w = %ssoftmax of the experts inside%s, slot by slot", o, c);
+    else
+        append(text, "w = s[S]%s", d->masked_weight ? ", 0 in a group that went" : "");
+    if (d->renorm == XP_RENORM_SUM)
+        append(text, "; w = %sw / %ssum w%s%s", o, o, c, c);
+    else if (d->renorm == XP_RENORM_SUM_PLUS_EPS)
+        append(text, "; w = %sw / %s%ssum w%s + %g%s%s", o, o, o, c, d->renorm_eps, c, c);
+    else if (d->renorm == XP_RENORM_MAX_EPS)
+        append(text, "; w = %sw / max(%ssum w%s, %g)%s", o, o, c, d->renorm_eps, c);
+    if (d->scale != 1.0 && d->scale_at == XP_SCALE_WEIGHT)
+        append(text, "; w = %s%g w%s", o, d->scale, c);
+    if (d->expert_scale)
+        append(text, "; w = %sw e[S]%s", o, c);
+    append(text, d->weight_dtype == XP_WIDE_ACT ? "; r(w)" : "; left in f32");
+}
+
+static const char *activation(const xp_dialect *d) {
+    static const char *const name[] = {"silu g", "gelu_tanh g", "relu g", "relu(g)^2", "softcap"};
+    return name[d->act];
+}
+
+static void experts(const xp_dialect *d, char *text) {
+    const int each = d->act_rounding == XP_ROUND_EACH;
+    append(text, d->gated ? "(g, u) = r(x W1^T)%s%s" : "g = r(x W1^T)%s%s", d->expert_bias ? "; r(. + b1)" : "",
+           d->gated && d->gate_layout == XP_GATE_INTERLEAVED ? ", rows in turn" : "");
+    if (d->limit > 0.0)
+        append(text, "; u in [-%g, %g], %s at most %g", d->limit, d->limit,
+               d->limit_when == XP_LIMIT_BEFORE ? "g" : activation(d), d->limit);
+    if (d->act == XP_ACT_SOFTCAP)
+        append(text, "; a = r(%g tanh(g / %g) sigmoid(g) %g tanh(u / %g))", d->gate_cap, d->gate_cap, d->up_cap,
+               d->up_cap);
+    else if (d->up_offset != 0.0 || d->act_alpha != 1.0)
+        append(text, "; a = r(r(u + %g) r(g r(sigmoid(r(%g g)))))", d->up_offset, d->act_alpha);
+    else if (d->gated)
+        append(text, each ? "; a = r(r(%s) u)" : "; a = r(%s u)", activation(d));
+    else
+        append(text, "; a = r(%s)", activation(d));
+    append(text, "; y = r(a W2^T)%s", d->expert_bias ? "; r(y + b2)" : "");
+}
+
+static void sum(const xp_dialect *d, char *text) {
+    static const char *const how[] = {
+        "y = r(sum over slots of w y_e, in f32)", "experts ascending, y = r(y + r(w y_e))",
+        "experts ascending, y = y + w y_e in f32, one r", "y = r(sum over slots of r(w y_e), in f32)"};
+    if (d->weight_at == XP_AT_INPUT)
+        append(text, "the experts read r(w x); ");
+    append(text, "%s", how[d->accumulate]);
+    if (d->weight_at == XP_AT_INPUT)
+        append(text, " with w = 1");
+    if (d->scale_at == XP_SCALE_OUTPUT && d->scale != 1.0)
+        append(text, "; y = r(%g y)", d->scale);
+    if (d->null_experts > 0)
+        append(text, "; ids from E on (%d) %s", d->null_experts,
+               d->null_kind == XP_NULL_IDENTITY ? "add w x" : "add nothing");
+}
+
+static void shared(const xp_dialect *d, char *text) {
+    append(text, "z = the same MLP of x%s%s, where the model has one",
+           d->shared_limit || d->limit == 0.0 ? "" : " without limit",
+           d->shared_gate ? ", z = r(r(sigmoid(r(x v))) z)" : "");
+    append(text, d->shared_combine == XP_COMBINE_AVERAGE ? "; y = r(r(y + z) / 2)" : "; y = r(y + z)");
+}
+
+int xp_dialect_formula(const xp_dialect *d, int i, const char **out_key, char *text) {
+    static const struct {
+        const char *key;
+        void (*say)(const xp_dialect *, char *);
+    } line[] = {{"logits", logits},   {"scores", scores}, {"choice", choice}, {"weights", weights},
+                {"experts", experts}, {"sum", sum},       {"shared", shared}};
+    if (i < 0 || i >= (int)(sizeof line / sizeof *line))
+        return 0;
+    text[0] = '\0';
+    *out_key = line[i].key;
+    line[i].say(d, text);
+    return 1;
+}
+
+/* ---- neighbours ---------------------------------------------------------------------------------------------------
+ */
+
+static int counts(const xp_dialect_field *f, int all) {
+    return all ||
+           (strcmp(f->name, "aux_coef") != 0 && strcmp(f->name, "z_coef") != 0 && strcmp(f->name, "orient") != 0);
+}
+
+int xp_dialect_differences(const xp_dialect *a, const xp_dialect *b, int all, char *text, size_t bytes) {
+    char va[64], vb[64];
+    int n = 0;
+    if (bytes)
+        text[0] = '\0';
+    for (const xp_dialect_field *f = xp_dialect_fields; f->name; f++) {
+        xp_dialect_print(a, f, va, sizeof va);
+        xp_dialect_print(b, f, vb, sizeof vb);
+        if (strcmp(va, vb) == 0 || !counts(f, all))
+            continue;
+        const size_t at = bytes ? strlen(text) : 0;
+        if (bytes)
+            snprintf(text + at, bytes - at, "%s%s %s, not %s", n ? "; " : "", f->name, va, vb);
+        n++;
+    }
+    return n;
+}
+
+const xp_dialect *xp_dialect_neighbour(const xp_dialect *d, int n) {
+    int taken = 0;
+    for (int far = 1; far < 64; far++) {
+        for (const xp_dialect *o = xp_dialects; o->name; o++) {
+            if (xp_dialect_differences(d, o, 0, NULL, 0) == far && taken++ == n)
+                return o;
+        }
+    }
+    return NULL;
+}
