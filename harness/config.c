@@ -23,31 +23,48 @@ typedef struct {
     const char *what;
     kind type;
     double lo, hi;
-    const char *only; /* KIND_TEXT: the one value that can be built; NULL: any */
 } slot_rule;
 
 static const slot_rule rules[XP_NSLOT] = {
-    [XP_SLOT_HIDDEN] = {"hidden width", KIND_INT, 1, XP_MAX_WIDTH, NULL},
-    [XP_SLOT_LAYERS] = {"layers", KIND_INT, 1, XP_MAX_LAYERS, NULL},
-    [XP_SLOT_EXPERTS] = {"experts", KIND_INT, 1, XP_MAX_EXPERTS, NULL},
-    [XP_SLOT_TOPK] = {"experts a token takes", KIND_INT, 1, XP_MAX_EXPERTS, NULL},
-    [XP_SLOT_WIDTH] = {"width of an expert", KIND_INT, 1, XP_MAX_WIDTH, NULL},
-    [XP_SLOT_SHARED] = {"width of the shared expert", KIND_INT, 1, XP_MAX_WIDTH, NULL},
-    [XP_SLOT_DENSE] = {"width of the layers without experts", KIND_INT, 1, XP_MAX_WIDTH, NULL},
-    [XP_SLOT_STEP] = {"every how many layers a MoE block comes", KIND_INT, 1, XP_MAX_LAYERS, NULL},
-    [XP_SLOT_DENSE_LAYERS] = {"layers without experts", KIND_LIST, 0, XP_MAX_LAYERS - 1, NULL},
-    [XP_SLOT_NORM] = {"whether weights are divided by their sum", KIND_FLAG, 0, 1, NULL},
-    [XP_SLOT_ACT] = {"activation", KIND_TEXT, 0, 0, "silu"},
-    [XP_SLOT_JITTER] = {"noise on the router's input", KIND_REAL, 0, 0, NULL},
-    [XP_SLOT_EPS] = {"epsilon of the norms", KIND_REAL, 1e-30, 1, NULL},
-    [XP_SLOT_AUX] = {"coefficient of the balance loss", KIND_REAL, 0, 1e6, NULL},
-    [XP_SLOT_VOCAB] = {"vocabulary", KIND_INT, 1, 2147483647, NULL},
-    [XP_SLOT_DTYPE] = {"dtype of the published weights", KIND_TEXT, 0, 0, NULL},
+    [XP_SLOT_HIDDEN] = {"hidden width", KIND_INT, 1, XP_MAX_WIDTH},
+    [XP_SLOT_LAYERS] = {"layers", KIND_INT, 1, XP_MAX_LAYERS},
+    [XP_SLOT_EXPERTS] = {"experts", KIND_INT, 1, XP_MAX_EXPERTS},
+    [XP_SLOT_TOPK] = {"experts a token takes", KIND_INT, 1, XP_MAX_EXPERTS},
+    [XP_SLOT_WIDTH] = {"width of an expert", KIND_INT, 1, XP_MAX_WIDTH},
+    [XP_SLOT_SHARED] = {"width of the shared expert", KIND_INT, 0, XP_MAX_WIDTH},
+    [XP_SLOT_SHARED_COUNT] = {"shared experts", KIND_INT, 0, 1024},
+    [XP_SLOT_DENSE] = {"width of the layers without experts", KIND_INT, 1, XP_MAX_WIDTH},
+    [XP_SLOT_STEP] = {"every how many layers a MoE block comes", KIND_INT, 1, XP_MAX_LAYERS},
+    [XP_SLOT_DENSE_LAYERS] = {"layers without experts", KIND_LIST, 0, XP_MAX_LAYERS - 1},
+    [XP_SLOT_FIRST] = {"first layers without experts", KIND_INT, 0, XP_MAX_LAYERS},
+    [XP_SLOT_LAST] = {"last layer with experts", KIND_INT, -1, XP_MAX_LAYERS},
+    [XP_SLOT_PERIOD] = {"every how many layers a MoE block comes", KIND_INT, 1, XP_MAX_LAYERS},
+    [XP_SLOT_OFFSET] = {"place of the MoE block in a period", KIND_INT, 0, XP_MAX_LAYERS},
+    [XP_SLOT_LIST] = {"layers with experts", KIND_LIST, 0, XP_MAX_LAYERS - 1},
+    [XP_SLOT_TYPES] = {"a word a layer", KIND_LIST, 0, 0},
+    [XP_SLOT_METHOD] = {"how experts are chosen", KIND_TEXT, 0, 0},
+    [XP_SLOT_GROUPS] = {"groups of experts", KIND_INT, 1, XP_MAX_EXPERTS},
+    [XP_SLOT_TOPK_GROUPS] = {"groups that are kept", KIND_INT, 1, XP_MAX_EXPERTS},
+    [XP_SLOT_SCALE] = {"factor of the weights", KIND_REAL, 1e-6, 1e6},
+    [XP_SLOT_NULLS] = {"experts without weights", KIND_INT, 0, XP_MAX_EXPERTS},
+    [XP_SLOT_LIMIT] = {"limit of the activation", KIND_REAL, 0, 1e6},
+    [XP_SLOT_ALPHA] = {"alpha of the activation", KIND_REAL, 1e-6, 1e6},
+    [XP_SLOT_SUM_EPS] = {"smallest sum of weights", KIND_REAL, 1e-30, 1},
+    [XP_SLOT_MARGIN] = {"margin of the sparsemixer", KIND_REAL, 0, 1e6},
+    [XP_SLOT_SELECT_BIAS] = {"whether the choice has a bias", KIND_FLAG, 0, 1},
+    [XP_SLOT_NORM] = {"whether weights are divided by their sum", KIND_FLAG, 0, 1},
+    [XP_SLOT_ACT] = {"activation", KIND_TEXT, 0, 0},
+    [XP_SLOT_JITTER] = {"noise on the router's input", KIND_REAL, 0, 0},
+    [XP_SLOT_EPS] = {"epsilon of the norms", KIND_REAL, 1e-30, 1},
+    [XP_SLOT_AUX] = {"coefficient of the balance loss", KIND_REAL, 0, 1e6},
+    [XP_SLOT_VOCAB] = {"vocabulary", KIND_INT, 1, 2147483647},
+    [XP_SLOT_DTYPE] = {"dtype of the published weights", KIND_TEXT, 0, 0},
 };
 
 typedef struct {
     const char *path;
-    json_t *root;
+    json_t *root; /* the object that holds the fields */
+    json_t *file; /* the whole file: root itself, or the object around it */
     const xp_family *family;
     const char *key[XP_NSLOT];  /* the name under which the slot was found; NULL: no key */
     json_t *json[XP_NSLOT];     /* borrowed from root */
@@ -108,11 +125,20 @@ static void show(const json_t *v, char *buf, size_t bytes) {
     free(text);
 }
 
-static void expectation(const slot_rule *r, char *buf, size_t bytes) {
+static const char *act_of(const reader *in) {
+    return in->family->act ? in->family->act : "silu";
+}
+
+static void expectation(const reader *in, xp_slot s, char *buf, size_t bytes) {
+    const slot_rule *r = &rules[s];
     if (r->type == KIND_FLAG)
         snprintf(buf, bytes, "true or false");
-    else if (r->type == KIND_TEXT && r->only)
-        snprintf(buf, bytes, "\"%s\", the only activation of this family that is built", r->only);
+    else if (s == XP_SLOT_ACT)
+        snprintf(buf, bytes, "\"%s\", the only activation of this family that is built", act_of(in));
+    else if (s == XP_SLOT_METHOD)
+        snprintf(buf, bytes, "one of %s", in->family->methods);
+    else if (s == XP_SLOT_TYPES)
+        snprintf(buf, bytes, "a list of words, one a layer");
     else if (r->type == KIND_TEXT)
         snprintf(buf, bytes, "a text");
     else if (r->type == KIND_LIST)
@@ -126,7 +152,7 @@ static void expectation(const slot_rule *r, char *buf, size_t bytes) {
 static xp_status wrong(const reader *in, xp_slot s, const json_t *v) {
     char got[96], want[128];
     show(v, got, sizeof got);
-    expectation(&rules[s], want, sizeof want);
+    expectation(in, s, want, sizeof want);
     return XP_FAIL(XP_E_FORMAT, "%s: %.*s is %s, expected %s (%s)", in->path, (int)in->key_bytes[s], in->key[s], got,
                    want, rules[s].what);
 }
@@ -143,6 +169,18 @@ static xp_status take_number(reader *in, xp_slot s, const json_t *v) {
     return XP_OK;
 }
 
+/* The place of a word in the family's list of methods, or -1. */
+static int method_of(const reader *in, const char *word) {
+    const char *list = in->family->methods;
+    size_t bytes;
+    int at = 0;
+    for (const char *name; (name = next_name(&list, &bytes)) != NULL; at++) {
+        if (strlen(word) == bytes && memcmp(name, word, bytes) == 0)
+            return at;
+    }
+    return -1;
+}
+
 static xp_status take(reader *in, xp_slot s, const json_t *v) {
     const slot_rule *r = &rules[s];
     switch (r->type) {
@@ -157,7 +195,9 @@ static xp_status take(reader *in, xp_slot s, const json_t *v) {
     case KIND_TEXT:
         if (!json_is_string(v) || !is_plain(json_string_value(v)))
             return wrong(in, s, v);
-        if (r->only && strcmp(json_string_value(v), r->only) != 0)
+        if (s == XP_SLOT_ACT && strcmp(json_string_value(v), act_of(in)) != 0)
+            return wrong(in, s, v);
+        if (s == XP_SLOT_METHOD && method_of(in, json_string_value(v)) < 0)
             return wrong(in, s, v);
         in->text[s] = json_string_value(v);
         return XP_OK;
@@ -243,30 +283,72 @@ static xp_status read_slot(reader *in, xp_slot s, xp_model *m) {
 #define NAME(in, s) (int)(in)->key_bytes[s], (in)->key[s]
 
 static xp_status check_topk(const reader *in) {
-    const double e = in->value[XP_SLOT_EXPERTS], k = in->value[XP_SLOT_TOPK];
+    const double e = in->value[XP_SLOT_EXPERTS] + in->value[XP_SLOT_NULLS], k = in->value[XP_SLOT_TOPK];
     if (k > e)
         return XP_FAIL(XP_E_FORMAT, "%s: %.*s is %.0f, more than %.*s %.0f: k > E", in->path, NAME(in, XP_SLOT_TOPK), k,
                        NAME(in, XP_SLOT_EXPERTS), e);
     return XP_OK;
 }
 
-/* Layer i is a MoE block when (i + 1) % step == 0 and i is not listed. */
-static xp_status read_layers(const reader *in, xp_model *m) {
-    const int step = (int)in->value[XP_SLOT_STEP];
-    for (int i = 0; i < m->layers; i++)
-        m->moe[i] = (i + 1) % step == 0;
-    const json_t *list = in->json[XP_SLOT_DENSE_LAYERS];
+/* named[i] = 1 for every layer that the list of slot s names. */
+static xp_status read_list(const reader *in, xp_slot s, int layers, uint8_t *named) {
+    const json_t *list = in->json[s];
+    memset(named, 0, (size_t)layers);
     for (size_t i = 0; i < json_array_size(list); i++) {
         const json_t *v = json_array_get(list, i);
         char got[48];
         show(v, got, sizeof got);
-        if (!json_is_integer(v) || json_integer_value(v) < 0 || json_integer_value(v) >= m->layers)
+        if (!json_is_integer(v) || json_integer_value(v) < 0 || json_integer_value(v) >= layers)
             return XP_FAIL(XP_E_FORMAT, "%s: %.*s[%zu] is %s, expected a layer number from 0 to %d", in->path,
-                           NAME(in, XP_SLOT_DENSE_LAYERS), i, got, m->layers - 1);
-        m->moe[json_integer_value(v)] = 0;
+                           NAME(in, s), i, got, layers - 1);
+        named[json_integer_value(v)] = 1;
+    }
+    return XP_OK;
+}
+
+/* named[i] = 1 where layer i's word is one of the family's for a MoE block. */
+static xp_status read_types(const reader *in, int layers, uint8_t *named) {
+    const json_t *list = in->json[XP_SLOT_TYPES];
+    if (json_array_size(list) != (size_t)layers)
+        return XP_FAIL(XP_E_FORMAT, "%s: %.*s has %zu words, expected one for each of the %d layers", in->path,
+                       NAME(in, XP_SLOT_TYPES), json_array_size(list), layers);
+    for (int i = 0; i < layers; i++) {
+        const json_t *v = json_array_get(list, (size_t)i);
+        char got[48];
+        show(v, got, sizeof got);
+        if (!json_is_string(v))
+            return XP_FAIL(XP_E_FORMAT, "%s: %.*s[%d] is %s, expected a word", in->path, NAME(in, XP_SLOT_TYPES), i,
+                           got);
+        named[i] = (uint8_t)list_has(in->family->sparse, json_string_value(v));
+    }
+    return XP_OK;
+}
+
+/* Layer i is a MoE block when every rule that the family has says so: see families.h. */
+static xp_status read_layers(const reader *in, xp_model *m) {
+    uint8_t named[XP_MAX_LAYERS];
+    const int step = (int)in->value[XP_SLOT_STEP], first = (int)in->value[XP_SLOT_FIRST];
+    const int last = in->family->slot[XP_SLOT_LAST].from == XP_SLOT_NONE ? -1 : (int)in->value[XP_SLOT_LAST];
+    const int period = (int)in->value[XP_SLOT_PERIOD], offset = (int)in->value[XP_SLOT_OFFSET];
+    for (int i = 0; i < m->layers; i++)
+        m->moe[i] = (i + 1) % step == 0 && (last < 0 || i <= last) && (period < 1 || i % period == offset);
+    for (int i = 0; i < m->layers && i < first && !in->json[XP_SLOT_TYPES]; i++)
+        m->moe[i] = 0;
+    XP_TRY(read_list(in, XP_SLOT_DENSE_LAYERS, m->layers, named));
+    for (int i = 0; i < m->layers; i++)
+        m->moe[i] = m->moe[i] && !named[i];
+    if (in->json[XP_SLOT_LIST]) {
+        XP_TRY(read_list(in, XP_SLOT_LIST, m->layers, named));
+        memcpy(m->moe, named, (size_t)m->layers);
+    }
+    if (in->json[XP_SLOT_TYPES]) {
+        XP_TRY(read_types(in, m->layers, named));
+        memcpy(m->moe, named, (size_t)m->layers);
     }
     if (xp_model_moe_layers(m) > 0)
         return XP_OK;
+    if (!in->key[XP_SLOT_STEP] || !in->key[XP_SLOT_DENSE_LAYERS])
+        return XP_FAIL(XP_E_FORMAT, "%s: none of the %d layers is a MoE block", in->path, m->layers);
     if (step > m->layers)
         return XP_FAIL(XP_E_FORMAT, "%s: %.*s is %d with %d layers: no layer is a MoE block", in->path,
                        NAME(in, XP_SLOT_STEP), step, m->layers);
@@ -274,19 +356,60 @@ static xp_status read_layers(const reader *in, xp_model *m) {
                    NAME(in, XP_SLOT_DENSE_LAYERS), m->layers);
 }
 
+/* Numbers of the record that the family's files state. */
+static void take_numbers(const reader *in, xp_dialect *d) {
+    const struct {
+        xp_slot slot;
+        int *whole;
+        double *real;
+    } field[] = {
+        {XP_SLOT_GROUPS, &d->n_group, NULL},     {XP_SLOT_TOPK_GROUPS, &d->topk_group, NULL},
+        {XP_SLOT_NULLS, &d->null_experts, NULL}, {XP_SLOT_SELECT_BIAS, &d->select_bias, NULL},
+        {XP_SLOT_SCALE, NULL, &d->scale},        {XP_SLOT_LIMIT, NULL, &d->limit},
+        {XP_SLOT_ALPHA, NULL, &d->act_alpha},    {XP_SLOT_SUM_EPS, NULL, &d->renorm_eps},
+        {XP_SLOT_MARGIN, NULL, &d->sparse_eps},
+    };
+    for (size_t i = 0; i < sizeof field / sizeof *field; i++) {
+        const xp_slot s = field[i].slot;
+        if (in->family->slot[s].from == XP_SLOT_NONE)
+            continue;
+        if (field[i].whole)
+            *field[i].whole = (int)in->value[s];
+        else
+            *field[i].real = in->value[s];
+    }
+    if (d->group_reduce == XP_GROUP_NONE)
+        d->n_group = d->topk_group = 1;
+    /* A class that divides by flag keeps its eps for the case that it does. */
+    if (in->family->slot[XP_SLOT_NORM].from == XP_SLOT_KEY && in->value[XP_SLOT_NORM] == 0.0)
+        d->renorm = XP_RENORM_NONE;
+}
+
 static xp_status read_dialect(const reader *in, xp_model *m) {
-    const char *preset = in->family->preset[in->value[XP_SLOT_NORM] > 0.0];
+    const int method = in->family->methods ? method_of(in, in->text[XP_SLOT_METHOD]) : -1;
+    const char *preset = in->family->preset[method >= 0 ? method : in->value[XP_SLOT_NORM] > 0.0];
     const xp_dialect *d = preset ? xp_dialect_find(preset) : NULL;
     if (!d)
         return XP_FAIL(XP_E_BUG, "config: the record of %s names no preset that exists", in->family->model_type);
     m->dialect = *d;
     m->dialect.aux_coef = in->value[XP_SLOT_AUX];
-    return XP_OK;
+    take_numbers(in, &m->dialect);
+    const xp_status st = xp_dialect_check(&m->dialect, m->E, m->K);
+    return st == XP_OK ? XP_OK : XP_FAIL(XP_E_FORMAT, "%s: %s", in->path, xp_error_text());
 }
 
 /* `architectures`, when given, must be of the family: a file whose two names of one thing differ is a wrong file. */
+static int begins_with_one(const char *name, const char *list) {
+    size_t bytes;
+    for (const char *word; (word = next_name(&list, &bytes)) != NULL;) {
+        if (strncmp(name, word, bytes) == 0)
+            return 1;
+    }
+    return 0;
+}
+
 static xp_status check_architectures(const reader *in) {
-    const json_t *list = json_object_get(in->root, "architectures");
+    const json_t *list = json_object_get(in->file, "architectures");
     if (!list || json_is_null(list))
         return XP_OK;
     char got[96];
@@ -295,7 +418,7 @@ static xp_status check_architectures(const reader *in) {
         return XP_FAIL(XP_E_FORMAT, "%s: architectures is %s, expected a list of class names", in->path, got);
     for (size_t i = 0; i < json_array_size(list); i++) {
         const char *name = json_string_value(json_array_get(list, i));
-        if (!name || strncmp(name, in->family->arch, strlen(in->family->arch)) != 0)
+        if (!name || !begins_with_one(name, in->family->arch))
             return XP_FAIL(XP_E_FORMAT,
                            "%s: architectures is %s and model_type \"%s\": they contradict one another "
                            "(expected names that begin with %s)",
@@ -387,8 +510,8 @@ static xp_status read_rest(const reader *in, xp_model *m) {
 /* ---- the whole ---- */
 
 static xp_status find_family(reader *in) {
-    const json_t *v = json_object_get(in->root, "model_type");
-    char got[96], known[160] = "";
+    const json_t *v = json_object_get(in->file, "model_type");
+    char got[96], known[800] = "";
     for (const xp_family *f = xp_families; f->model_type; f++) {
         if (v && json_is_string(v) && strcmp(json_string_value(v), f->model_type) == 0) {
             in->family = f;
@@ -420,9 +543,25 @@ static void name_after(const char *path, char *out, size_t bytes) {
     snprintf(out, bytes, "%.*s", (int)(n < bytes ? n : bytes - 1), from);
 }
 
+/* The fields of some families lie in an object of the file. */
+static xp_status go_inside(reader *in) {
+    json_t *v = json_object_get(in->file, in->family->inside);
+    char got[96];
+    if (!v)
+        return XP_FAIL(XP_E_FORMAT, "%s: no field '%s': a %s has its fields inside it", in->path, in->family->inside,
+                       in->family->model_type);
+    show(v, got, sizeof got);
+    if (!json_is_object(v))
+        return XP_FAIL(XP_E_FORMAT, "%s: %s is %s, expected an object", in->path, in->family->inside, got);
+    in->root = v;
+    return XP_OK;
+}
+
 static xp_status fill(reader *in, xp_model *m) {
     XP_TRY(find_family(in));
     XP_TRY(check_architectures(in));
+    if (in->family->inside)
+        XP_TRY(go_inside(in));
     for (int s = 0; s < XP_NSLOT; s++)
         XP_TRY(read_slot(in, (xp_slot)s, m));
     XP_TRY(check_topk(in));
@@ -436,6 +575,13 @@ static xp_status fill(reader *in, xp_model *m) {
     m->E = (int64_t)in->value[XP_SLOT_EXPERTS];
     m->K = (int64_t)in->value[XP_SLOT_TOPK];
     m->S = (int64_t)in->value[XP_SLOT_SHARED];
+    if (in->family->slot[XP_SLOT_SHARED_COUNT].from != XP_SLOT_NONE)
+        m->S = (int64_t)in->value[XP_SLOT_SHARED_COUNT] * m->F;
+    if (m->S > XP_MAX_WIDTH)
+        return XP_FAIL(XP_E_FORMAT, "%s: %.*s is %.0f: shared experts of %lld together are wider than %d", in->path,
+                       NAME(in, XP_SLOT_SHARED_COUNT), in->value[XP_SLOT_SHARED_COUNT], (long long)m->F, XP_MAX_WIDTH);
+    if (in->family->note && !add_line(m->assumed, sizeof m->assumed, in->family->note))
+        return XP_FAIL(XP_E_BUG, "config: the record of %s has too many notes", in->family->model_type);
     m->dense_F = (int64_t)in->value[XP_SLOT_DENSE];
     m->vocab = (int64_t)in->value[XP_SLOT_VOCAB];
     m->norm_eps = in->value[XP_SLOT_EPS];
@@ -481,15 +627,15 @@ xp_status xp_config_parse(const char *text, size_t bytes, const char *path, xp_m
     memset(out, 0, sizeof *out);
     json_error_t e;
     reader in = {.path = path};
-    in.root = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &e);
-    if (!in.root)
+    in.root = in.file = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &e);
+    if (!in.file)
         return json_error(path, text, bytes, &e);
     xp_status st;
-    if (json_is_object(in.root))
+    if (json_is_object(in.file))
         st = fill(&in, out);
     else
         st = XP_FAIL(XP_E_FORMAT, "%s: the file holds a list, expected one JSON object", path);
-    json_decref(in.root);
+    json_decref(in.file);
     if (st != XP_OK)
         memset(out, 0, sizeof *out);
     return st;

@@ -16,14 +16,31 @@ typedef enum {
     XP_SLOT_TOPK,         /* K */
     XP_SLOT_WIDTH,        /* F */
     XP_SLOT_SHARED,       /* S */
+    XP_SLOT_SHARED_COUNT, /* shared experts of an expert's width: S = count * F */
     XP_SLOT_DENSE,        /* width of the layers without experts */
     XP_SLOT_STEP,         /* layer i is a MoE block when (i + 1) % step == 0 ... */
     XP_SLOT_DENSE_LAYERS, /* ... and i is not in this list */
-    XP_SLOT_NORM,         /* weights are divided by their sum */
-    XP_SLOT_ACT,          /* activation of the experts */
-    XP_SLOT_JITTER,       /* noise on the block's input */
-    XP_SLOT_EPS,          /* of RMSNorm */
-    XP_SLOT_AUX,          /* coefficient of the balance loss */
+    XP_SLOT_FIRST,        /* ... and i >= first */
+    XP_SLOT_LAST,         /* ... and i <= last; -1: no limit */
+    XP_SLOT_PERIOD,       /* ... and i % period == offset */
+    XP_SLOT_OFFSET,
+    XP_SLOT_LIST,   /* ... and i is in this list, when it is given */
+    XP_SLOT_TYPES,  /* a word a layer: MoE blocks are those of the record's `sparse`; then FIRST is not looked at */
+    XP_SLOT_NORM,   /* weights are divided by their sum */
+    XP_SLOT_METHOD, /* a word that chooses the preset */
+    XP_SLOT_GROUPS, /* numbers of the dialect record, each in its own field */
+    XP_SLOT_TOPK_GROUPS,
+    XP_SLOT_SCALE,
+    XP_SLOT_NULLS,
+    XP_SLOT_LIMIT,
+    XP_SLOT_ALPHA,
+    XP_SLOT_SUM_EPS,
+    XP_SLOT_MARGIN,
+    XP_SLOT_SELECT_BIAS, /* whether there is a selection bias */
+    XP_SLOT_ACT,         /* activation of the experts */
+    XP_SLOT_JITTER,      /* noise on the block's input */
+    XP_SLOT_EPS,         /* of RMSNorm */
+    XP_SLOT_AUX,         /* coefficient of the balance loss */
     XP_SLOT_VOCAB,
     XP_SLOT_DTYPE, /* of the published weights */
     XP_NSLOT
@@ -46,7 +63,12 @@ typedef struct {
 typedef struct {
     const char *model_type;
     const char *arch;      /* what names in `architectures` begin with */
-    const char *preset[2]; /* dialect presets: without and with renormalised weights */
+    const char *preset[2]; /* dialect presets: without and with renormalised weights, or one for each word of methods */
+    const char *methods;   /* words of XP_SLOT_METHOD; NULL: the slot chooses nothing */
+    const char *inside;    /* key of the object that holds the fields; NULL: the file's own */
+    const char *sparse;    /* words of XP_SLOT_TYPES that mean a MoE block, '|' between them */
+    const char *act;       /* what XP_SLOT_ACT must say; NULL: silu */
+    const char *note;      /* what the step leaves out of this family's block; NULL: nothing */
     xp_slot_source slot[XP_NSLOT];
     const char *unread; /* keys, '|' between them, whose names speak of routing and that may be left unread */
 } xp_family;

@@ -166,11 +166,113 @@ static void presets_are_found_by_name(void **state) {
     for (const xp_dialect *d = xp_dialects; d->name; d++, n++) {
         assert_ptr_equal(xp_dialect_find(d->name), d);
         assert_true(d->meaning && *d->meaning && d->source && *d->source);
-        assert_true(d->scale == 1.0 && d->logit_scale == 1.0 && d->gated == 1);
+        assert_int_equal(xp_dialect_check(d, 48, d->score == XP_SCORE_SPARSEMIXER ? 2 : 4), XP_OK);
+        for (const xp_dialect *o = xp_dialects; o != d; o++)
+            assert_string_not_equal(o->name, d->name);
     }
-    assert_int_equal(n, 5);
+    assert_true(n >= 35);
     assert_null(xp_dialect_find("hf-5.24/qwen3"));
     assert_null(xp_dialect_find(""));
+}
+
+/* ---- other families ---- */
+
+static const char v3[] = "{\"model_type\": \"deepseek_v3\", \"hidden_size\": 64, \"num_hidden_layers\": 6,"
+                         " \"n_routed_experts\": 16, \"num_experts_per_tok\": 4, \"moe_intermediate_size\": 48,"
+                         " \"intermediate_size\": 96, \"n_shared_experts\": 2, \"n_group\": 4, \"topk_group\": 2,"
+                         " \"routed_scaling_factor\": 2.5, \"norm_topk_prob\": true, \"first_k_dense_replace\": 3,"
+                         " \"hidden_act\": \"silu\", \"rms_norm_eps\": 1e-06, \"vocab_size\": 1000,"
+                         " \"moe_layer_freq\": 1, \"scoring_func\": \"sigmoid\"}";
+
+static void deepseek_v3(void **state) {
+    (void)state;
+    assert_int_equal(xp_config_parse(v3, strlen(v3), "f.json", &model), XP_OK);
+    assert_string_equal(model.dialect.name, "hf-5.24/deepseek_v3");
+    assert_int_equal(model.S, 96);
+    assert_int_equal(model.dialect.n_group, 4);
+    assert_int_equal(model.dialect.topk_group, 2);
+    assert_true(model.dialect.scale == 2.5 && model.dialect.renorm == XP_RENORM_SUM_PLUS_EPS);
+    for (int i = 0; i < 6; i++)
+        assert_int_equal(xp_model_is_moe(&model, i), i >= 3);
+    assert_int_equal(parse_with(v3, "norm_topk_prob", "false"), XP_OK);
+    assert_int_equal(model.dialect.renorm, XP_RENORM_NONE);
+    assert_int_equal(parse_with(v3, "n_group", "3"), XP_E_FORMAT);
+    has("n_group: 3, expected a divisor of the 16 experts");
+    assert_int_equal(parse_with(v3, "topk_group", "5"), XP_E_FORMAT);
+    has("topk_group: 5, expected 1 to n_group = 4");
+    assert_int_equal(parse_with(v3, "n_group", "null"), XP_E_FORMAT);
+    has("n_group is null, expected an integer");
+    /* num_experts is no name of the class's: the reader does not guess. */
+    assert_int_equal(parse_with(v3, "num_experts", "16"), XP_E_FORMAT);
+    has("key 'num_experts' (16) speaks of experts");
+    assert_int_equal(parse_with(v3, "n_shared_experts", NULL), XP_E_FORMAT);
+    has("no field 'n_shared_experts'");
+}
+
+/* One key, two meanings: intermediate_size is an expert's width in mixtral, the dense layers' in qwen3_moe. */
+static void one_name_two_meanings(void **state) {
+    (void)state;
+    assert_int_equal(parse_with(mixtral, "intermediate_size", "56"), XP_OK);
+    assert_int_equal(model.F, 56);
+    assert_int_equal(model.dense_F, 0);
+    assert_int_equal(parse_with(qwen3, "intermediate_size", "56"), XP_OK);
+    assert_int_equal(model.F, 48);
+    assert_int_equal(model.dense_F, 56);
+}
+
+static void nested_fields(void **state) {
+    (void)state;
+    static const char inside[] =
+        "{\"model_type\": \"qwen3_5_moe\", \"architectures\": [\"Qwen3_5MoeForConditionalGeneration\"],"
+        " \"text_config\": {\"hidden_size\": 64, \"num_hidden_layers\": 2, \"num_experts\": 16,"
+        " \"num_experts_per_tok\": 4, \"moe_intermediate_size\": 48, \"shared_expert_intermediate_size\": 40,"
+        " \"hidden_act\": \"silu\", \"rms_norm_eps\": 1e-06, \"router_aux_loss_coef\": 0.001,"
+        " \"vocab_size\": 1000, \"attn_output_gate\": true}, \"vision_config\": {\"hidden_size\": 7}}";
+    assert_int_equal(xp_config_parse(inside, strlen(inside), "f.json", &model), XP_OK);
+    assert_int_equal(model.H, 64);
+    assert_int_equal(model.S, 40);
+    assert_string_equal(model.dialect.name, "hf-5.24/qwen2_moe-renorm");
+    assert_int_equal(parse_with(inside, "text_config", NULL), XP_E_FORMAT);
+    has("no field 'text_config': a qwen3_5_moe has its fields inside it");
+    assert_int_equal(parse_with(inside, "text_config", "[]"), XP_E_FORMAT);
+    has("text_config is [], expected an object");
+    assert_int_equal(parse_with(inside, "text_config", "{\"hidden_size\": 64, \"moe_gate\": 1}"), XP_E_FORMAT);
+}
+
+/* A word a layer, and what chooses a preset by a word. */
+static void words_choose(void **state) {
+    (void)state;
+    static const char v2[] =
+        "{\"model_type\": \"deepseek_v2\", \"hidden_size\": 64, \"num_hidden_layers\": 3, \"n_routed_experts\": 16,"
+        " \"num_experts_per_tok\": 4, \"moe_intermediate_size\": 48, \"intermediate_size\": 96,"
+        " \"n_shared_experts\": 2, \"n_group\": null, \"topk_group\": null, \"topk_method\": \"greedy\","
+        " \"routed_scaling_factor\": 16, \"first_k_dense_replace\": 1, \"hidden_act\": \"silu\","
+        " \"rms_norm_eps\": 1e-06, \"vocab_size\": 1000, \"norm_topk_prob\": true}";
+    assert_int_equal(xp_config_parse(v2, strlen(v2), "f.json", &model), XP_OK);
+    assert_string_equal(model.dialect.name, "hf-5.24/deepseek_v2");
+    /* norm_topk_prob is read by nobody in this family, whatever it says. */
+    assert_int_equal(model.dialect.renorm, XP_RENORM_NONE);
+    assert_true(model.dialect.scale == 16.0);
+    assert_int_equal(parse_with(v2, "topk_method", "\"noaux_tc\""), XP_E_FORMAT);
+    has("topk_method is \"noaux_tc\", expected one of greedy|group_limited_greedy");
+    assert_int_equal(parse_with(v2, "topk_method", "\"group_limited_greedy\""), XP_OK);
+    assert_string_equal(model.dialect.name, "hf-5.24/deepseek_v2-groups");
+    assert_int_equal(model.dialect.masked_weight, 1);
+    assert_int_equal(parse_with(v3, "model_type", "\"exaone_moe\""), XP_E_FORMAT);
+    static const char lite[] = "{\"model_type\": \"glm4_moe_lite\", \"hidden_size\": 64, \"num_hidden_layers\": 3,"
+                               " \"n_routed_experts\": 16, \"num_experts_per_tok\": 4, \"moe_intermediate_size\": 48,"
+                               " \"intermediate_size\": 96, \"n_shared_experts\": 1, \"n_group\": 1, \"topk_group\": 1,"
+                               " \"routed_scaling_factor\": 1.8, \"norm_topk_prob\": true, \"hidden_act\": \"silu\","
+                               " \"rms_norm_eps\": 1e-06, \"vocab_size\": 1000, \"first_k_dense_replace\": 3}";
+    assert_int_equal(xp_config_parse(lite, strlen(lite), "f.json", &model), XP_OK);
+    assert_int_equal(xp_model_moe_layers(&model), 2); /* first_k_dense_replace is unread here */
+    assert_int_equal(parse_with(lite, "mlp_layer_types", "[\"sparse\", \"dense\", \"sparse\"]"), XP_OK);
+    assert_int_equal(xp_model_is_moe(&model, 0), 1);
+    assert_int_equal(xp_model_is_moe(&model, 1), 0);
+    assert_int_equal(parse_with(lite, "mlp_layer_types", "[\"sparse\", \"dense\"]"), XP_E_FORMAT);
+    has("mlp_layer_types has 2 words, expected one for each of the 3 layers");
+    assert_int_equal(parse_with(lite, "mlp_layer_types", "[\"sparse\", \"dense\", 3]"), XP_E_FORMAT);
+    has("mlp_layer_types[2] is 3, expected a word");
 }
 
 /* Layer i is a MoE block when (i + 1) % step == 0 and it is not listed. */
@@ -608,6 +710,10 @@ int main(void) {
         cmocka_unit_test(published_mixtral),
         cmocka_unit_test(norm_flag_chooses_the_dialect),
         cmocka_unit_test(presets_are_found_by_name),
+        cmocka_unit_test(deepseek_v3),
+        cmocka_unit_test(one_name_two_meanings),
+        cmocka_unit_test(nested_fields),
+        cmocka_unit_test(words_choose),
         cmocka_unit_test(layer_rule),
         cmocka_unit_test(aliases),
         cmocka_unit_test(required_fields_have_no_default),
