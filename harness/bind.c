@@ -159,7 +159,7 @@ static xp_dtype group_dtype(const binding *b, const char *group, uint32_t allowe
     if (strcmp(group, "act") == 0 || strcmp(group, "param") == 0 || strcmp(group, "router") == 0 ||
         strcmp(group, "logits") == 0)
         return act;
-    if (group[0])
+    if (group[0] && allowed & XP_BIT(wide))
         return wide;
     for (int d = 0; d < XP_NDTYPE; d++) {
         if (allowed & XP_BIT(d))
@@ -260,6 +260,10 @@ xp_status xp_bind_scalar(const xp_param *p, const char *text, void *at) {
 static xp_status bind_param(binding *b, const xp_param *p) {
     void *at = (char *)b->args + p->at;
     const char *given = case_value(b->c, p->name), *text = given ? given : p->dflt;
+    if (b->c->stage->chain && (strcmp(p->name, "order") == 0 || strcmp(p->name, "align") == 0)) {
+        *(int *)at = p->name[0] == 'o' ? b->c->order : b->c->align;
+        return XP_OK;
+    }
     if (p->type == XP_P_DIALECT) {
         XP_TRY(xp_case_dialect(b->c, &b->dialect));
         *(const xp_dialect **)at = &b->dialect;
@@ -305,6 +309,25 @@ static void take_dialect_letters(binding *b) {
     }
 }
 
+/* The scalars of a quantised matrix say into how many blocks its T and H are cut. */
+static void take_block_letters(binding *b) {
+    static const struct {
+        const char *param;
+        char from, to;
+    } rule[] = {{"rows", 'T', 'I'}, {"cols", 'H', 'J'}};
+    for (size_t i = 0; i < sizeof rule / sizeof *rule; i++) {
+        for (int k = 0; k < b->c->stage->params; k++) {
+            const xp_param *p = &b->c->stage->param[k];
+            if (p->type != XP_P_I64 || strcmp(p->name, rule[i].param) != 0)
+                continue;
+            const int64_t each = *(const int64_t *)(const void *)((const char *)b->args + p->at);
+            const int64_t n = *slot(b->local, rule[i].from);
+            const int64_t blocks = n == 0 ? 0 : each <= 0 ? 1 : (n - 1) / each + 1;
+            *slot(b->local, rule[i].to) = *slot(b->full, rule[i].to) = blocks;
+        }
+    }
+}
+
 static xp_status bind_all(binding *b) {
     const xp_stage *s = b->c->stage;
     take_letters(b);
@@ -312,6 +335,7 @@ static xp_status bind_all(binding *b) {
         XP_TRY(bind_param(b, &s->param[i]));
     bind_ranges(b);
     take_dialect_letters(b);
+    take_block_letters(b);
     for (int i = 0; i < s->operands; i++)
         XP_TRY(bind_operand(b, &s->operand[i]));
     return s->fill ? s->fill(b->args, b->r->mesh, xp_data_name(b->c->data), b->c->seed) : XP_OK;
@@ -329,6 +353,113 @@ xp_status xp_bind_run(const xp_case *c, xp_rank *r) {
     r->layer = -1;
     XP_GOTO(out, bind_all(b));
     st = xp_call(r, c->stage, c->stage->name, b->args);
+out:
+    free(b->args);
+    free(b);
+    return st;
+}
+
+/* ---- given operands ------------------------------------------------------------------------------------------------
+ */
+
+/* Sizes of letters that stand alone in a dimension of a given operand. */
+static xp_status take_given_letters(binding *b, const xp_operand *o, const xp_tensor *t) {
+    int d = 0;
+    for (const char *p = o->shape; *p && t->data; d++) {
+        const size_t n = strcspn(p, ",");
+        if (d >= t->ndim)
+            break;
+        if (n == 1 && isupper((unsigned char)*p)) {
+            int64_t *size = slot(b->local, *p);
+            if (*size >= 0 && *size != t->dim[d])
+                return XP_FAIL(XP_E_ARG, "%s: %s dim %d is %lld, expected %c = %lld", b->c->stage->name, o->name, d,
+                               (long long)t->dim[d], *p, (long long)*size);
+            *size = *slot(b->full, *p) = t->dim[d];
+        }
+        p += n + (p[n] == ',');
+    }
+    if (t->data && d != t->ndim)
+        return XP_FAIL(XP_E_ARG, "%s: %s has %d dimensions, expected [%s]", b->c->stage->name, o->name, t->ndim,
+                       o->shape);
+    return XP_OK;
+}
+
+static xp_status take_given_sizes(binding *b, const xp_given *g) {
+    const xp_stage *s = b->c->stage;
+    for (int i = 0; i < 26; i++)
+        b->local[i] = b->full[i] = -1;
+    for (int i = 0; i < s->operands; i++) {
+        XP_TRY(take_given_letters(b, &s->operand[i], &g->in[i]));
+        XP_TRY(take_given_letters(b, &s->operand[i], &g->out[i]));
+    }
+    for (int i = 0; i < 26; i++) {
+        if (b->local[i] < 0 && b->c->dim_set[i])
+            b->local[i] = b->full[i] = b->c->dim[i];
+    }
+    const struct {
+        char letter;
+        int64_t size;
+    } other[] = {{'P', 1}, {'B', 1}, {'G', 1}};
+    for (size_t i = 0; i < sizeof other / sizeof *other; i++) {
+        if (*slot(b->local, other[i].letter) < 0)
+            *slot(b->local, other[i].letter) = *slot(b->full, other[i].letter) = other[i].size;
+    }
+    return XP_OK;
+}
+
+static xp_status bind_given_operand(binding *b, const xp_given *g, int i) {
+    const xp_operand *o = &b->c->stage->operand[i];
+    const xp_tensor *in = &g->in[i], *out = &g->out[i];
+    xp_tensor *t = (xp_tensor *)(void *)((char *)b->args + o->at);
+    int64_t full[XP_MAXDIM], base[XP_MAXDIM], dim[XP_MAXDIM];
+    int ndim;
+    if (o->role & XP_IN && !in->data) {
+        if (o->optional)
+            return XP_OK;
+        return XP_FAIL(XP_E_ARG, "%s: in.%s is missing", b->c->stage->name, o->name);
+    }
+    const xp_stage *s = b->c->stage;
+    if (!(o->role & XP_IN) && !out->data && o->optional && !(s->wants && s->wants(b->args, i)))
+        return XP_OK;
+    if (in->data || out->data) {
+        const xp_tensor *like = in->data ? in : out;
+        XP_TRY(xp_rank_tensor(b->r, XP_KIND_ACT, like->dtype, like->ndim, like->dim, t));
+    } else {
+        XP_TRY(parse_shape(b, o->shape, &ndim, dim, full, base));
+        XP_TRY(xp_rank_tensor(b->r, XP_KIND_ACT, group_dtype(b, o->group, o->dtypes), ndim, dim, t));
+    }
+    if (in->data)
+        memcpy(t->data, in->data, xp_dtype_bytes(in->dtype, xp_tensor_count(in)));
+    return XP_OK;
+}
+
+static xp_status bind_given_all(binding *b, const xp_given *g) {
+    const xp_stage *s = b->c->stage;
+    XP_TRY(take_given_sizes(b, g));
+    for (int i = 0; i < s->params; i++)
+        XP_TRY(bind_param(b, &s->param[i]));
+    /* Inputs before outputs: what a scalar asks for may depend on them. */
+    for (int pass = 0; pass < 2; pass++) {
+        for (int i = 0; i < s->operands; i++) {
+            if (((s->operand[i].role & XP_IN) != 0) == (pass == 0))
+                XP_TRY(bind_given_operand(b, g, i));
+        }
+    }
+    return XP_OK;
+}
+
+xp_status xp_bind_given(const xp_case *c, xp_rank *r, const xp_given *g, xp_bind_fn fn, void *arg) {
+    binding *b = calloc(1, sizeof *b);
+    xp_status st = XP_OK;
+    if (!b || !(b->args = calloc(1, c->stage->args_size))) {
+        free(b);
+        return XP_FAIL(XP_E_NOMEM, "case: the arguments of %s", c->stage->name);
+    }
+    b->c = c;
+    b->r = r;
+    r->layer = -1;
+    XP_GOTO(out, bind_given_all(b, g));
+    st = fn(r, c->stage, b->args, arg);
 out:
     free(b->args);
     free(b);

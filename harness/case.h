@@ -31,6 +31,8 @@ typedef enum {
     XP_G_WEIGHT,
     XP_G_GRAD,
     XP_G_REDUCE,
+    XP_G_CODE,
+    XP_G_SCALE,
     XP_NGROUP
 } xp_group;
 const char *xp_group_name(xp_group g);

@@ -46,6 +46,7 @@ typedef struct {
     int64_t sample_units;    /* judge only so many units of a stage that has more; 0: all */
     size_t slice_bytes;      /* memory of the judge's outputs for one slice; 0: 64 MiB */
     uint64_t seed;           /* of the sample */
+    int any_tie;             /* 1: of equal scores any may be chosen: answers of code with another tie rule, or none */
     xp_twice twice;          /* when a row that claims XP_DET_RUN is run a second time */
 } xp_judge_options;
 

@@ -173,7 +173,7 @@ static void judge_row(xp_judged *c, const xp_choice *v, const row *w, int32_t *u
     if (!check_ids(c, w))
         return;
     memcpy(use, w->idx, bytes);
-    if (!check_scores(c, w) || !check_ties(c, v, w))
+    if (!check_scores(c, w) || (!xp_judge_get_options(c->j)->any_tie && !check_ties(c, v, w)))
         return;
     if (same_set(w))
         f->reordered++;

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { CHECK = 1, STEP = 2, PLAN = 4, LIST = 8, EXPLAIN = 16, VERSION = 32, ALL = 63 };
+enum { CHECK = 1, STEP = 2, PLAN = 4, LIST = 8, EXPLAIN = 16, VERSION = 32, VERIFY = 64, ALL = 127 };
 
 static const struct {
     const char *name, *words, *meaning;
@@ -23,6 +23,9 @@ static const struct {
     {"explain", "NAME",
      "explain a stage, a fault, a dialect, a model, a data kind, a verdict, a class of failure or an exit code",
      EXPLAIN},
+    {"verify", "DIR ...",
+     "check vector sets: other people's expected outputs, and a backend's own or somebody's responses to their prompts",
+     VERIFY},
     {"version", "", "print the version", VERSION},
 };
 
@@ -52,17 +55,20 @@ static const option table[] = {
      CHECK | STEP | PLAN, AT(mesh), 0, 0, 0},
     {"--seed", "N", "seed of all generated data", SEED, CHECK | STEP | PLAN, AT(seed), AT(has_seed), 0, 0},
     {"--text", "FILE", "bytes to train on or to check with", TEXT, CHECK | STEP, AT(text), 0, 0, 0},
-    {"--impl", "NAME", "backend under test: ref, dense, or plugin:PATH", TEXT, CHECK | STEP, AT(impl), 0, 0, 0},
+    {"--impl", "NAME", "backend under test: ref, dense, or plugin:PATH", TEXT, CHECK | STEP | VERIFY, AT(impl), 0, 0,
+     0},
     {"--deterministic", NULL, "fold by global blocks of 16 tokens: the same bits on every mesh", FLAG,
      CHECK | STEP | PLAN, AT(deterministic), 0, 0, 0},
     {"--fault", "NAME", "switch one fault of `expar list faults` on", TEXT, CHECK | STEP, AT(fault), 0, 0, 0},
+    {"--responses", "DIR", "judge the answers in DIR, files named as the expected ones", TEXT, VERIFY, AT(responses), 0,
+     0, 0},
     {"--random", "N", "draw N random right cases from --seed and check them", COUNT, CHECK, AT(random), 0, 1,
      100000000},
     {"--json", NULL, "print JSON instead of a table", FLAG, PLAN | LIST | EXPLAIN, AT(json), 0, 0, 0},
     {"-J", "FILE", "write the results as JSON too", TEXT, CHECK | STEP, AT(json_file), 0, 0, 0},
     {"--color", "auto|always|never", "colour of the verdicts", COLOR, ALL, AT(color), 0, 0, 0},
-    {"-q", NULL, "print failures and the summary only", FLAG, CHECK | STEP, AT(quiet), 0, 0, 0},
-    {"-v", NULL, "print every stage of every case", FLAG, CHECK | STEP, AT(verbose), 0, 0, 0},
+    {"-q", NULL, "print failures and the summary only", FLAG, CHECK | STEP | VERIFY, AT(quiet), 0, 0, 0},
+    {"-v", NULL, "print every stage of every case", FLAG, CHECK | STEP | VERIFY, AT(verbose), 0, 0, 0},
 };
 enum { OPTIONS = sizeof table / sizeof *table, COMMANDS = sizeof commands / sizeof *commands };
 

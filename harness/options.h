@@ -37,7 +37,7 @@ typedef struct {
     const char *command;
     const char *word[XP_MAX_WORDS]; /* what is no option */
     int words;
-    const char *model, *mesh, *text, *impl, *fault, *json_file;
+    const char *model, *mesh, *text, *impl, *fault, *json_file, *responses, *dump;
     long long layers, shrink, tokens, steps, experts, topk, random;
     unsigned long long seed;
     double lr;

@@ -1,9 +1,9 @@
 /* Stages dispatch and dispatch_bwd: rows travel to the rank of their expert, and their gradients travel back.
  *
- * Counts first, then rows, then their token numbers. The count exchange carries every rank's capacity too, so that a
- * rank whose rows would not fit is known to all ranks before any row moves, and all of them leave together. Contract:
- * xp/dispatch.h. Bits are copied. Must not write a row at recv_offsets[L] (forward) or offsets[E] (backward) or behind
- * it, and must not skip a collective on a rank without rows. */
+ * Counts first, then rows, their scales if they are codes, and their token numbers. The count exchange carries every
+ * rank's capacity too, so that a rank whose rows would not fit is known to all ranks before any row moves, and all of
+ * them leave together. Contract: xp/dispatch.h. Bits are copied. Must not write a row at recv_offsets[L] (forward) or
+ * offsets[E] (backward) or behind it, and must not skip a collective on a rank without rows. */
 #include <string.h>
 
 #include "check.h"
@@ -13,15 +13,20 @@
 
 /* ---- dispatch ---- */
 
+#define CODES (XP_DT_FP8 | XP_BIT(XP_E4M3FNUZ) | XP_BIT(XP_E5M2FNUZ))
+#define SCALES (XP_BIT(XP_F32) | XP_BIT(XP_E8M0))
+
 static const xp_operand dispatch_operand[] = {
-    XP_OPERAND(xp_dispatch_args, rows, "M,H", XP_IN, XP_DT_ACT, XP_UNCOMPARED, "act"),
+    XP_OPERAND(xp_dispatch_args, rows, "M,H", XP_IN, XP_DT_ACT | CODES, XP_UNCOMPARED, "act"),
     XP_OPERAND(xp_dispatch_args, tok, "M", XP_IN, XP_BIT(XP_I64), XP_UNCOMPARED, ""),
     XP_OPERAND(xp_dispatch_args, counts, "E", XP_IN, XP_BIT(XP_I64), XP_UNCOMPARED, ""),
     XP_OPERAND(xp_dispatch_args, offsets, "E+1", XP_IN, XP_BIT(XP_I64), XP_UNCOMPARED, ""),
-    XP_OPERAND(xp_dispatch_args, recv, "C,H", XP_OUT, XP_DT_ACT, XP_BITS, "act"),
+    XP_OPERAND(xp_dispatch_args, recv, "C,H", XP_OUT, XP_DT_ACT | CODES, XP_BITS, "act"),
     XP_OPERAND(xp_dispatch_args, recv_tok, "C", XP_OUT, XP_BIT(XP_I64), XP_BITS, ""),
     XP_OPERAND(xp_dispatch_args, recv_counts, "P,L", XP_OUT, XP_BIT(XP_I64), XP_BITS, ""),
     XP_OPERAND(xp_dispatch_args, recv_offsets, "L+1", XP_OUT, XP_BIT(XP_I64), XP_BITS, ""),
+    XP_OPTIONAL(xp_dispatch_args, scales, "M,J", XP_IN, SCALES, XP_UNCOMPARED, "scale"),
+    XP_OPTIONAL(xp_dispatch_args, recv_scales, "C,J", XP_OUT, SCALES, XP_BITS, "scale"),
 };
 
 static const xp_param dispatch_param[] = {
@@ -32,6 +37,20 @@ static xp_ref_path dispatch_path(const xp_dispatch_args *a) {
     return (xp_ref_path){&a->counts, &a->offsets, &a->recv_counts, &a->recv_offsets};
 }
 
+static int has_scales(const xp_dispatch_args *a) {
+    return a->scales.data != NULL;
+}
+
+static xp_status scales_check(const xp_dispatch_args *a) {
+    if (has_scales(a) != (a->recv_scales.data != NULL))
+        return XP_FAIL(XP_E_ARG, "dispatch: recv_scales is %s, expected it with scales and only then",
+                       has_scales(a) ? "absent" : "present");
+    if (has_scales(a) && !(CODES >> a->rows.dtype & 1u))
+        return XP_FAIL(XP_E_ARG, "dispatch: rows has dtype %s, expected 8 bits where scales are present",
+                       xp_dtype_name(a->rows.dtype));
+    return XP_OK;
+}
+
 static xp_status dispatch_check(const void *args, const xp_mesh *m) {
     const xp_dispatch_args *a = args;
     const xp_ref_path path = dispatch_path(a);
@@ -39,6 +58,7 @@ static xp_status dispatch_check(const void *args, const xp_mesh *m) {
     XP_TRY(xp_ref_check(&xp_stage_dispatch, args, &d));
     if (a->align != 1 && a->align != 16 && a->align != 128)
         return XP_FAIL(XP_E_ARG, "dispatch: align is %d, expected 1, 16 or 128", a->align);
+    XP_TRY(scales_check(a));
     return xp_ref_path_check("dispatch", &path, m->axis[XP_EP], XP_REF_DIM(d, 'M'), -1);
 }
 
@@ -46,7 +66,8 @@ static void dispatch_cost(const void *args, const xp_mesh *m, xp_cost *out) {
     const xp_dispatch_args *a = args;
     const xp_ref_path p = dispatch_path(a);
     const xp_comm *c = m->axis[XP_EP];
-    const double row = (double)xp_dtype_bytes(a->rows.dtype, a->rows.dim[1]) + 8.0;
+    const double scales = has_scales(a) ? (double)xp_dtype_bytes(a->scales.dtype, a->scales.dim[1]) : 0.0;
+    const double row = (double)xp_dtype_bytes(a->rows.dtype, a->rows.dim[1]) + scales + 8.0;
     const double counts = 8.0 * (double)a->counts.dim[0];
     /* received rows are known only after the exchange: as many as sent, the mean over ranks */
     *out = (xp_cost){.flop = 0.0,
@@ -62,9 +83,13 @@ static size_t table_bytes(const xp_dispatch_args *a, int ranks) {
 static size_t dispatch_workspace(const void *args, const xp_mesh *m) {
     const xp_dispatch_args *a = args;
     const int ranks = m->axis[XP_EP]->size;
-    const size_t rows = xp_ref_path_ws(&a->rows, &a->recv, ranks), tok = xp_ref_path_ws(&a->tok, &a->recv_tok, ranks);
+    size_t most = xp_ref_path_ws(&a->rows, &a->recv, ranks);
+    const size_t tok = xp_ref_path_ws(&a->tok, &a->recv_tok, ranks);
+    const size_t scales = has_scales(a) ? xp_ref_path_ws(&a->scales, &a->recv_scales, ranks) : 0;
+    most = tok > most ? tok : most;
+    most = scales > most ? scales : most;
     return xp_ref_span(table_bytes(a, ranks)) + xp_ref_span(table_bytes(a, 1)) +
-           xp_ref_span((size_t)ranks * sizeof(int64_t)) + (rows > tok ? rows : tok);
+           xp_ref_span((size_t)ranks * sizeof(int64_t)) + most;
 }
 
 static xp_status counts_exchange(const xp_exec *x, const xp_dispatch_args *a, int64_t *mine, int64_t *each,
@@ -135,6 +160,8 @@ static xp_status dispatch_run(const xp_exec *x, const void *args) {
     XP_TRY(capacities_check(a, c, table));
     counts_store(a, c, table);
     XP_TRY(xp_ref_path_away(x, &path, &a->rows, &a->recv, 0, at));
+    if (has_scales(a))
+        XP_TRY(xp_ref_path_away(x, &path, &a->scales, &a->recv_scales, 0, at));
     return xp_ref_path_away(x, &path, &a->tok, &a->recv_tok, 0xFF, at); /* -1 in every pad */
 }
 
@@ -170,9 +197,17 @@ static xp_status dispatch_tok_conserved(const void *args, const xp_mesh *m, doub
     return xp_ref_path_conserved(&p, m->axis[XP_EP], &a->tok, &a->recv_tok, out);
 }
 
+static xp_status dispatch_scales_conserved(const void *args, const xp_mesh *m, double *out) {
+    const xp_dispatch_args *a = args;
+    const xp_ref_path p = dispatch_path(a);
+    *out = 0.0;
+    return has_scales(a) ? xp_ref_path_conserved(&p, m->axis[XP_EP], &a->scales, &a->recv_scales, out) : XP_OK;
+}
+
 static const xp_property dispatch_property[] = {{"segments", dispatch_segments},
                                                 {"rows_conserved", dispatch_rows_conserved},
-                                                {"tok_conserved", dispatch_tok_conserved}};
+                                                {"tok_conserved", dispatch_tok_conserved},
+                                                {"scales_conserved", dispatch_scales_conserved}};
 
 const xp_stage xp_stage_dispatch = {
     .name = "dispatch",

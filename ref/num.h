@@ -9,7 +9,7 @@
 
 #include "xp/tensor.h"
 
-/* ---- narrowing: round to nearest, ties to the even code, in one rounding from double ---------------------------- */
+/* ---- narrowing: round to nearest, ties to the even code (e8m0: up), in one rounding from double ------------------ */
 
 /* The code of v in d, in the low bits. d is a float format.
  *
@@ -21,12 +21,14 @@
  *   e4m3       448        0x7F (NaN), beyond 464     0x7E                sign | 0x7F
  *   e4m3fnuz   240        0x80 (NaN), from 248       0x7F                0x80
  *   e5m2fnuz   57344      0x80 (NaN), from 61440     0x7F                0x80
- *   e8m0       2^127      0xFF (NaN), beyond 1.5 * 2^127  0xFE           0xFF
+ *   e8m0       2^127      0xFF (NaN), from 1.5 * 2^127  0xFE             0xFF
  *   e2m1       6          0x7 (it always saturates)  0x7                 0x7, sign dropped (PTX cvt: NaN gives +6)
  *
  * The sign is kept in every column but where a code is the format's only NaN. Infinity counts as "beyond". -0 keeps its
  * sign, except in fnuz (one zero). e8m0 has neither zero nor sign: a positive value below 2^-127 gives 2^-127; zero
- * gives 0x00 when saturating and NaN when not; a negative value gives NaN. NaN payloads are not defined by any stage.
+ * gives 0x00 when saturating and NaN when not; a negative value gives NaN. A tie of e8m0, 1.5 * 2^k, goes up to
+ * 2^(k+1), as ml_dtypes 0.6.0 has it (a power of two has no last digit that could be even). NaN payloads are not
+ * defined by any stage.
  * Source: OCP OFP8 1.0, OCP MX 1.0, ml_dtypes (fnuz, e8m0), PTX ISA 8.7 cvt (satfinite, e2m1). */
 uint64_t xp_ref_narrow(double v, xp_dtype d, int saturate);
 /* The value of v after rounding to d, not saturating (e2m1 saturates). */

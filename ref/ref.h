@@ -9,6 +9,8 @@ extern const xp_backend xp_ref_backend;
 
 /* Rows, one a stage: extern const xp_kernel xp_ref_<stage>; in the order of the step. */
 extern const xp_kernel xp_ref_cast;
+extern const xp_kernel xp_ref_quant;
+extern const xp_kernel xp_ref_dequant;
 extern const xp_kernel xp_ref_gather;
 extern const xp_kernel xp_ref_embed;
 extern const xp_kernel xp_ref_rmsnorm;

@@ -1,4 +1,4 @@
-/* Stage cast: narrow or widen a flat array, round to nearest even.
+/* Stage cast: narrow or widen a flat array, round to nearest even (E8M0: ties go up, as in ml_dtypes).
  *
  * Judged bit for bit: the rounding is exact by definition. E2M1 always saturates (it has no NaN and no infinity).
  * Source: IEEE 754-2019 4.3.1, OCP OFP8 1.0, OCP MX 1.0. */

@@ -3,7 +3,11 @@
  * Experts are split over ep in contiguous blocks of L. After dispatch the rows lie by (local expert, source rank, order
  * at the source); each local expert's segment starts at a multiple of align, pad rows are zero with recv_tok = -1. Pad
  * rows of the sender are not sent. C is a capacity: rows at recv_offsets[L] and beyond are not written. Moves bits:
- * judged bit for bit. */
+ * judged bit for bit.
+ *
+ * Rows may be 8-bit codes (see xp/quant.h) whose scales travel with them, J to a row: ceil(H/128) f32 as DeepEP sends
+ * them, or ceil(H/32) e8m0. dispatch looks at neither: what a code means is its quantiser's business. The scales of a
+ * pad row are zero bytes. All ranks pass scales or none does; a rank without rows passes a pointer too. */
 #ifndef XP_DISPATCH_H
 #define XP_DISPATCH_H
 
@@ -14,15 +18,17 @@ extern "C" {
 #endif
 
 typedef struct {
-    xp_tensor rows;         /* in  [M,H] act, from permute */
+    xp_tensor rows;         /* in  [M,H] act, or 8-bit codes, from permute */
     xp_tensor tok;          /* in  [M] i64 */
     xp_tensor counts;       /* in  [E] i64 */
     xp_tensor offsets;      /* in  [E+1] i64 */
-    xp_tensor recv;         /* out [C,H] act */
+    xp_tensor recv;         /* out [C,H], of rows' dtype */
     xp_tensor recv_tok;     /* out [C] i64 */
     xp_tensor recv_counts;  /* out [P,L] i64 rows from each ep rank for each local expert */
     xp_tensor recv_offsets; /* out [L+1] i64 */
     int align;              /* 1, 16 or 128 */
+    xp_tensor scales;       /* in, optional [M,J] f32|e8m0; only with 8-bit rows */
+    xp_tensor recv_scales;  /* out, with scales [C,J] */
 } xp_dispatch_args;
 extern const xp_stage xp_stage_dispatch;
 

@@ -8,6 +8,7 @@
  *   N flat length           G groups            R rows of a parameter on this rank           Q segments of a flat
  * buffer Y MoE layers            U rows of an expert's first matrix: 2 F with a gate, F without
  *   X the shared expert's, from S   Z ids of experts: E and the dialect's null experts
+ *   I, J blocks of a quantised matrix along its rows and columns
  *
  * The letters also say where an operand lies in the logical tensor, so that generated data is a function of the global
  * index: a T dimension starts at this rank's first global token, L at its first expert, N and R at its shard; every

@@ -17,6 +17,7 @@
 #include "xp/head.h"
 #include "xp/moe.h"
 #include "xp/permute.h"
+#include "xp/quant.h"
 #include "xp/residual.h"
 #include "xp/rmsnorm.h"
 #include "xp/route.h"
@@ -31,6 +32,8 @@ extern const xp_backend xp_dense_backend;
 
 /* Rows, one a stage, in the order of the step. */
 extern const xp_kernel xp_dense_cast;
+extern const xp_kernel xp_dense_quant;
+extern const xp_kernel xp_dense_dequant;
 extern const xp_kernel xp_dense_gather;
 extern const xp_kernel xp_dense_embed;
 extern const xp_kernel xp_dense_embed_bwd;

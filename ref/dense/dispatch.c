@@ -41,13 +41,29 @@ static void see_tok(const void *ctx, int from, int64_t row, const void *src) {
         xp_dense_put_int(&d->a->recv_tok, c, tok);
 }
 
+static void show_scales(const void *ctx, int64_t row, void *dst) {
+    const xp_tensor *s = &((const dispatching *)ctx)->a->scales;
+    memcpy(dst, xp_tensor_at(s, row, 0, 0, 0), xp_dtype_bytes(s->dtype, s->dim[1]));
+}
+
+static void see_scales(const void *ctx, int from, int64_t row, const void *src) {
+    const dispatching *d = ctx;
+    const xp_tensor *to = &d->a->recv_scales;
+    const int64_t c = xp_dense_away_place(d->away, &d->a->recv_offsets, from, row);
+    for (int64_t j = 0; c >= 0 && c < to->dim[0] && j < to->dim[1]; j++)
+        xp_dense_put_code(to, xp_dense_at(to, c, j, 0, 0), xp_code(src, to->dtype, j));
+}
+
 static size_t workspace(const void *args, const xp_mesh *m) {
     const xp_dispatch_args *a = args;
     const int ranks = m->axis[XP_EP]->size;
-    const size_t rows = xp_dense_share_ws(ranks, a->rows.dtype, a->rows.dim[1]);
-    const size_t toks = xp_dense_share_ws(ranks, XP_I64, 1);
-    return xp_dense_away_ws(ranks, a->counts.dim[0]) + xp_dense_room(a->rows.dim[1], sizeof(double)) +
-           (rows > toks ? rows : toks);
+    size_t most = xp_dense_share_ws(ranks, XP_I64, 1);
+    for (int scales = 0; scales < 2; scales++) {
+        const xp_tensor *t = scales ? &a->scales : &a->rows;
+        const size_t ws = t->data || !scales ? xp_dense_share_ws(ranks, t->dtype, t->dim[1]) : 0;
+        most = ws > most ? ws : most;
+    }
+    return xp_dense_away_ws(ranks, a->counts.dim[0]) + xp_dense_room(a->rows.dim[1], sizeof(double)) + most;
 }
 
 /* Counts, borders, and every row in use as a pad row; returns how many those are. */
@@ -65,6 +81,8 @@ static int64_t lay_out(const xp_dispatch_args *a, const xp_dense_away *w, int ra
     xp_dense_put_int(&a->recv_offsets, w->l_n, at);
     for (int64_t c = 0; c < at && c < a->recv.dim[0]; c++) {
         xp_dense_zero(&a->recv, xp_dense_at(&a->recv, c, 0, 0, 0), a->recv.dim[1]);
+        if (a->recv_scales.data)
+            xp_dense_zero(&a->recv_scales, xp_dense_at(&a->recv_scales, c, 0, 0, 0), a->recv_scales.dim[1]);
         xp_dense_put_int(&a->recv_tok, c, -1);
     }
     return at;
@@ -84,6 +102,13 @@ static xp_status run(const xp_exec *x, const void *args) {
     s.show = show_row;
     s.see = see_row;
     XP_TRY(xp_dense_share_run(&s, ws));
+    if (a->scales.data) {
+        s.dtype = a->scales.dtype;
+        s.width = a->scales.dim[1];
+        s.show = show_scales;
+        s.see = see_scales;
+        XP_TRY(xp_dense_share_run(&s, ws));
+    }
     s.dtype = XP_I64;
     s.width = 1;
     s.show = show_tok;

@@ -61,7 +61,7 @@ static inline uint64_t narrow(double v, const format *f, int saturate) {
     return f->signed_over || c ? c | sign : 0; /* a format without -0 has NaN in its place */
 }
 
-/* Powers of two only: between 2^e and 2^(e+1) the middle is 1.5 * 2^e, a tie goes to the even code. */
+/* Powers of two only: from the middle of 2^e and 2^(e+1), 1.5 * 2^e, on it is the upper one. */
 static uint64_t narrow_e8m0(double v, int saturate) {
     const uint64_t u = bits_of(v), a = u << 1 >> 1;
     if (a == 0)
@@ -72,7 +72,7 @@ static uint64_t narrow_e8m0(double v, int saturate) {
         return saturate ? 0xFE : 0xFF;
     int64_t code = (int64_t)(u >> 52) - 1023 + 127;
     const uint64_t rest = u & (HIDDEN - 1), half = HIDDEN >> 1;
-    code += rest > half || (rest == half && (code & 1));
+    code += rest >= half;
     if (code > 0xFE)
         return saturate ? 0xFE : 0xFF;
     return code < 0 ? 0 : (uint64_t)code;

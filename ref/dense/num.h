@@ -8,7 +8,7 @@
 
 #include "xp/tensor.h"
 
-/* Code of v in format d, exact ties to the even code. saturate: beyond the largest finite value (infinities too)
+/* Code of v in format d, exact ties to the even code (E8M0: upwards). saturate: beyond the largest finite value (infinities too)
  * becomes it. E2M1 always saturates and takes NaN as +6, as PTX cvt does. E8M0 has neither sign nor zero: 2^-127 for
  * what is positive and smaller, NaN for what is not positive, but 2^-127 for a zero that saturates. */
 uint64_t xp_dense_narrow(double v, xp_dtype d, int saturate);

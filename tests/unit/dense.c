@@ -77,7 +77,10 @@ static void test_narrow_special(void **state) {
     expect_code(XP_E5M2, 61440, 0, 0x7C);
     expect_code(XP_E8M0, 1.5, 0, 128);
     expect_code(XP_E8M0, 1.4999, 0, 127);
-    expect_code(XP_E8M0, 3, 0, 128);
+    expect_code(XP_E8M0, 3, 0, 129); /* a tie, up; 128 is even */
+    expect_code(XP_E8M0, nextafter(3, 0), 0, 128);
+    expect_code(XP_E8M0, 0x1.8p127, 0, 255);
+    expect_code(XP_E8M0, 0x1.8p-127, 0, 1);
     expect_code(XP_E8M0, 0, 0, 255);
     expect_code(XP_E8M0, 0, 1, 0);
     expect_code(XP_E2M1, -(double)NAN, 0, 7);

@@ -69,7 +69,7 @@ static const fact facts[] = {
     {XP_E5M2, 256, 0x7B, 57344.0, 61440.0, 0x7C, 0x7C, 0x7B, 0x7E, 0x80, 1},
     {XP_E4M3FNUZ, 256, 0x7F, 240.0, 248.0, 0x80, 0x80, 0x7F, 0x80, 0, 0},
     {XP_E5M2FNUZ, 256, 0x7F, 57344.0, 61440.0, 0x80, 0x80, 0x7F, 0x80, 0, 0},
-    {XP_E8M0, 256, 0xFE, 0x1p127, 0x1.8p127, 0xFE, 0xFF, 0xFE, 0xFF, 0, 0},
+    {XP_E8M0, 256, 0xFE, 0x1p127, 0x1.8p127, 0xFF, 0xFF, 0xFE, 0xFF, 0, 0},
     {XP_E2M1, 16, 0x7, 6.0, 7.0, 0x7, 0x7, 0x7, 0x7, 0x8, 0},
 };
 enum { FACTS = sizeof facts / sizeof facts[0] };
@@ -132,7 +132,7 @@ static void test_midpoints(void **state) {
         const fact *f = &facts[i];
         for (uint64_t c = 0; c < f->max_code; c++, seen++) {
             const double a = value_of(c, f->d), b = value_of(c + 1, f->d), mid = a / 2.0 + b / 2.0;
-            const uint64_t even = c + (c & 1);
+            const uint64_t even = f->d == XP_E8M0 ? c + 1 : c + (c & 1); /* e8m0: ties go up */
             assert_true(a < mid && mid < b && mid - a == b - mid);
             for (int sat = 0; sat < 2; sat++) {
                 expect(f, mid, sat, even);

@@ -1,0 +1,59 @@
+"""Makes the vector sets of this folder: expected outputs come from the installed transformers, torch and ml_dtypes.
+
+    python golden/generate.py [DIR]        (DIR: this folder; packages: requirements.txt)
+
+One thread and portable kernels, so that a second run gives the same bytes. Values are drawn by a generator of our own
+(SplitMix64), so they do not depend on torch's.
+"""
+
+import os
+import sys
+
+ENVIRONMENT = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE",
+               "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+os.environ.update(ENVIRONMENT)
+
+# pylint: disable=wrong-import-position
+import pathlib
+import platform
+import shutil
+import warnings
+
+import ml_dtypes
+import numpy as np
+import safetensors
+import torch
+import transformers
+
+import families as fam
+import layers
+import numbers_of
+import vectors
+
+SEED = 1
+
+
+def generator():
+    packages = {"torch": torch.__version__, "transformers": transformers.__version__,
+                "ml_dtypes": ml_dtypes.__version__, "safetensors": safetensors.__version__, "numpy": np.__version__}
+    return {"name": "golden/generate.py", "version": 1, "packages": packages,
+            "python": ".".join(platform.python_version_tuple()[:2]), "environment": ENVIRONMENT, "seed": SEED}
+
+
+def main():
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    root = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else pathlib.Path(__file__).parent
+    for name in ("core",):
+        shutil.rmtree(root / name, ignore_errors=True)
+    core = vectors.Set(root / "core", "core", generator())
+    for family in fam.FAMILIES:
+        layers.add_family(core, family)
+    layers.add_invalid(core)
+    numbers_of.add_all(core)
+    print("core:", core.finish(), "tests")
+
+
+if __name__ == "__main__":
+    main()
