@@ -407,6 +407,16 @@ static xp_status take_given_sizes(binding *b, const xp_given *g) {
     return XP_OK;
 }
 
+/* The dtype of a group: what another operand of it has, or what the line says. */
+static xp_dtype given_dtype(const binding *b, const xp_given *g, const xp_operand *o) {
+    const xp_stage *s = b->c->stage;
+    for (int i = 0; i < s->operands && o->group[0]; i++) {
+        if (strcmp(s->operand[i].group, o->group) == 0 && g->in[i].data)
+            return g->in[i].dtype;
+    }
+    return group_dtype(b, o->group, o->dtypes);
+}
+
 static xp_status bind_given_operand(binding *b, const xp_given *g, int i) {
     const xp_operand *o = &b->c->stage->operand[i];
     const xp_tensor *in = &g->in[i], *out = &g->out[i];
@@ -426,7 +436,7 @@ static xp_status bind_given_operand(binding *b, const xp_given *g, int i) {
         XP_TRY(xp_rank_tensor(b->r, XP_KIND_ACT, like->dtype, like->ndim, like->dim, t));
     } else {
         XP_TRY(parse_shape(b, o->shape, &ndim, dim, full, base));
-        XP_TRY(xp_rank_tensor(b->r, XP_KIND_ACT, group_dtype(b, o->group, o->dtypes), ndim, dim, t));
+        XP_TRY(xp_rank_tensor(b->r, XP_KIND_ACT, given_dtype(b, g, o), ndim, dim, t));
     }
     if (in->data)
         memcpy(t->data, in->data, xp_dtype_bytes(in->dtype, xp_tensor_count(in)));

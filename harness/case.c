@@ -115,7 +115,7 @@ static int is_dtype_key(const xp_case *c, const char *key) {
         if (strcmp(key, flow[i]) == 0)
             return 1;
     }
-    for (int i = 0; is_generated(c) && i < c->stage->operands; i++) {
+    for (int i = 0; c->kind == XP_CASE_STAGE && i < c->stage->operands; i++) {
         if (key[0] && strcmp(key, c->stage->operand[i].group) == 0 && strcmp(key, "wide") != 0)
             return 1;
     }
@@ -162,6 +162,20 @@ xp_status xp_case_dialect(const xp_case *c, xp_dialect *out) {
     for (int i = 0; i < c->params; i++) {
         if (xp_dialect_has(c->param[i].name) && (!is_generated(c) || stage_param(c, c->param[i].name) < 0))
             XP_TRY(xp_dialect_set(out, c->param[i].name, c->param[i].value));
+    }
+    return XP_OK;
+}
+
+xp_status xp_case_of_chain(const xp_case *c) {
+    for (int i = 0; c->kind == XP_CASE_STAGE && i < c->params; i++) {
+        if (stage_param(c, c->param[i].name) >= 0)
+            return XP_FAIL(XP_E_ARG, "%s: %s gets its operands from a layer, which sets this; only a vector set can",
+                           c->param[i].name, c->stage->name);
+    }
+    for (int g = XP_G_LOGITS; g <= XP_G_WEIGHT; g++) {
+        if (c->dtype[g] != XP_NDTYPE)
+            return XP_FAIL(XP_E_ARG, "%s: %s gets its operands from a layer, whose dialect sets this", group_names[g],
+                           c->stage ? c->stage->name : "the case");
     }
     return XP_OK;
 }
@@ -271,6 +285,9 @@ static xp_status set_key(xp_case *c, const char *key, const char *value) {
         XP_TRY(set_step_key(c, key, value, &known));
         if (known)
             return XP_OK;
+        const int p = c->kind == XP_CASE_STAGE ? stage_param(c, key) : -1;
+        if (p >= 0) /* of a vector set, whose operands are given: see xp_case_of_chain() */
+            return set_param(c, &c->stage->param[p], value);
     }
     if (xp_dialect_has(key) && default_dialect(c))
         return set_field(c, key, value);

@@ -77,6 +77,8 @@ int xp_glob(const char *pattern, const char *name);
 void xp_case_defaults(xp_case_kind kind, const xp_stage *stage, xp_case *out);
 /* The case's dialect: its preset (or the default one of its kind) with the fields that the line sets. */
 xp_status xp_case_dialect(const xp_case *c, xp_dialect *out);
+/* For a case whose stage gets its inputs from a layer: XP_E_ARG when the line sets what the layer decides. */
+xp_status xp_case_of_chain(const xp_case *c);
 /* 1 when a line of this case may set the size of that letter. */
 int xp_case_takes(const xp_case *c, char letter);
 /* Refuses what no run could honour: K > E, E not a multiple of ep, ... XP_E_ARG naming field and value. */

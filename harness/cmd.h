@@ -11,6 +11,7 @@ int xp_cmd_step(const xp_options *o);
 int xp_cmd_plan(const xp_options *o);
 int xp_cmd_list(const xp_options *o);
 int xp_cmd_explain(const xp_options *o);
+int xp_cmd_gen(const xp_options *o);
 int xp_cmd_verify(const xp_options *o);
 int xp_cmd_version(const xp_options *o);
 

@@ -19,6 +19,7 @@ enum { SAMPLE_UNITS = 16, REDRAWS = 20 };
 typedef struct {
     const xp_options *o;
     xp_run_options run;
+    int64_t dumped, dump_left;
     xp_report_style style;
     json_t *cases; /* NULL: no -J */
     int64_t count[XP_V_HANG + 1], ran, redrawn;
@@ -315,6 +316,9 @@ static void summary(checking *s, double seconds) {
             xp_report_count(s->remote, m));
     if (s->parity_rows)
         fprintf(s->style.out, ", %s rows against one rank", xp_report_count(s->parity_rows, n));
+    if (s->run.dump)
+        fprintf(s->style.out, ", %" PRId64 " calls written (%" PRId64 " that communicate are not)", s->dumped,
+                s->dump_left);
     fprintf(s->style.out, "  %.1f s\n", seconds);
     const int64_t shown = s->ran - s->count[XP_V_SKIP] - s->count[XP_V_UNSUPPORTED];
     if (shown == 0)
@@ -360,6 +364,8 @@ static xp_status open_checking(checking *s) {
     if (o->words && (o->model || o->random))
         return XP_FAIL(XP_E_ARG, "check: '%s' and %s exclude each other", o->word[0],
                        o->model ? "--model" : "--random");
+    if (o->dump && (o->random || (!o->model && (o->words != 1 || !strpbrk(o->word[0], " \t")))))
+        return XP_FAIL(XP_E_ARG, "--dump: one case line or --model, a set holds one case");
     if (o->random && (o->model || o->mesh || o->deterministic))
         return XP_FAIL(XP_E_ARG, "check: --random draws its own cases, %s excludes it",
                        o->model  ? "--model"
@@ -373,6 +379,9 @@ static xp_status open_checking(checking *s) {
     s->run.impl_given = o->impl;
     s->run.text_given = o->text;
     s->run.against_one_rank = 1;
+    s->run.dump = o->dump;
+    s->run.dumped = &s->dumped;
+    s->run.dump_left = &s->dump_left;
     if (o->text) {
         XP_TRY(xp_cmd_read(o->text, &s->text, &s->run.text_bytes));
         s->run.text = s->text;

@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "cmd.h"
+#include "golden.h"
 #include "registry.h"
 
 /* Lines go through one function, so that text and JSON list the same things. */
@@ -56,15 +57,17 @@ static xp_status list_meshes(sink *s) {
 
 static xp_status model_line(const char *name, void *arg) {
     xp_model m;
-    char text[240];
+    char text[400];
     double all, active;
     XP_TRY(xp_model_open(name, &m));
     xp_model_moe_params(&m, &all, &active);
-    snprintf(text, sizeof text,
-             "%s, %d layers, H %lld, F %lld, E %lld, k %lld, shared %lld, dialect %s, %.1f B parameters in MoE blocks, "
-             "%.2f B active",
-             m.model_type, m.layers, (long long)m.H, (long long)m.F, (long long)m.E, (long long)m.K, (long long)m.S,
-             m.dialect.name, all / 1e9, active / 1e9);
+    snprintf(
+        text, sizeof text,
+        "%s, %d layers, %d MoE, H %lld, F %lld, E %lld, k %lld, shared %lld, dialect %s%s, %.1f B parameters in MoE "
+        "blocks, %.2f B active, %.1f KiB dispatched a token",
+        m.model_type, m.layers, xp_model_moe_layers(&m), (long long)m.H, (long long)m.F, (long long)m.E, (long long)m.K,
+        (long long)m.S, m.dialect.name, xp_golden_covers(m.dialect.name) ? "" : " (no vector covers it)", all / 1e9,
+        active / 1e9, 2.0 * (double)m.K * (double)m.H / 1024);
     emit(arg, name, text);
     return XP_OK;
 }
@@ -74,8 +77,12 @@ static xp_status list_models(sink *s) {
 }
 
 static xp_status list_dialects(sink *s) {
-    for (int i = 0; xp_dialects[i].name; i++)
-        emit(s, xp_dialects[i].name, xp_dialects[i].meaning);
+    char text[400];
+    for (int i = 0; xp_dialects[i].name; i++) {
+        snprintf(text, sizeof text, "%c: %s%s", xp_dialects[i].letter, xp_dialects[i].meaning,
+                 xp_golden_covers(xp_dialects[i].name) ? "" : " (no vector covers it)");
+        emit(s, xp_dialects[i].name, text);
+    }
     return XP_OK;
 }
 

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "cmd.h"
+#include "dump.h"
 #include "registry.h"
 
 typedef struct {
@@ -45,6 +46,8 @@ static xp_status train(training *t, xp_rank *r) {
     xp_step_result res;
     char digest[65];
     r->fault = t->fault;
+    if (t->o->dump)
+        XP_TRY(xp_dump_open(t->o->dump, r->rank, r->world, t->plan->opt.seed, NULL, &r->dump));
     XP_TRY(xp_step_open(r, t->plan, &t->src, &st));
     xp_status status = XP_OK;
     for (int64_t s = 0; s < t->steps && status == XP_OK; s++) {
@@ -65,7 +68,10 @@ static xp_status rank_main(const xp_mesh *mesh, int rank, void *arg) {
     xp_rank r;
     size_t live[XP_NKIND];
     XP_TRY(xp_rank_open(mesh, t->impl, xp_backend_ref(), &r));
-    const xp_status st = train(t, &r);
+    xp_status st = train(t, &r);
+    if (st == XP_OK)
+        st = xp_dump_finish(r.dump, NULL, NULL);
+    xp_dump_close(r.dump);
     xp_rank_memory(&r, live, t->peak[rank], &t->peak_total[rank]);
     xp_rank_close(&r);
     return st;

@@ -24,7 +24,7 @@ int xp_model_moe_layers(const xp_model *m) {
 void xp_model_moe_params(const xp_model *m, double *out_all, double *out_active) {
     const double H = (double)m->H, layers = (double)xp_model_moe_layers(m);
     const double maps = m->dialect.gated ? 3.0 : 2.0;
-    const double expert = maps * H * (double)m->F, router = (double)m->E * H;
+    const double expert = maps * H * (double)m->F, router = (double)(m->E + m->dialect.null_experts) * H;
     const double shared = maps * H * (double)m->S + (m->S && m->dialect.shared_gate ? H : 0.0);
     *out_all = layers * ((double)m->E * expert + router + shared);
     *out_active = layers * ((double)m->K * expert + router + shared);

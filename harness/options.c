@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { CHECK = 1, STEP = 2, PLAN = 4, LIST = 8, EXPLAIN = 16, VERSION = 32, VERIFY = 64, ALL = 127 };
+enum { CHECK = 1, STEP = 2, PLAN = 4, LIST = 8, EXPLAIN = 16, VERSION = 32, VERIFY = 64, GEN = 128, ALL = 255 };
 
 static const struct {
     const char *name, *words, *meaning;
@@ -23,6 +23,8 @@ static const struct {
     {"explain", "NAME",
      "explain a stage, a fault, a dialect, a model, a data kind, a verdict, a class of failure or an exit code",
      EXPLAIN},
+    {"gen", "'case line' DIR", "write a vector set: the inputs of the case's stages and what the backend made of them",
+     GEN},
     {"verify", "DIR ...",
      "check vector sets: other people's expected outputs, and a backend's own or somebody's responses to their prompts",
      VERIFY},
@@ -55,11 +57,12 @@ static const option table[] = {
      CHECK | STEP | PLAN, AT(mesh), 0, 0, 0},
     {"--seed", "N", "seed of all generated data", SEED, CHECK | STEP | PLAN, AT(seed), AT(has_seed), 0, 0},
     {"--text", "FILE", "bytes to train on or to check with", TEXT, CHECK | STEP, AT(text), 0, 0, 0},
-    {"--impl", "NAME", "backend under test: ref, dense, or plugin:PATH", TEXT, CHECK | STEP | VERIFY, AT(impl), 0, 0,
-     0},
+    {"--impl", "NAME", "backend under test: ref, dense, or plugin:PATH", TEXT, CHECK | STEP | VERIFY | GEN, AT(impl), 0,
+     0, 0},
     {"--deterministic", NULL, "fold by global blocks of 16 tokens: the same bits on every mesh", FLAG,
      CHECK | STEP | PLAN, AT(deterministic), 0, 0, 0},
     {"--fault", "NAME", "switch one fault of `expar list faults` on", TEXT, CHECK | STEP, AT(fault), 0, 0, 0},
+    {"--dump", "DIR", "write every stage call as a test of a vector set", TEXT, CHECK | STEP, AT(dump), 0, 0, 0},
     {"--responses", "DIR", "judge the answers in DIR, files named as the expected ones", TEXT, VERIFY, AT(responses), 0,
      0, 0},
     {"--random", "N", "draw N random right cases from --seed and check them", COUNT, CHECK, AT(random), 0, 1,

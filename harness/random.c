@@ -158,6 +158,31 @@ static void keep_own_sizes(xp_case *c) {
     }
 }
 
+static void set_param(xp_case *c, const char *name, const char *value) {
+    strcpy(c->param[c->params].name, name);
+    strcpy(c->param[c->params++].value, value);
+}
+
+/* A recipe of block scaling: codes, scales, blocks and rule, the second level with most e4m3 scales. */
+static void draw_blocks(dice *d, xp_case *c) {
+    static const xp_dtype code[] = {XP_E4M3, XP_E5M2, XP_E4M3FNUZ, XP_E5M2FNUZ, XP_E2M1};
+    static const xp_dtype scale[] = {XP_F32, XP_E8M0, XP_E4M3};
+    static const char *const rows[] = {"0", "1", "1", "128"}, *const cols[] = {"0", "16", "32", "128"};
+    static const char *const rule[] = {"amax", "pow2", "mx"};
+    if (c->dtype[XP_G_ACT] == XP_F64)
+        c->dtype[XP_G_ACT] = XP_F32; /* its arithmetic is f32 */
+    c->dtype[XP_G_CODE] = code[roll(d, 5)];
+    c->dtype[XP_G_SCALE] = scale[roll(d, 3)];
+    set_param(c, "rows", rows[roll(d, 4)]);
+    set_param(c, "cols", cols[roll(d, 4)]);
+    if (c->dtype[XP_G_SCALE] == XP_E4M3 && roll(d, 4))
+        strcpy(c->with, "tensor_scale");
+    if (strcmp(c->stage->name, "quant") != 0)
+        return;
+    set_param(c, "rule", rule[c->dtype[XP_G_SCALE] == XP_E4M3 ? 0 : roll(d, 3)]);
+    set_param(c, "nonfinite", roll(d, 2) ? "one" : "nan");
+}
+
 static void draw_stage(dice *d, xp_case *c) {
     draw_sizes(d, c);
     set_dim(c, 'N', size(d, 0, 6000));
@@ -167,6 +192,8 @@ static void draw_stage(dice *d, xp_case *c) {
     draw_scalars(d, c);
     if (strcmp(c->stage->name, "cast") == 0)
         c->dtype[XP_G_PARAM] = (xp_dtype)roll(d, XP_E2M1 + 1);
+    if (strcmp(c->stage->name, "quant") == 0 || strcmp(c->stage->name, "dequant") == 0)
+        draw_blocks(d, c);
     if (strcmp(c->stage->name, "scatter") == 0 && c->dtype[XP_G_ACT] == XP_F64)
         c->dtype[XP_G_ACT] = XP_F32; /* its reduction type is a scalar of its own, f32 unless a line says so */
     if (strcmp(c->stage->name, "moe") == 0 && c->dtype[XP_G_ACT] != XP_F64)

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "arena.h"
+#include "dump.h"
 #include "fault.h"
 #include "judge.h"
 
@@ -140,8 +141,16 @@ static xp_status call_unjudged(xp_rank *r, const xp_stage *stage, const char *si
     return xp_rank_exec(r, row, args);
 }
 
-xp_status xp_call(xp_rank *r, const xp_stage *stage, const char *site, void *args) {
+static xp_status call(xp_rank *r, const xp_stage *stage, const char *site, void *args) {
     if (r->judge)
         return xp_judge_call(r->judge, r, stage, site, args);
     return xp_rank_give_up(r, call_unjudged(r, stage, site, args));
+}
+
+xp_status xp_call(xp_rank *r, const xp_stage *stage, const char *site, void *args) {
+    if (!r->dump)
+        return call(r, stage, site, args);
+    XP_TRY(xp_rank_give_up(r, xp_dump_before(r->dump, r, stage, args)));
+    XP_TRY(call(r, stage, site, args));
+    return xp_rank_give_up(r, xp_dump_after(r->dump, r, stage, site, args));
 }

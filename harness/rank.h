@@ -15,6 +15,7 @@ extern "C" {
 typedef struct xp_judge xp_judge; /* judge.h: one rank's judge and its findings */
 typedef struct xp_fault xp_fault; /* fault.h: a row wrapped on purpose */
 typedef struct xp_arena xp_arena; /* guarded allocations with accounting */
+typedef struct xp_dump xp_dump;   /* dump.h: writes calls as tests */
 
 /* What the memory is for, for the plan's comparison. */
 typedef enum {
@@ -36,6 +37,7 @@ typedef struct {
     const char *only;       /* NULL: every stage is under test; else the one stage that is */
     const xp_fault *fault;  /* NULL: none */
     xp_judge *judge;        /* NULL: not judged */
+    xp_dump *dump;          /* NULL: calls are not written */
     xp_arena *arena;
     xp_device *dev;
     xp_queue *q;

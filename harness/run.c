@@ -12,6 +12,7 @@
 #include <time.h>
 
 #include "bind.h"
+#include "dump.h"
 #include "registry.h"
 
 typedef struct {
@@ -22,6 +23,7 @@ typedef struct {
     xp_judge *judge[XP_MESH_MAX_RANKS];
     size_t peak[XP_MESH_MAX_RANKS];
     xp_step_result result[XP_MESH_MAX_RANKS];
+    int64_t dumped[XP_MESH_MAX_RANKS], dump_left[XP_MESH_MAX_RANKS];
     int judged; /* 0: the run only records for the parity store */
 } job;
 
@@ -104,8 +106,14 @@ static xp_status rank_main(const xp_mesh *mesh, int rank, void *arg) {
     size_t live[XP_NKIND], peak[XP_NKIND];
     XP_TRY(xp_rank_open(mesh, j->judged ? j->o->impl : xp_backend_ref(), xp_backend_ref(), &r));
     xp_status st = j->judged ? open_judge(j, &r) : XP_OK;
+    if (st == XP_OK && j->judged && j->o->dump)
+        st = xp_dump_open(j->o->dump, rank, r.world, j->c->seed, j->c->kind == XP_CASE_STAGE ? j->c->stage->name : NULL,
+                          &r.dump);
     if (st == XP_OK)
         st = is_chain(j->c) ? run_chain(j, &r) : xp_bind_run(j->c, &r);
+    if (st == XP_OK)
+        st = xp_dump_finish(r.dump, &j->dumped[rank], &j->dump_left[rank]);
+    xp_dump_close(r.dump);
     xp_rank_memory(&r, live, peak, &j->peak[rank]);
     xp_rank_close(&r);
     return st;
@@ -139,6 +147,7 @@ static xp_status run_planned(job *j, xp_run_result *out) {
     xp_step_options opt;
     xp_plan plan;
     xp_status st = XP_OK;
+    XP_TRY(xp_case_of_chain(j->c));
     XP_TRY(xp_case_model(j->c, &model));
     XP_TRY(xp_case_options(j->c, &opt));
     XP_TRY(xp_plan_make(&model, &j->c->mesh, &opt, &plan));
@@ -192,6 +201,10 @@ xp_status xp_case_run(const xp_case *c, const xp_run_options *o, xp_run_result *
         weigh_parity(out);
     clock_gettime(CLOCK_MONOTONIC, &t1);
     out->seconds = (double)(t1.tv_sec - t0.tv_sec) + 1e-9 * (double)(t1.tv_nsec - t0.tv_nsec);
+    for (int i = 0; i < XP_MESH_MAX_RANKS && o->dump; i++) {
+        *o->dumped += j->dumped[i];
+        *o->dump_left += j->dump_left[i];
+    }
     out->result = j->result[0];
     for (int i = 0; i < XP_MESH_MAX_RANKS; i++)
         out->peak_bytes += j->peak[i];

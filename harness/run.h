@@ -16,9 +16,11 @@ typedef struct {
     const xp_fault *fault;               /* NULL: none */
     const uint8_t *text;                 /* for data=text; NULL: seeded bytes */
     int64_t text_bytes;
-    int64_t calls;        /* judge the first so many calls of each site; 0: all */
-    int64_t sample_units; /* judge so many units of a larger stage; 0: all */
-    int against_one_rank; /* layer and step cases on several ranks: also compare every row with a one-rank run */
+    int64_t calls;               /* judge the first so many calls of each site; 0: all */
+    int64_t sample_units;        /* judge so many units of a larger stage; 0: all */
+    const char *dump;            /* folder for a vector set of every call; NULL: none */
+    int64_t *dumped, *dump_left; /* grow by the calls that were written, and that are no tests */
+    int against_one_rank;        /* layer and step cases on several ranks: also compare every row with a one-rank run */
 } xp_run_options;
 
 typedef struct {

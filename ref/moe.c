@@ -26,60 +26,70 @@
 
 /* ---- operands and parameters ---- */
 
-#define IN(field, shape) XP_OPERAND(xp_moe_args, field, shape, XP_IN, XP_DT_WIDE, XP_UNCOMPARED, "act")
-#define OPT(field, shape) XP_OPTIONAL(xp_moe_args, field, shape, XP_IN, XP_DT_WIDE, XP_UNCOMPARED, "act")
-#define OUT(field, shape) XP_OPERAND(xp_moe_args, field, shape, XP_OUT, XP_DT_WIDE, XP_BOUND, "act")
-#define OPT_OUT(field, shape) XP_OPTIONAL(xp_moe_args, field, shape, XP_OUT, XP_DT_WIDE, XP_BOUND, "act")
+#define IN(field, shape, group) XP_OPERAND(xp_moe_args, field, shape, XP_IN, XP_DT_ACT, XP_UNCOMPARED, group)
+#define OPT(field, shape, group) XP_OPTIONAL(xp_moe_args, field, shape, XP_IN, XP_DT_ACT, XP_UNCOMPARED, group)
+#define OUT(field, shape, group) XP_OPERAND(xp_moe_args, field, shape, XP_OUT, XP_DT_ACT, XP_BOUND, group)
+#define OPT_OUT(field, shape, group) XP_OPTIONAL(xp_moe_args, field, shape, XP_OUT, XP_DT_ACT, XP_BOUND, group)
 
 static const xp_operand operands[] = {
-    IN(x, "T,H"),
-    IN(dy, "T,H"),
-    IN(wr, "E,H"),
-    IN(w1, "E,2*F,H"),
-    IN(w2, "E,H,F"),
-    OPT(sw1, "2*S,H"),
-    OPT(sw2, "H,S"),
-    OPT(sgate, "1,H"),
+    IN(x, "T,H", "act"),
+    IN(dy, "T,H", "act"),
+    IN(wr, "Z,H", "router"),
+    IN(w1, "E,U,H", "act"),
+    IN(w2, "E,H,F", "act"),
+    OPT(sw1, "X,H", "act"),
+    OPT(sw2, "H,S", "act"),
+    OPT(sgate, "1,H", "act"),
     XP_OPERAND(xp_moe_args, idx, "T,K", XP_IN, XP_BIT(XP_I32), XP_UNCOMPARED, ""),
-    [XP_REF_MOE_Y] = OUT(y, "T,H"),
-    [XP_REF_MOE_DX] = OUT(dx, "T,H"),
-    [XP_REF_MOE_DWR] = OUT(dwr, "E,H"),
-    [XP_REF_MOE_DW1] = OUT(dw1, "E,2*F,H"),
-    [XP_REF_MOE_DW2] = OUT(dw2, "E,H,F"),
-    [XP_REF_MOE_DSW1] = OPT_OUT(dsw1, "2*S,H"),
-    [XP_REF_MOE_DSW2] = OPT_OUT(dsw2, "H,S"),
-    [XP_REF_MOE_DSGATE] = OPT_OUT(dsgate, "1,H"),
+    [XP_REF_MOE_Y] = OUT(y, "T,H", "act"),
+    [XP_REF_MOE_DX] = OUT(dx, "T,H", "act"),
+    [XP_REF_MOE_DWR] = OUT(dwr, "Z,H", "router"),
+    [XP_REF_MOE_DW1] = OUT(dw1, "E,U,H", "act"),
+    [XP_REF_MOE_DW2] = OUT(dw2, "E,H,F", "act"),
+    [XP_REF_MOE_DSW1] = OPT_OUT(dsw1, "X,H", "act"),
+    [XP_REF_MOE_DSW2] = OPT_OUT(dsw2, "H,S", "act"),
+    [XP_REF_MOE_DSGATE] = OPT_OUT(dsgate, "1,H", "act"),
+    [XP_REF_MOE_RBIAS] = OPT(rbias, "Z", "router"),
+    [XP_REF_MOE_BIAS] = XP_OPTIONAL(xp_moe_args, bias, "Z", XP_IN, XP_DT_WIDE | XP_BIT(XP_BF16), XP_UNCOMPARED, "wide"),
+    [XP_REF_MOE_B1] = OPT(b1, "E,U", "act"),
+    [XP_REF_MOE_B2] = OPT(b2, "E,H", "act"),
+    [XP_REF_MOE_SCALE_E] = XP_OPTIONAL(xp_moe_args, scale_e, "Z", XP_IN, XP_DT_WIDE, XP_UNCOMPARED, "wide"),
+    [XP_REF_MOE_DRBIAS] = OPT_OUT(drbias, "Z", "router"),
+    [XP_REF_MOE_DB1] = OPT_OUT(db1, "E,U", "act"),
+    [XP_REF_MOE_DB2] = OPT_OUT(db2, "E,H", "act"),
 };
 
 static const xp_param params[] = {{"dialect", NULL, "hf-5.24/qwen3_moe", XP_P_DIALECT, offsetof(xp_moe_args, dialect)}};
 
 /* ---- check ---- */
 
-/* The routing fields that dialect A leaves free are renorm and the scale; everything else has one value. */
-static xp_status check_routing(const xp_dialect *d) {
-    const struct {
-        const char *field;
-        int value, expected;
-    } field[] = {
-        {"score", (int)d->score, XP_SCORE_SOFTMAX},
-        {"select_on", (int)d->select_on, XP_ON_SCORE},
-        {"group_reduce", (int)d->group_reduce, XP_GROUP_NONE},
-        {"scale_at", (int)d->scale_at, XP_SCALE_WEIGHT},
-        {"accumulate", (int)d->accumulate, XP_ACC_SLOTS_F32},
-        {"shared_combine", (int)d->shared_combine, XP_COMBINE_ADD},
-        {"router_bias", d->router_bias, 0},
-        {"select_bias", d->select_bias, 0},
-        {"expert_scale", d->expert_scale, 0},
-    };
-    for (size_t i = 0; i < sizeof field / sizeof *field; i++) {
-        if (field[i].value != field[i].expected)
-            return XP_FAIL(XP_E_ARG, "moe: dialect %s has %s %d, expected %d", d->name ? d->name : "?", field[i].field,
-                           field[i].value, field[i].expected);
+/* 1: the record asks for operand i. */
+static int wants(const void *args, int i) {
+    const xp_moe_args *a = args;
+    const xp_dialect *d = a->dialect;
+    if (!d)
+        return 0;
+    switch (i) {
+    case XP_REF_MOE_RBIAS:
+    case XP_REF_MOE_DRBIAS:
+        return d->router_bias;
+    case XP_REF_MOE_BIAS:
+        return d->masked_weight && d->select_bias;
+    case XP_REF_MOE_B1:
+    case XP_REF_MOE_B2:
+    case XP_REF_MOE_DB1:
+    case XP_REF_MOE_DB2:
+        return d->expert_bias;
+    case XP_REF_MOE_SCALE_E:
+        return d->expert_scale;
+    case XP_REF_MOE_DSW1:
+    case XP_REF_MOE_DSW2:
+        return a->sw1.data != NULL;
+    case XP_REF_MOE_DSGATE:
+        return a->sw1.data != NULL && d->shared_gate;
+    default:
+        return 0;
     }
-    if (d->renorm != XP_RENORM_NONE && d->renorm != XP_RENORM_SUM)
-        return XP_FAIL(XP_E_ARG, "moe: dialect %s has renorm %d, expected 0 (none) or 1 (sum)", d->name ? d->name : "?",
-                       (int)d->renorm);
-    return XP_OK;
 }
 
 /* Operands that stand or fall together. */
@@ -99,8 +109,18 @@ static xp_status check(const void *args, const xp_mesh *m) {
     xp_ref_dims dims;
     (void)m;
     XP_TRY(xp_ref_check(&xp_stage_moe, args, &dims));
+    if (!a->dialect)
+        return XP_FAIL(XP_E_ARG, "moe: dialect is absent, expected a record");
+    for (int i = XP_REF_MOE_RBIAS; i <= XP_REF_MOE_DB2; i++) {
+        const int there = xp_stage_ctensor(&xp_stage_moe, a, i)->data != NULL, want = wants(a, i);
+        if (there != want && i != XP_REF_MOE_BIAS)
+            return XP_FAIL(XP_E_ARG, "moe: %s is %s, expected %s: dialect %s", operands[i].name,
+                           there ? "present" : "absent", want ? "it" : "none",
+                           a->dialect->name ? a->dialect->name : "?");
+        if (i == XP_REF_MOE_BIAS && want && !there)
+            return XP_FAIL(XP_E_ARG, "moe: bias is absent, expected it: masked groups depend on it");
+    }
     XP_TRY(xp_ref_mlp_check("moe", a->dialect));
-    XP_TRY(check_routing(a->dialect));
     const int has = a->sw1.data != NULL, gated = has && a->dialect->shared_gate;
     XP_TRY(check_together(a, has, has ? "sw1 is present" : "sw1 is absent", experts, 3));
     XP_TRY(check_together(a, gated,
@@ -108,9 +128,13 @@ static xp_status check(const void *args, const xp_mesh *m) {
                           : gated ? "the dialect has a gate"
                                   : "the dialect has none",
                           gate, 2));
-    const int64_t E = XP_REF_DIM(dims, 'E'), K = XP_REF_DIM(dims, 'K');
+    const int64_t E = XP_REF_DIM(dims, 'Z'), K = XP_REF_DIM(dims, 'K');
+    if (E != XP_REF_DIM(dims, 'E') + a->dialect->null_experts)
+        return XP_FAIL(XP_E_ARG, "moe: wr dim 0 is %lld, expected E + null_experts = %lld", (long long)E,
+                       (long long)XP_REF_DIM(dims, 'E') + a->dialect->null_experts);
     if (K < 1 || K > E)
         return XP_FAIL(XP_E_ARG, "moe: idx dim 1 is %lld, expected 1 to E = %lld", (long long)K, (long long)E);
+    XP_TRY(xp_dialect_check(a->dialect, XP_REF_DIM(dims, 'E'), K));
     for (int64_t t = 0; t < a->idx.dim[0] && xp_ref_readable(&a->idx); t++) {
         for (int64_t k = 0; k < K; k++) {
             const int32_t e = *(const int32_t *)xp_tensor_at(&a->idx, t, k, 0, 0);
@@ -143,7 +167,7 @@ static void cost(const void *args, const xp_mesh *m, xp_cost *out) {
 static xp_status bound(const void *args, const xp_mesh *m, int operand, const xp_tensor *ref, void *ws,
                        xp_tensor *tol) {
     (void)m;
-    if (operand < XP_REF_MOE_Y || operand > XP_REF_MOE_DSGATE)
+    if (operands[operand].role != XP_OUT)
         return XP_FAIL(XP_E_BUG, "moe: operand %d has no bound", operand);
     xp_ref_moe_bound(args, operand, ref, ws, tol);
     return XP_OK;
@@ -259,15 +283,17 @@ typedef struct {
     xp_residual_args sum;
     xp_combine_bwd_args combine_bwd;
     xp_expert_bwd_args expert_bwd;
-    xp_wgrad_args w1, w2, wr, sw1, sw2, sgate;
+    xp_wgrad_args w1, w2, wr, sw1, sw2, sgate, b1, b2, rbias;
     xp_dispatch_bwd_args dispatch_bwd;
     xp_permute_bwd_args permute_bwd;
     xp_route_bwd_args route_bwd;
     xp_router_bwd_args router_bwd;
     xp_shared_bwd_args shared_bwd;
-    xp_residual_args dsum, dtotal;
+    xp_residual_args dhalf, dnull, dsum, dtotal;
     xp_tensor span; /* [2] i64: 0, T - the one group of a dense weight gradient */
-    part call[24];
+    xp_tensor ones; /* [max(T, M),1]: the input whose weight gradient is a bias's */
+    xp_tensor dout; /* gradient of the sum of experts: dy, or half of it */
+    part call[28];
     int calls;
 } layer;
 
@@ -299,16 +325,55 @@ static xp_wgrad_args wgrad_of(const xp_tensor *dy, const xp_tensor *x, const xp_
     return (xp_wgrad_args){.dy = *dy, .x = *x, .offsets = *offsets, .dw = one_block(dw)};
 }
 
+/* A bias's gradient [R] or [L,R] as wgrad's [1,L,R,1]. */
+static xp_tensor one_column(const xp_tensor *t) {
+    xp_tensor out = *t;
+    const int64_t rows = t->dim[t->ndim - 1], groups = t->ndim == 2 ? t->dim[0] : 1;
+    const int64_t dim[4] = {1, groups, rows, 1}, stride[4] = {groups * rows, t->ndim == 2 ? t->stride[0] : rows, 1, 1};
+    memcpy(out.dim, dim, sizeof dim);
+    memcpy(out.stride, stride, sizeof stride);
+    out.ndim = 4;
+    return out;
+}
+
+static xp_wgrad_args bias_of(const layer *y, const xp_tensor *dy, const xp_tensor *offsets, const xp_tensor *db) {
+    const xp_tensor x = xp_tensor_rows(&y->ones, 0, 0, dy->dim[0]);
+    return (xp_wgrad_args){.dy = *dy, .x = x, .offsets = *offsets, .dw = one_column(db)};
+}
+
+static xp_dtype wide_of(const xp_moe_args *a) {
+    return a->x.dtype == XP_F64 ? XP_F64 : XP_F32;
+}
+
+static xp_dtype by_rule(const xp_moe_args *a, xp_wide rule) {
+    return rule == XP_WIDE_ACT ? a->x.dtype : wide_of(a);
+}
+
+static int at_input(const xp_moe_args *a) {
+    return a->dialect->weight_at == XP_AT_INPUT;
+}
+
+static int has_identity(const xp_moe_args *a) {
+    return a->dialect->null_experts > 0 && a->dialect->null_kind == XP_NULL_IDENTITY;
+}
+
+static double shared_factor(const xp_moe_args *a) {
+    return a->sw1.data && a->dialect->shared_combine == XP_COMBINE_AVERAGE ? 0.5 : 1.0;
+}
+
 static void plan_routing(const xp_moe_args *a, xp_ref_layout *l, layer *y) {
-    const int64_t T = a->x.dim[0], H = a->x.dim[1], E = a->wr.dim[0], K = a->idx.dim[1], M = T * K;
+    const int64_t T = a->x.dim[0], H = a->x.dim[1], E = a->w1.dim[0], Z = a->wr.dim[0], K = a->idx.dim[1], M = T * K;
     const xp_dtype d = a->x.dtype;
-    y->router = (xp_router_args){.x = a->x, .w = a->wr, .logits = take(l, d, T, E)};
+    y->router = (xp_router_args){
+        .x = a->x, .w = a->wr, .bias = a->rbias, .logits = take(l, by_rule(a, a->dialect->logits_dtype), T, Z)};
     y->route = (xp_route_args){.logits = y->router.logits,
-                               .scores = take(l, d, T, E),
+                               .bias = a->bias,
+                               .scores = take(l, wide_of(a), T, Z),
                                .idx = a->idx,
-                               .w = take(l, d, T, K),
+                               .w = take(l, by_rule(a, a->dialect->weight_dtype), T, K),
                                .dialect = a->dialect,
-                               .replay = 1};
+                               .replay = 1,
+                               .scale_e = a->scale_e};
     y->permute = (xp_permute_args){.x = a->x,
                                    .idx = a->idx,
                                    .rows = take(l, d, M, H),
@@ -318,7 +383,10 @@ static void plan_routing(const xp_moe_args *a, xp_ref_layout *l, layer *y) {
                                    .counts = take1(l, XP_I64, E),
                                    .offsets = take1(l, XP_I64, E + 1),
                                    .order = XP_ORDER_SLOT_TOKEN,
-                                   .align = 1};
+                                   .align = 1,
+                                   .dialect = a->dialect};
+    if (at_input(a))
+        y->permute.w = y->route.w;
     y->dispatch = (xp_dispatch_args){.rows = y->permute.rows,
                                      .tok = y->permute.tok,
                                      .counts = y->permute.counts,
@@ -334,18 +402,38 @@ static void plan_routing(const xp_moe_args *a, xp_ref_layout *l, layer *y) {
     call(y, &xp_ref_dispatch, &y->dispatch);
 }
 
+static void plan_shared(const xp_moe_args *a, xp_ref_layout *l, layer *y) {
+    const int64_t T = a->x.dim[0], H = a->x.dim[1], S = a->sw2.dim[1];
+    const xp_dtype d = a->x.dtype;
+    y->shared = (xp_shared_args){.x = a->x,
+                                 .w1 = a->sw1,
+                                 .w2 = a->sw2,
+                                 .gate = a->sgate,
+                                 .pre = take(l, d, T, a->sw1.dim[0]),
+                                 .act = take(l, d, T, S),
+                                 .mlp = take(l, d, T, H),
+                                 .y = take(l, d, T, H),
+                                 .dialect = a->dialect};
+    if (a->sgate.data)
+        y->shared.sig = take(l, d, T, 1);
+    y->sum = (xp_residual_args){.a = y->combine.y, .b = y->shared.y, .y = a->y, .factor = shared_factor(a)};
+    call(y, &xp_ref_shared, &y->shared);
+    call(y, &xp_ref_residual, &y->sum);
+}
+
 static void plan_forward(const xp_moe_args *a, xp_ref_layout *l, layer *y) {
     const int64_t T = a->x.dim[0], H = a->x.dim[1], M = T * a->idx.dim[1], F = a->w2.dim[2];
     const xp_dtype d = a->x.dtype;
-    const int has = a->sw1.data != NULL;
     y->expert = (xp_expert_args){.x = y->dispatch.recv,
                                  .offsets = y->dispatch.recv_offsets,
                                  .w1 = a->w1,
                                  .w2 = a->w2,
-                                 .pre = take(l, d, M, 2 * F),
+                                 .pre = take(l, d, M, a->w1.dim[1]),
                                  .act = take(l, d, M, F),
                                  .y = take(l, d, M, H),
-                                 .dialect = a->dialect};
+                                 .dialect = a->dialect,
+                                 .b1 = a->b1,
+                                 .b2 = a->b2};
     y->combine = (xp_combine_args){.out = y->expert.y,
                                    .recv_counts = y->dispatch.recv_counts,
                                    .recv_offsets = y->dispatch.recv_offsets,
@@ -355,33 +443,30 @@ static void plan_forward(const xp_moe_args *a, xp_ref_layout *l, layer *y) {
                                    .idx = a->idx,
                                    .w = y->route.w,
                                    .back = take(l, d, M, H),
-                                   .y = has ? take(l, d, T, H) : a->y,
+                                   .y = a->sw1.data ? take(l, d, T, H) : a->y,
                                    .dialect = a->dialect};
+    if (has_identity(a))
+        y->combine.x = a->x;
     call(y, &xp_ref_expert, &y->expert);
     call(y, &xp_ref_combine, &y->combine);
-    if (!has)
-        return;
-    const int64_t S = a->sw2.dim[1];
-    y->shared = (xp_shared_args){.x = a->x,
-                                 .w1 = a->sw1,
-                                 .w2 = a->sw2,
-                                 .gate = a->sgate,
-                                 .pre = take(l, d, T, 2 * S),
-                                 .act = take(l, d, T, S),
-                                 .mlp = take(l, d, T, H),
-                                 .y = take(l, d, T, H),
-                                 .dialect = a->dialect};
-    if (a->sgate.data)
-        y->shared.sig = take(l, d, T, 1);
-    y->sum = (xp_residual_args){.a = y->combine.y, .b = y->shared.y, .y = a->y};
-    call(y, &xp_ref_shared, &y->shared);
-    call(y, &xp_ref_residual, &y->sum);
+    if (a->sw1.data)
+        plan_shared(a, l, y);
 }
 
-static void plan_backward_experts(const xp_moe_args *a, xp_ref_layout *l, layer *y) {
-    const int64_t T = a->x.dim[0], H = a->x.dim[1], K = a->idx.dim[1], M = T * K, F = a->w2.dim[2];
+/* dout: what the experts and the shared expert see of dy. */
+static void plan_halves(const xp_moe_args *a, xp_ref_layout *l, layer *y) {
+    y->dout = a->dy;
+    if (shared_factor(a) == 1.0)
+        return;
+    y->dout = take(l, a->x.dtype, a->x.dim[0], a->x.dim[1]);
+    y->dhalf = (xp_residual_args){.a = a->dy, .y = y->dout, .factor = shared_factor(a)};
+    call(y, &xp_ref_residual, &y->dhalf);
+}
+
+static void plan_backward_combine(const xp_moe_args *a, xp_ref_layout *l, layer *y) {
+    const int64_t T = a->x.dim[0], H = a->x.dim[1], K = a->idx.dim[1], M = T * K;
     const xp_dtype d = a->x.dtype;
-    y->combine_bwd = (xp_combine_bwd_args){.dy = a->dy,
+    y->combine_bwd = (xp_combine_bwd_args){.dy = y->dout,
                                            .back = y->combine.back,
                                            .w = y->route.w,
                                            .pos = y->permute.pos,
@@ -389,65 +474,99 @@ static void plan_backward_experts(const xp_moe_args *a, xp_ref_layout *l, layer 
                                            .offsets = y->permute.offsets,
                                            .recv_counts = y->dispatch.recv_counts,
                                            .recv_offsets = y->dispatch.recv_offsets,
-                                           .dw = take(l, d, T, K),
+                                           .dw = take(l, wide_of(a), T, K),
                                            .dout = take(l, d, M, H),
                                            .dialect = a->dialect};
+    if (has_identity(a)) {
+        y->combine_bwd.x = a->x;
+        y->combine_bwd.idx = a->idx;
+        y->combine_bwd.dx = take(l, d, T, H);
+    }
+    call(y, &xp_ref_combine_bwd, &y->combine_bwd);
+}
+
+static void plan_backward_experts(const xp_moe_args *a, xp_ref_layout *l, layer *y) {
+    const int64_t T = a->x.dim[0], H = a->x.dim[1], M = T * a->idx.dim[1];
+    const xp_dtype d = a->x.dtype;
+    const xp_tensor *offsets = &y->dispatch.recv_offsets;
     y->expert_bwd = (xp_expert_bwd_args){.dy = y->combine_bwd.dout,
                                          .pre = y->expert.pre,
-                                         .offsets = y->dispatch.recv_offsets,
+                                         .offsets = *offsets,
                                          .w1 = a->w1,
                                          .w2 = a->w2,
-                                         .dpre = take(l, d, M, 2 * F),
+                                         .dpre = take(l, d, M, a->w1.dim[1]),
                                          .dx = take(l, d, M, H),
                                          .dialect = a->dialect};
-    y->w1 = wgrad_of(&y->expert_bwd.dpre, &y->dispatch.recv, &y->dispatch.recv_offsets, &a->dw1);
-    y->w2 = wgrad_of(&y->combine_bwd.dout, &y->expert.act, &y->dispatch.recv_offsets, &a->dw2);
+    call(y, &xp_ref_expert_bwd, &y->expert_bwd);
+    y->w1 = wgrad_of(&y->expert_bwd.dpre, &y->dispatch.recv, offsets, &a->dw1);
+    y->w2 = wgrad_of(&y->combine_bwd.dout, &y->expert.act, offsets, &a->dw2);
+    call(y, &xp_ref_wgrad, &y->w1);
+    call(y, &xp_ref_wgrad, &y->w2);
+    if (a->b1.data) {
+        y->b1 = bias_of(y, &y->expert_bwd.dpre, offsets, &a->db1);
+        y->b2 = bias_of(y, &y->combine_bwd.dout, offsets, &a->db2);
+        call(y, &xp_ref_wgrad, &y->b1);
+        call(y, &xp_ref_wgrad, &y->b2);
+    }
     y->dispatch_bwd = (xp_dispatch_bwd_args){.drecv = y->expert_bwd.dx,
                                              .recv_counts = y->dispatch.recv_counts,
-                                             .recv_offsets = y->dispatch.recv_offsets,
+                                             .recv_offsets = *offsets,
                                              .counts = y->permute.counts,
                                              .offsets = y->permute.offsets,
                                              .drows = take(l, d, M, H)};
-    y->permute_bwd =
-        (xp_permute_bwd_args){.drows = y->dispatch_bwd.drows, .pos = y->permute.pos, .dx = take(l, d, T, H)};
-    call(y, &xp_ref_combine_bwd, &y->combine_bwd);
-    call(y, &xp_ref_expert_bwd, &y->expert_bwd);
-    call(y, &xp_ref_wgrad, &y->w1);
-    call(y, &xp_ref_wgrad, &y->w2);
+    y->permute_bwd = (xp_permute_bwd_args){
+        .drows = y->dispatch_bwd.drows, .pos = y->permute.pos, .dx = take(l, d, T, H), .dialect = a->dialect};
+    if (at_input(a)) {
+        y->permute_bwd.w = y->route.w;
+        y->permute_bwd.x = a->x;
+        y->permute_bwd.dw = y->combine_bwd.dw;
+    }
     call(y, &xp_ref_dispatch_bwd, &y->dispatch_bwd);
     call(y, &xp_ref_permute_bwd, &y->permute_bwd);
+    y->dnull.y = y->permute_bwd.dx;
+    if (has_identity(a)) {
+        y->dnull = (xp_residual_args){.a = y->permute_bwd.dx, .b = y->combine_bwd.dx, .y = take(l, d, T, H)};
+        call(y, &xp_ref_residual, &y->dnull);
+    }
 }
 
 static void plan_backward_router(const xp_moe_args *a, xp_ref_layout *l, layer *y) {
-    const int64_t T = a->x.dim[0], H = a->x.dim[1], E = a->wr.dim[0];
+    const int64_t T = a->x.dim[0], H = a->x.dim[1], Z = a->wr.dim[0];
     const xp_dtype d = a->x.dtype;
     const int has = a->sw1.data != NULL;
     y->route_bwd = (xp_route_bwd_args){.scores = y->route.scores,
                                        .idx = a->idx,
                                        .dw = y->combine_bwd.dw,
-                                       .dlogits = take(l, d, T, E),
-                                       .dialect = a->dialect};
+                                       .dlogits = take(l, y->router.logits.dtype, T, Z),
+                                       .dialect = a->dialect,
+                                       .logits = y->router.logits,
+                                       .bias = a->bias,
+                                       .scale_e = a->scale_e};
     y->router_bwd = (xp_router_bwd_args){.dlogits = y->route_bwd.dlogits, .w = a->wr, .dx = take(l, d, T, H)};
     y->wr = wgrad_of(&y->route_bwd.dlogits, &a->x, &y->span, &a->dwr);
-    y->dsum = (xp_residual_args){.a = y->permute_bwd.dx, .b = y->router_bwd.dx, .y = has ? take(l, d, T, H) : a->dx};
+    y->dsum = (xp_residual_args){.a = y->dnull.y, .b = y->router_bwd.dx, .y = has ? take(l, d, T, H) : a->dx};
     call(y, &xp_ref_route_bwd, &y->route_bwd);
     call(y, &xp_ref_router_bwd, &y->router_bwd);
     call(y, &xp_ref_wgrad, &y->wr);
+    if (a->rbias.data) {
+        y->rbias = bias_of(y, &y->route_bwd.dlogits, &y->span, &a->drbias);
+        call(y, &xp_ref_wgrad, &y->rbias);
+    }
     call(y, &xp_ref_residual, &y->dsum);
 }
 
 static void plan_backward_shared(const xp_moe_args *a, xp_ref_layout *l, layer *y) {
     if (!a->sw1.data)
         return;
-    const int64_t T = a->x.dim[0], H = a->x.dim[1], S = a->sw2.dim[1];
+    const int64_t T = a->x.dim[0], H = a->x.dim[1];
     const xp_dtype d = a->x.dtype;
-    y->shared_bwd = (xp_shared_bwd_args){.dy = a->dy,
+    y->shared_bwd = (xp_shared_bwd_args){.dy = y->dout,
                                          .pre = y->shared.pre,
                                          .w1 = a->sw1,
                                          .w2 = a->sw2,
                                          .gate = a->sgate,
                                          .dmlp = take(l, d, T, H),
-                                         .dpre = take(l, d, T, 2 * S),
+                                         .dpre = take(l, d, T, a->sw1.dim[0]),
                                          .dx = take(l, d, T, H),
                                          .dialect = a->dialect};
     if (a->sgate.data) {
@@ -473,8 +592,11 @@ static size_t plan(const xp_moe_args *a, void *ws, layer *y) {
     xp_ref_layout l = {ws, 0};
     memset(y, 0, sizeof *y);
     y->span = take1(&l, XP_I64, 2);
+    y->ones = take(&l, a->x.dtype, a->x.dim[0] * a->idx.dim[1], 1);
     plan_routing(a, &l, y);
     plan_forward(a, &l, y);
+    plan_halves(a, &l, y);
+    plan_backward_combine(a, &l, y);
     plan_backward_experts(a, &l, y);
     plan_backward_router(a, &l, y);
     plan_backward_shared(a, &l, y);
@@ -506,6 +628,8 @@ static xp_status run(const xp_exec *x, const void *args) {
     int64_t *span = y.span.data;
     span[0] = 0;
     span[1] = a->x.dim[0];
+    for (int64_t i = 0; i < y.ones.dim[0]; i++)
+        xp_ref_store(y.ones.data, y.ones.dtype, i, 1.0);
     for (int i = 0; i < y.calls; i++)
         XP_TRY(y.call[i].row->run(&each, y.call[i].args));
     return XP_OK;
@@ -561,7 +685,7 @@ static xp_status fill(void *args, const xp_mesh *m, const char *data, uint64_t s
     (void)m;
     (void)seed;
     for (int i = 0; i < XP_REF_MOE_Y && strcmp(data, "extreme") == 0; i++) {
-        if (operands[i].dtypes == XP_DT_WIDE)
+        if (operands[i].dtypes == XP_DT_ACT)
             tame(xp_stage_tensor(&xp_stage_moe, a, i));
     }
     if (strcmp(data, "real") == 0) {
@@ -610,6 +734,7 @@ const xp_stage xp_stage_moe = {
     .bound = bound,
     .bound_workspace = bound_workspace,
     .fill = fill,
+    .wants = wants,
 };
 
 const xp_kernel xp_ref_moe = {

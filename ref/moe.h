@@ -13,7 +13,15 @@ enum {
     XP_REF_MOE_DW2,
     XP_REF_MOE_DSW1,
     XP_REF_MOE_DSW2,
-    XP_REF_MOE_DSGATE
+    XP_REF_MOE_DSGATE,
+    XP_REF_MOE_RBIAS,
+    XP_REF_MOE_BIAS,
+    XP_REF_MOE_B1,
+    XP_REF_MOE_B2,
+    XP_REF_MOE_SCALE_E,
+    XP_REF_MOE_DRBIAS,
+    XP_REF_MOE_DB1,
+    XP_REF_MOE_DB2
 };
 
 size_t xp_ref_moe_bound_ws(const xp_moe_args *a);

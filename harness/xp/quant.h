@@ -52,7 +52,7 @@ extern "C" {
 #endif
 
 typedef enum { XP_SCALE_AMAX = 0, XP_SCALE_POW2, XP_SCALE_MX } xp_scale_rule;
-typedef enum { XP_NONFINITE_NAN = 0, XP_NONFINITE_ONE } xp_nonfinite;
+typedef enum { XP_BLOCK_NAN = 0, XP_BLOCK_ONE } xp_block_nonfinite;
 
 typedef struct {
     xp_tensor x;            /* in  [T,H] f32|bf16|f16 */
@@ -61,7 +61,7 @@ typedef struct {
     xp_tensor tensor_scale; /* out, optional [1] f32 */
     int64_t rows, cols;     /* of a block; 0: the whole dimension */
     int rule;               /* xp_scale_rule; pow2 and mx: scales f32 or e8m0 */
-    int nonfinite;          /* xp_nonfinite */
+    int nonfinite;          /* xp_block_nonfinite */
     float eps;              /* least amax, 0 or more; DeepEP has 1e-4 */
 } xp_quant_args;
 extern const xp_stage xp_stage_quant;
