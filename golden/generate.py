@@ -29,6 +29,7 @@ import families as fam
 import layers
 import numbers_of
 import vectors
+import wrong
 
 SEED = 1
 
@@ -45,14 +46,19 @@ def main():
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     root = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else pathlib.Path(__file__).parent
-    for name in ("core",):
+    for name in ("core", "layer"):
         shutil.rmtree(root / name, ignore_errors=True)
     core = vectors.Set(root / "core", "core", generator())
     for family in fam.FAMILIES:
         layers.add_family(core, family)
     layers.add_invalid(core)
     numbers_of.add_all(core)
-    print("core:", core.finish(), "tests")
+    # The test that the wrong answers are answers to; a set of its own, so that one response answers all of it.
+    one = vectors.Set(root / "layer", "layer", generator())
+    qwen2 = wrong.family()
+    layers.add_block(one, qwen2, torch.float32, False, "grouped_mm", qwen2.k)
+    print("core:", core.finish(), "tests; layer:", one.finish())
+    wrong.add_all(root, "moe-qwen2_moe-1.expected.safetensors")
 
 
 if __name__ == "__main__":

@@ -183,7 +183,9 @@ def shared_operands(block, family):
     if not family.shared:
         return {}, {}
     mlp = attribute(block, family.shared)
-    if family.gated:
+    if hasattr(mlp, "gate_up_proj"):
+        parts = {"sw1": [mlp.gate_up_proj.weight], "sw2": [mlp.down_proj.weight]}
+    elif family.gated:
         parts = {"sw1": [mlp.gate_proj.weight, mlp.up_proj.weight], "sw2": [mlp.down_proj.weight]}
     else:
         parts = {"sw1": [mlp.up_proj.weight], "sw2": [mlp.down_proj.weight]}
@@ -248,7 +250,7 @@ def add_block(out, family, dtype, exact, kernels, k):
     dy = draw.real(tag + ".dy", (T, H), dtype=dtype)
     prompt.update(x=x, dy=dy, idx=chosen(block, family, x.detach()).to(torch.int32))
     bias = selection_bias(block, family)
-    if bias is not None and "groups" in family.preset:
+    if bias is not None and "groups" in family.preset:  # masked weights depend on it
         prompt["bias"] = bias
     accumulate = {"eager": "eager_f32" if family.name == "nemotron_h" else "eager_act", "grouped_mm": None}[kernels]
     line = case_of("moe", family, dtype, accumulate=accumulate)

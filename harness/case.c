@@ -17,7 +17,7 @@ enum { MAX_KEYS = 40, MAX_VALUES = 64, MAX_VALUE = 160, MAX_FILES = 256, LINE_BY
 enum { MAX_PRODUCT = 1 << 16 }; /* cases of one line: more is a slip, and checking them all would never end */
 
 static const char *const group_names[XP_NGROUP] = {"act",  "param",  "router", "logits", "weight",
-                                                   "grad", "reduce", "code",   "scale"};
+                                                   "grad", "reduce", "code",   "scale",  "master", "moment"};
 
 const char *xp_group_name(xp_group g) {
     return group_names[g];

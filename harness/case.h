@@ -33,6 +33,8 @@ typedef enum {
     XP_G_REDUCE,
     XP_G_CODE,
     XP_G_SCALE,
+    XP_G_MASTER,
+    XP_G_MOMENT,
     XP_NGROUP
 } xp_group;
 const char *xp_group_name(xp_group g);

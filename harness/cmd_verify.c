@@ -28,6 +28,8 @@ static void put_failure(const verifying *s, const xp_vectors *v, const xp_vector
             fprintf(out, "  flag   %s: %s\n", n.flag, n.description);
     }
     fprintf(out, "  why    %s\n", r->text);
+    if (r->diagnosis[0])
+        fprintf(out, "  known  %s (expar explain %.*s)\n", r->diagnosis, (int)strcspn(r->diagnosis, ":"), r->diagnosis);
     for (int i = 0; i < r->judgements; i++) {
         const xp_judgement *g = &r->judged[i];
         if (g->first >= 0 && g->line[g->first].verdict == XP_V_FAIL)

@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "bind.h"
+#include "diagnose.h"
 #include "registry.h"
 #include "responses.h"
 
@@ -23,7 +24,7 @@ typedef struct {
     xp_tensor expected[XP_BIND_OPERANDS]; /* data NULL: not stated */
     xp_judge *judge;
     xp_verify_result *out;
-    int compare_bits, any_tie;
+    int compare_bits, any_tie, diagnose;
 } job;
 
 /* ---- the backend of files ---- */
@@ -249,6 +250,8 @@ static xp_status compare_bits(job *j, const xp_stage *s, const void *args) {
 static xp_status call_bound(xp_rank *r, const xp_stage *s, void *args, void *arg) {
     job *j = arg;
     XP_TRY(xp_call(r, s, s->name, args));
+    if (j->diagnose)
+        XP_TRY(xp_diagnose(r, s, args, j->out->diagnosis));
     return j->compare_bits ? compare_bits(j, s, args) : XP_OK;
 }
 
@@ -326,6 +329,7 @@ static xp_status run_valid(job *j, const xp_verify_options *o, xp_tensor *respon
     if (!response)
         j->compare_bits = 0; /* the expected outputs are themselves */
     j->any_tie = j->t->compare == XP_VECTORS_CLASSES;
+    j->diagnose = response != NULL;
     XP_TRY(run_once(j));
     j->any_tie = 0;
     if (response)
