@@ -448,6 +448,7 @@ static xp_status bind_given_all(binding *b, const xp_given *g) {
     XP_TRY(take_given_sizes(b, g));
     for (int i = 0; i < s->params; i++)
         XP_TRY(bind_param(b, &s->param[i]));
+    bind_ranges(b);
     /* Inputs before outputs: what a scalar asks for may depend on them. */
     for (int pass = 0; pass < 2; pass++) {
         for (int i = 0; i < s->operands; i++) {

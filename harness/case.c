@@ -16,8 +16,8 @@
 enum { MAX_KEYS = 40, MAX_VALUES = 64, MAX_VALUE = 160, MAX_FILES = 256, LINE_BYTES = XP_CASE_LINE };
 enum { MAX_PRODUCT = 1 << 16 }; /* cases of one line: more is a slip, and checking them all would never end */
 
-static const char *const group_names[XP_NGROUP] = {"act",  "param",  "router", "logits", "weight",
-                                                   "grad", "reduce", "code",   "scale",  "master", "moment"};
+static const char *const group_names[XP_NGROUP] = {"act",    "param", "router", "logits", "weight", "grad",
+                                                   "reduce", "code",  "scale",  "master", "moment"};
 
 const char *xp_group_name(xp_group g) {
     return group_names[g];
@@ -255,6 +255,8 @@ static xp_status set_step_key(xp_case *c, const char *key, const char *value, in
         return set_int(key, value, 1, 1000000, &c->steps);
     if (strcmp(key, "deterministic") == 0)
         return set_int(key, value, 0, 1, &c->deterministic);
+    if (strcmp(key, "micro") == 0 && c->kind == XP_CASE_STEP)
+        return set_int(key, value, 1, 1 << 20, &c->micro);
     if (strcmp(key, "order") == 0)
         return parse_word(key, value, order_names, 2, &c->order);
     if (strcmp(key, "align") == 0)
@@ -313,7 +315,7 @@ void xp_case_defaults(xp_case_kind kind, const xp_stage *stage, xp_case *out) {
         if (strchr(stage->operand[i].shape, 'S'))
             out->dim['S' - 'A'] = 8;
     }
-    out->shrink = out->layers = out->steps = out->align = 1;
+    out->shrink = out->layers = out->steps = out->align = out->micro = 1;
     out->seed = 1;
     (void)xp_mesh_spec_parse("sim:fsdp=1", &out->mesh);
 }
@@ -616,6 +618,7 @@ void xp_case_print(const xp_case *c, char *buf, size_t bytes) {
     } ints[] = {{"shrink", c->shrink, 1},
                 {"layers", c->layers, 1},
                 {"steps", c->steps, 1},
+                {"micro", c->micro, 1},
                 {"deterministic", c->deterministic, 0},
                 {"align", c->align, 1}};
     for (size_t i = 0; i < sizeof ints / sizeof *ints; i++) {

@@ -53,7 +53,7 @@ typedef struct {
     char model[XP_MODEL_NAME]; /* "": the dimensions; else a model's name or path */
     char dialect[64];
     char with[64]; /* optional operands that are present: names joined by '+' */
-    int shrink, layers, steps, deterministic, order, align;
+    int shrink, layers, steps, deterministic, order, align, micro;
     int params;
     struct {
         char name[24], value[40];

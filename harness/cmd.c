@@ -126,6 +126,8 @@ void xp_cmd_run_options(const xp_options *o, xp_step_options *out) {
     out->layers = (int)o->layers;
     out->shrink = (int)o->shrink;
     out->deterministic = o->deterministic;
+    if (o->micro)
+        out->micro = (int)o->micro;
     out->seed = o->seed;
 }
 

@@ -13,6 +13,7 @@ int xp_cmd_list(const xp_options *o);
 int xp_cmd_explain(const xp_options *o);
 int xp_cmd_gen(const xp_options *o);
 int xp_cmd_verify(const xp_options *o);
+int xp_cmd_selftest(const xp_options *o);
 int xp_cmd_version(const xp_options *o);
 
 /* cmd.c: what the commands share. */

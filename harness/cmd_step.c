@@ -91,6 +91,9 @@ static void print_head(const training *t) {
             " seeded parameters (not published weights); bytes of %s, vocabulary 256\n",
             p->model.E, p->model.K, p->model.H, p->model.F, p->model.S, p->blocks, p->elements,
             t->o->text ? t->o->text : "a seeded stream");
+    if (p->opt.micro > 1)
+        fprintf(t->out, "# %d micro-batches of %" PRId64 " tokens, gradients summed before the norm\n", p->opt.micro,
+                xp_plan_micro_tokens(p));
     fprintf(t->out, "# %s; %s\n", xp_optimizer_name(p->opt.optimizer), p->path_why);
     fprintf(t->out, "%6s  %10s  %9s  %14s  %20s\n", "step", "loss/token", "balance", "gradient norm",
             "clip coefficient");

@@ -133,6 +133,8 @@ static void expectation(const reader *in, xp_slot s, char *buf, size_t bytes) {
     const slot_rule *r = &rules[s];
     if (r->type == KIND_FLAG)
         snprintf(buf, bytes, "true or false");
+    else if (s == XP_SLOT_ACT && strchr(act_of(in), '|'))
+        snprintf(buf, bytes, "one of %s, the only activation of this family that is built", act_of(in));
     else if (s == XP_SLOT_ACT)
         snprintf(buf, bytes, "\"%s\", the only activation of this family that is built", act_of(in));
     else if (s == XP_SLOT_METHOD)
@@ -181,6 +183,16 @@ static int method_of(const reader *in, const char *word) {
     return -1;
 }
 
+/* 1 when one of the words has one letter: the family's files may have a text with a letter a layer. */
+static int has_letter(const char *words) {
+    size_t bytes;
+    for (const char *word; (word = next_name(&words, &bytes)) != NULL;) {
+        if (bytes == 1 && *word != '1')
+            return 1;
+    }
+    return 0;
+}
+
 static xp_status take(reader *in, xp_slot s, const json_t *v) {
     const slot_rule *r = &rules[s];
     switch (r->type) {
@@ -195,14 +207,14 @@ static xp_status take(reader *in, xp_slot s, const json_t *v) {
     case KIND_TEXT:
         if (!json_is_string(v) || !is_plain(json_string_value(v)))
             return wrong(in, s, v);
-        if (s == XP_SLOT_ACT && strcmp(json_string_value(v), act_of(in)) != 0)
+        if (s == XP_SLOT_ACT && !list_has(act_of(in), json_string_value(v)))
             return wrong(in, s, v);
         if (s == XP_SLOT_METHOD && method_of(in, json_string_value(v)) < 0)
             return wrong(in, s, v);
         in->text[s] = json_string_value(v);
         return XP_OK;
     case KIND_LIST:
-        if (!json_is_array(v))
+        if (!json_is_array(v) && !(s == XP_SLOT_TYPES && json_is_string(v) && has_letter(in->family->sparse)))
             return wrong(in, s, v);
         return XP_OK;
     }
@@ -211,7 +223,8 @@ static xp_status take(reader *in, xp_slot s, const json_t *v) {
 
 /* ---- one slot ---- */
 
-/* Finds the slot under any of its names. Two names with different values contradict one another. */
+/* Finds the slot under any of its names. Two names with different values contradict one another; but a layer's kind may
+ * be told in two ways, of which the classes take the first that is given. */
 static xp_status find(reader *in, xp_slot s) {
     const char *list = in->family->slot[s].keys;
     size_t bytes;
@@ -219,7 +232,7 @@ static xp_status find(reader *in, xp_slot s) {
         char key[64];
         snprintf(key, sizeof key, "%.*s", (int)bytes, name);
         json_t *v = json_object_get(in->root, key);
-        if (!v)
+        if (!v || (s == XP_SLOT_TYPES && (in->json[s] || json_is_null(v))))
             continue;
         if (in->json[s] && !json_equal(in->json[s], v)) {
             char a[48], b[48];
@@ -306,20 +319,38 @@ static xp_status read_list(const reader *in, xp_slot s, int layers, uint8_t *nam
     return XP_OK;
 }
 
+/* The word of layer i as text in buf: an item of the list, or a letter of the text. */
+static xp_status type_of(const reader *in, int i, char *buf, size_t bytes) {
+    const json_t *list = in->json[XP_SLOT_TYPES];
+    if (json_is_string(list)) {
+        snprintf(buf, bytes, "%c", json_string_value(list)[i]);
+        return XP_OK;
+    }
+    const json_t *v = json_array_get(list, (size_t)i);
+    char got[48];
+    show(v, got, sizeof got);
+    const int numbers = list_has(in->family->sparse, "1");
+    if (json_is_string(v))
+        snprintf(buf, bytes, "%s", json_string_value(v));
+    else if (numbers && json_is_integer(v) && (json_integer_value(v) == 0 || json_integer_value(v) == 1))
+        snprintf(buf, bytes, "%s", got);
+    else
+        return XP_FAIL(XP_E_FORMAT, "%s: %.*s[%d] is %s, expected a word%s", in->path, NAME(in, XP_SLOT_TYPES), i, got,
+                       numbers ? ", 0 or 1" : "");
+    return XP_OK;
+}
+
 /* named[i] = 1 where layer i's word is one of the family's for a MoE block. */
 static xp_status read_types(const reader *in, int layers, uint8_t *named) {
     const json_t *list = in->json[XP_SLOT_TYPES];
-    if (json_array_size(list) != (size_t)layers)
-        return XP_FAIL(XP_E_FORMAT, "%s: %.*s has %zu words, expected one for each of the %d layers", in->path,
-                       NAME(in, XP_SLOT_TYPES), json_array_size(list), layers);
+    const size_t words = json_is_string(list) ? json_string_length(list) : json_array_size(list);
+    if (words != (size_t)layers)
+        return XP_FAIL(XP_E_FORMAT, "%s: %.*s has %zu %s, expected one for each of the %d layers", in->path,
+                       NAME(in, XP_SLOT_TYPES), words, json_is_string(list) ? "letters" : "words", layers);
     for (int i = 0; i < layers; i++) {
-        const json_t *v = json_array_get(list, (size_t)i);
-        char got[48];
-        show(v, got, sizeof got);
-        if (!json_is_string(v))
-            return XP_FAIL(XP_E_FORMAT, "%s: %.*s[%d] is %s, expected a word", in->path, NAME(in, XP_SLOT_TYPES), i,
-                           got);
-        named[i] = (uint8_t)list_has(in->family->sparse, json_string_value(v));
+        char word[48];
+        XP_TRY(type_of(in, i, word, sizeof word));
+        named[i] = (uint8_t)list_has(in->family->sparse, word);
     }
     return XP_OK;
 }

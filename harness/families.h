@@ -66,8 +66,9 @@ typedef struct {
     const char *preset[2]; /* dialect presets: without and with renormalised weights, or one for each word of methods */
     const char *methods;   /* words of XP_SLOT_METHOD; NULL: the slot chooses nothing */
     const char *inside;    /* key of the object that holds the fields; NULL: the file's own */
-    const char *sparse;    /* words of XP_SLOT_TYPES that mean a MoE block, '|' between them */
-    const char *act;       /* what XP_SLOT_ACT must say; NULL: silu */
+    const char *sparse;    /* words of XP_SLOT_TYPES that mean a MoE block, '|' between them; with a word of one letter
+                              the files may have a text with a letter a layer, with "1" a list of 0 and 1 */
+    const char *act;       /* what XP_SLOT_ACT must say, '|' between names of one function; NULL: silu */
     const char *note;      /* what the step leaves out of this family's block; NULL: nothing */
     xp_slot_source slot[XP_NSLOT];
     const char *unread; /* keys, '|' between them, whose names speak of routing and that may be left unread */

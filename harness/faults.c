@@ -310,6 +310,8 @@ RUN(combine_bf16) {
             double sum = 0;
             for (int64_t k = 0; k < K; k++) {
                 const int64_t row = (int64_t)get(&a->pos, t * K + k);
+                if (row < 0)
+                    continue;
                 sum = rounded(sum + rounded(get(&a->w, t * K + k) * get(&a->back, row * H + h), XP_BF16), XP_BF16);
             }
             xp_fill_store(&a->y, t * H + h, sum);
@@ -416,13 +418,13 @@ FAULT(skip_empty, "skip-empty", "scatter", "a rank whose experts got no rows lea
 FAULT(premul_zero, "premul-zero", "scatter",
       "a pre-multiplied sum reads a bf16 factor from f32 bits: gradients are zero", "pytorch#190745", "bound");
 FAULT(norm_replicas, "norm-replicas", "gradnorm", "replicated parameters enter the norm once a replica",
-      "pytorch#88955, VeOmni#862", "bits");
+      "pytorch#88955, VeOmni#862", "bound");
 FAULT(norm_averaged, "norm-averaged", "gradnorm", "the ranks' norms are averaged instead of their squares summed",
-      "DeepSpeed#8475", "bits");
+      "DeepSpeed#8475", "bound");
 FAULT(norm_max_drops_nan, "norm-max-drops-nan", "gradnorm", "the maximum norm loses a NaN",
       "nccl fmaxf, pytorch#172605", "nan");
 FAULT(norm_overflow, "norm-overflow", "gradnorm", "squares are summed in f32 and overflow or vanish",
-      "pytorch#193006, fairscale#263", "bits");
+      "pytorch#193006, fairscale#263", "bound");
 FAULT(clip_per_rank, "clip-per-rank", "clip", "each rank clips by its own norm", "NeMo-Automodel#3816", "bits");
 FAULT(clip_sentinel, "clip-sentinel", "clip", "an overflow mark of -1 is used as a norm: the coefficient is negative",
       "DeepSpeed#8614", "bits");

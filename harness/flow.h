@@ -31,7 +31,9 @@ typedef struct {
     xp_rank *r;
     const xp_plan *plan;
     const xp_step_source *src;
-    int64_t T, token0, N; /* this rank's tokens, its first one's number in the global batch, the global batch */
+    int64_t T, token0,
+        N;     /* this rank's tokens of a micro-batch, the first one's number in the global batch, that batch */
+    int micro; /* the micro-batch under way, from 0 */
     int64_t H, F, E, K, S, L, Y, V;
     int64_t Z, U, X; /* router rows; rows of an expert's and of the shared expert's first matrix */
     xp_dtype act, param, logits, weight, wide, grad;
@@ -53,6 +55,7 @@ typedef struct {
     xp_plan_shard *shard;          /* [params] what this rank holds */
     int64_t elements;              /* of its flat buffers */
     xp_tensor master, m, v, gflat; /* flat f32 shards; absent in XP_RUN_GRADS and XP_RUN_LAYER */
+    xp_tensor gbase;               /* what the micro-batches before left in gflat; absent with one micro-batch */
 } xp_flow;
 
 /* Memory of the rank; the rank's arena frees what an error leaves behind. */

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { CHECK = 1, STEP = 2, PLAN = 4, LIST = 8, EXPLAIN = 16, VERSION = 32, VERIFY = 64, GEN = 128, ALL = 255 };
+enum { CHECK = 1, STEP = 2, PLAN = 4, LIST = 8, EXPLAIN = 16, VERSION = 32, VERIFY = 64, GEN = 128, SELFTEST = 256, ALL = 511 };
 
 static const struct {
     const char *name, *words, *meaning;
@@ -28,6 +28,7 @@ static const struct {
     {"verify", "DIR ...",
      "check vector sets: other people's expected outputs, and a backend's own or somebody's responses to their prompts",
      VERIFY},
+    {"selftest", "dialects", "show which dialects the bounds tell apart, one row and one column a preset", SELFTEST},
     {"version", "", "print the version", VERSION},
 };
 
@@ -52,6 +53,8 @@ static const option table[] = {
     {"--tokens", "N", "tokens of the global batch", COUNT, CHECK | STEP | PLAN, AT(tokens), AT(has_tokens), 1,
      1LL << 40},
     {"--steps", "N", "training steps", COUNT, STEP, AT(steps), AT(has_steps), 1, 1000000},
+    {"--micro-batches", "N", "cut the global batch into N, whose gradients are summed before the norm", COUNT,
+     STEP | PLAN, AT(micro), 0, 1, 1LL << 20},
     {"--lr", "X", "learning rate", REAL, STEP | PLAN, AT(lr), AT(has_lr), 0, 0},
     {"--mesh", "SPEC|KIND", "the mesh, as sim:dp=2,fsdp=4,ep=4; in check a bare kind replaces that of each case", TEXT,
      CHECK | STEP | PLAN, AT(mesh), 0, 0, 0},

@@ -38,7 +38,7 @@ typedef struct {
     const char *word[XP_MAX_WORDS]; /* what is no option */
     int words;
     const char *model, *mesh, *text, *impl, *fault, *json_file, *responses, *dump;
-    long long layers, shrink, tokens, steps, experts, topk, random;
+    long long layers, shrink, tokens, steps, experts, topk, random, micro;
     unsigned long long seed;
     double lr;
     int deterministic, json, quiet, verbose;

@@ -67,6 +67,8 @@ static xp_status open_flat(xp_flow *f) {
     XP_TRY(flow_new1(f, XP_KIND_PARAM, XP_F32, n, &f->master));
     XP_TRY(flow_new1(f, XP_KIND_GRAD, XP_F32, n, &f->gflat));
     const xp_step_options *o = &f->plan->opt;
+    if (o->micro > 1)
+        XP_TRY(flow_new1(f, XP_KIND_GRAD, XP_F32, n, &f->gbase));
     if (o->optimizer == XP_ADAMW || o->momentum != 0) {
         XP_TRY(flow_new1(f, XP_KIND_OPTIM, XP_F32, n, &f->m));
         memset(f->m.data, 0, (size_t)n * sizeof(float));
@@ -185,11 +187,13 @@ static xp_status distance(const xp_flow *f, const xp_scatter_args *a, const flow
 
 /* A gradient's rows go to the parity store under the parameter's name: their bits in deterministic mode, else their
  * values, which depend on who sums what. Once the parameters have moved, only deterministic mode makes them the same.
+ * Of several micro-batches the last one's call leaves the sum; its bound knows that call alone, so only bits are kept.
  */
 static xp_status trace_shard(const xp_flow *f, int i, int64_t g0, const xp_scatter_args *a, const flow_made *by) {
     const xp_plan_param *p = param(f, i);
     xp_tensor tol = {0};
-    if (!f->src->parity || (!f->block && f->r->step > 0))
+    if (!f->src->parity || (!f->block && (f->r->step > 0 || f->plan->opt.micro > 1)) ||
+        f->micro + 1 < f->plan->opt.micro)
         return XP_OK;
     if (!f->block)
         XP_TRY(distance(f, a, by, &tol));
@@ -208,15 +212,20 @@ static xp_status trace_shard(const xp_flow *f, int i, int64_t g0, const xp_scatt
     return XP_OK;
 }
 
+/* Groups [g0, g0+gc) of parameter i in a flat buffer. */
+static xp_tensor flat_groups(const xp_flow *f, const xp_tensor *flat, int i, int64_t g0, int64_t gc) {
+    const xp_tensor all = xp_tensor_3d((float *)flat->data + own(f, i)->offset, XP_F32, own(f, i)->groups,
+                                       own(f, i)->rows, param(f, i)->N);
+    return xp_tensor_rows(&all, 0, g0, g0 + gc);
+}
+
 xp_status params_scatter(xp_flow *f, int i, int64_t g0, const xp_tensor *dw, const flow_made *by) {
     const param_state *p = &f->ps[i];
     const int64_t gc = dw->dim[1];
     const int expert = param(f, i)->expert;
     xp_tensor shard;
     if (f->gflat.data) {
-        const xp_tensor all = xp_tensor_3d((float *)f->gflat.data + own(f, i)->offset, XP_F32, own(f, i)->groups,
-                                           own(f, i)->rows, param(f, i)->N);
-        shard = xp_tensor_rows(&all, 0, g0, g0 + gc);
+        shard = flat_groups(f, &f->gflat, i, g0, gc);
     } else {
         const int64_t dim[3] = {gc, own(f, i)->rows, param(f, i)->N};
         XP_TRY(xp_rank_tensor(f->r, XP_KIND_GRAD, f->wide, 3, dim, &shard));
@@ -227,7 +236,9 @@ xp_status params_scatter(xp_flow *f, int i, int64_t g0, const xp_tensor *dw, con
                          .start = p->gstart,
                          .rows = p->grows,
                          .reduce_dtype = f->plan->opt.reduce,
-                         .divisor = f->divisor};
+                         .divisor = f->micro + 1 < f->plan->opt.micro ? 1.0 : f->divisor};
+    if (f->micro > 0)
+        a.base = flat_groups(f, &f->gbase, i, g0, gc);
     if (f->block && !(expert && f->efold)) {
         a.fold_blocks = 1;
         a.blocks = expert ? f->eblocks : f->blocks;

@@ -27,6 +27,7 @@ xp_step_options xp_step_defaults(void) {
         .aux_coef = (double)NAN,
         .z_coef = (double)NAN,
         .seed = 1,
+        .micro = 1,
     };
 }
 
@@ -71,9 +72,20 @@ static xp_status check_dtypes(const xp_step_options *o) {
     return check_dtype("grad", o->grad, XP_BIT(XP_F32), "f32: deterministic mode keeps block partials in f32");
 }
 
-static xp_status check_options(const xp_step_options *o) {
+/* In deterministic mode blocks of tokens are folded in order: a block may not lie in two micro-batches. */
+static xp_status check_batch(const xp_step_options *o) {
     if (o->tokens < 1 || o->tokens > INT32_MAX)
         return XP_FAIL(XP_E_ARG, "tokens: %lld, expected 1 to %d", (long long)o->tokens, INT32_MAX);
+    if (o->micro < 1 || o->tokens % o->micro != 0)
+        return XP_FAIL(XP_E_ARG, "micro: %d, expected a divisor of the %lld tokens", o->micro, (long long)o->tokens);
+    if (o->micro > 1 && o->deterministic && o->tokens / o->micro % XP_TOKEN_BLOCK != 0)
+        return XP_FAIL(XP_E_ARG, "micro: %d of %lld tokens each, expected a multiple of %d in deterministic mode",
+                       o->micro, (long long)o->tokens / o->micro, (int)XP_TOKEN_BLOCK);
+    return XP_OK;
+}
+
+static xp_status check_options(const xp_step_options *o) {
+    XP_TRY(check_batch(o));
     if (o->optimizer != XP_ADAMW && o->optimizer != XP_SGD)
         return XP_FAIL(XP_E_ARG, "optimizer: %d, expected adamw or sgd", (int)o->optimizer);
     if ((unsigned)o->path > XP_PATH_FOREACH)
@@ -285,14 +297,18 @@ void xp_plan_close(xp_plan *p) {
     memset(p, 0, sizeof *p);
 }
 
+int64_t xp_plan_micro_tokens(const xp_plan *p) {
+    return p->opt.tokens / p->opt.micro;
+}
+
 void xp_plan_tokens(const xp_plan *p, int rank, int64_t *out_start, int64_t *out_count) {
-    const int64_t unit = p->opt.deterministic ? XP_TOKEN_BLOCK : 1;
-    const int64_t units = (p->opt.tokens + unit - 1) / unit;
+    const int64_t unit = p->opt.deterministic ? XP_TOKEN_BLOCK : 1, tokens = xp_plan_micro_tokens(p);
+    const int64_t units = (tokens + unit - 1) / unit;
     const int64_t each = units / p->mesh.world, more = units % p->mesh.world;
     const int64_t first = rank * each + (rank < more ? rank : more);
     const int64_t last = first + each + (rank < more);
-    const int64_t start = first * unit < p->opt.tokens ? first * unit : p->opt.tokens;
-    const int64_t end = last * unit < p->opt.tokens ? last * unit : p->opt.tokens;
+    const int64_t start = first * unit < tokens ? first * unit : tokens;
+    const int64_t end = last * unit < tokens ? last * unit : tokens;
     *out_start = start;
     *out_count = end - start;
 }
@@ -343,9 +359,9 @@ int xp_plan_find(const xp_plan *p, xp_weight w, int block) {
 }
 
 /* Gradients of one parameter that some rank may bring to the reduction: one, or one a block of tokens. An expert whose
- * gradient no other rank shares is folded where it lies. */
+ * gradient no other rank shares is folded where it lies, unless the fold goes on in the next micro-batch. */
 static int64_t partials(const xp_plan *p, const xp_plan_param *q, int64_t blocks) {
-    const int alone = q->expert && p->mesh.ep_fsdp * p->mesh.ep_dp == 1;
+    const int alone = q->expert && p->mesh.ep_fsdp * p->mesh.ep_dp == 1 && p->opt.micro == 1;
     return p->opt.deterministic && !alone ? blocks : 1;
 }
 
@@ -355,7 +371,7 @@ static int64_t blocks_of(int64_t tokens) {
 
 int64_t xp_plan_chunk_groups(const xp_plan *p, int param) {
     const xp_plan_param *q = &p->param[param];
-    const int64_t most = partials(p, q, blocks_of(p->opt.tokens));
+    const int64_t most = partials(p, q, blocks_of(xp_plan_micro_tokens(p)));
     /* 8 bytes an element whatever the dtype, so that a run in f64 takes the same steps. In double: it may not wrap. */
     const double one = 8.0 * (double)most * (double)q->R * (double)q->N;
     const double n = floor(XP_GRAD_CHUNK / one);
@@ -431,12 +447,12 @@ static void add_param_cost(const xp_plan *p, int i, const xp_plan_shard *sh, con
     const double moments = p->opt.optimizer == XP_ADAMW ? 8 : p->opt.momentum > 0 ? 4 : 0;
     out->elements += sh->count;
     out->bytes[XP_KIND_PARAM] += 4 * own + n->param * whole;
-    out->bytes[XP_KIND_GRAD] += 4 * own;
+    out->bytes[XP_KIND_GRAD] += (p->opt.micro > 1 ? 8 : 4) * own; /* and what the micro-batches before left */
     out->bytes[XP_KIND_OPTIM] += moments * own;
     out->bytes[XP_KIND_BUFFER] += 16 * (places + sums) + 10;
-    out->sent[q->gather] += (places - 1) * own * n->param;
+    out->sent[q->gather] += p->opt.micro * (places - 1) * own * n->param;
     /* Every copy is sent its rows: sums / places times the whole parameter, less what stays here. */
-    out->sent[q->reduce] += (sums / places * whole - own) * parts * n->reduce;
+    out->sent[q->reduce] += p->opt.micro * (sums / places * whole - own) * parts * n->reduce;
     *out_live = parts * (double)(chunk < sh->groups ? chunk : sh->groups) * group * n->grad;
 }
 
@@ -448,8 +464,8 @@ static void add_token_cost(const xp_plan *p, const scale *n, xp_plan_cost *out) 
     out->bytes[XP_KIND_ACT] += T * (H * n->act + 9); /* position rows, tokens, targets, which are valid */
     out->bytes[XP_KIND_BUFFER] += T * 8 + 8 * (double)(n->blocks + n->group_blocks);
     /* There and back, forward and backward; token numbers once. */
-    out->sent[XP_EP] += p->blocks * remote * (2 * (sent + n->rows) * H * n->act + 8 * sent);
-    out->flop_forward = forward_flop(p, n);
+    out->sent[XP_EP] += p->opt.micro * p->blocks * remote * (2 * (sent + n->rows) * H * n->act + 8 * sent);
+    out->flop_forward = p->opt.micro * forward_flop(p, n);
     out->flop_backward = 2 * out->flop_forward;
 }
 

@@ -49,10 +49,12 @@ typedef struct {
     double max_norm, clip_eps;
     double aux_coef, z_coef; /* NaN: the model's */
     uint64_t seed;
+    int micro; /* micro-batches that the global batch is cut into: equal runs of tokens, one after another, whose
+                  gradients are summed in the f32 shards before the one norm, clip and update. 1: none */
 } xp_step_options;
 
 /* tokens 512; act and param bf16, the rest f32; AdamW with torch's defaults (lr 1e-3, 0.9, 0.999, 1e-8, decay 0.01);
- * max_norm 1, clip_eps 1e-6; seed 1. */
+ * max_norm 1, clip_eps 1e-6; seed 1; one micro-batch. */
 xp_step_options xp_step_defaults(void);
 
 /* What a parameter is to the step. */
@@ -134,9 +136,12 @@ typedef struct {
 xp_status xp_plan_make(const xp_model *model, const xp_mesh_spec *mesh, const xp_step_options *opt, xp_plan *out);
 void xp_plan_close(xp_plan *p);
 
-/* Tokens [start, start+count) of the global batch are the rank's. As equal as possible, earlier ranks take the surplus;
- * in deterministic mode whole blocks of 16 are dealt so. A rank may get none. */
+/* Tokens [start, start+count) of the first micro-batch are the rank's; those of the next ones follow at distances of
+ * xp_plan_micro_tokens(), which is the global batch when there is one micro-batch. As equal as possible, earlier ranks
+ * take the surplus; in deterministic mode whole blocks of 16 are dealt so. A rank may get none. */
 void xp_plan_tokens(const xp_plan *p, int rank, int64_t *out_start, int64_t *out_count);
+
+int64_t xp_plan_micro_tokens(const xp_plan *p);
 
 /* torch.chunk: rows [start, start+count) of R are at place i of P. */
 void xp_plan_chunk(int64_t R, int P, int i, int64_t *out_start, int64_t *out_count);

@@ -127,6 +127,11 @@ static void print_groups(const xp_plan *p, FILE *f) {
             "expert     experts over ep (%d, %" PRId64 " each), rows over ep_fsdp (%d), copies over ep_dp (%d);\n"
             "           gathered over ep_fsdp; gradient summed over edp (%d)\n",
             s->ep, p->model.E / s->ep, s->ep_fsdp, s->ep_dp, edp);
+    if (p->opt.micro > 1)
+        fprintf(f,
+                "micro      %d micro-batches of %" PRId64 " tokens, gradients summed in the f32 shards; what follows "
+                "holds one, sends and computes all\n",
+                p->opt.micro, xp_plan_micro_tokens(p));
     fprintf(f, "divisor    valid tokens of the global batch (at most %" PRId64 "), for dense and expert alike\n",
             p->opt.tokens);
     fprintf(f, "norm       exact, each logical element once: the copy at place 0 counts; clip at %g (eps %g)\n",
@@ -246,13 +251,13 @@ static json_t *mesh_json(const xp_mesh_spec *s) {
 static json_t *options_json(const xp_step_options *o) {
     char seed[24]; /* as text: it may exceed what JSON integers hold */
     snprintf(seed, sizeof seed, "%" PRIu64, o->seed);
-    return json_pack("{s:I, s:s, s:s, s:s, s:s, s:s, s:b, s:s, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:s}",
-                     "tokens", (json_int_t)o->tokens, "act", xp_dtype_name(o->act), "param", xp_dtype_name(o->param),
-                     "grad", xp_dtype_name(o->grad), "reduce", xp_dtype_name(o->reduce), "router",
-                     xp_dtype_name(o->router), "deterministic", o->deterministic != 0, "optimizer",
-                     xp_optimizer_name(o->optimizer), "lr", o->lr, "beta1", o->beta1, "beta2", o->beta2, "eps", o->eps,
-                     "weight_decay", o->weight_decay, "momentum", o->momentum, "max_norm", o->max_norm, "clip_eps",
-                     o->clip_eps, "aux_coef", o->aux_coef, "z_coef", o->z_coef, "seed", seed);
+    return json_pack(
+        "{s:I, s:s, s:s, s:s, s:s, s:s, s:b, s:s, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:s, s:i}",
+        "tokens", (json_int_t)o->tokens, "act", xp_dtype_name(o->act), "param", xp_dtype_name(o->param), "grad",
+        xp_dtype_name(o->grad), "reduce", xp_dtype_name(o->reduce), "router", xp_dtype_name(o->router), "deterministic",
+        o->deterministic != 0, "optimizer", xp_optimizer_name(o->optimizer), "lr", o->lr, "beta1", o->beta1, "beta2",
+        o->beta2, "eps", o->eps, "weight_decay", o->weight_decay, "momentum", o->momentum, "max_norm", o->max_norm,
+        "clip_eps", o->clip_eps, "aux_coef", o->aux_coef, "z_coef", o->z_coef, "seed", seed, "micro", o->micro);
 }
 
 static json_t *param_json(const xp_plan *p, int i) {

@@ -57,6 +57,7 @@ xp_status xp_case_options(const xp_case *c, xp_step_options *out) {
     out->reduce = c->dtype[XP_G_REDUCE] != XP_NDTYPE ? c->dtype[XP_G_REDUCE] : wide;
     out->router = c->dtype[XP_G_ROUTER] != XP_NDTYPE ? c->dtype[XP_G_ROUTER] : out->act == XP_F64 ? XP_F64 : XP_F32;
     out->deterministic = c->deterministic;
+    out->micro = c->micro;
     out->seed = c->seed;
     return XP_OK;
 }
@@ -126,10 +127,15 @@ static void close_judges(job *j) {
     }
 }
 
-/* The one-rank run whose rows the mesh must reproduce. */
-static xp_status record(job *j, const xp_model *model, const xp_step_options *opt) {
+/* The one-rank run whose rows the mesh must reproduce. Where micro-batches owe the bits of one batch, it takes one:
+ * deterministic, and no loss that is not linear in the batch. */
+static xp_status record(job *j, const xp_model *model, const xp_step_options *options) {
     xp_mesh_spec one;
     xp_plan p1;
+    xp_step_options opt_one = *options;
+    const xp_step_options *opt = &opt_one;
+    if (options->deterministic && (isnan(options->aux_coef) ? model->dialect.aux_coef : options->aux_coef) == 0)
+        opt_one.micro = 1;
     xp_mesh_report end;
     XP_TRY(xp_mesh_spec_parse("sim:fsdp=1", &one));
     XP_TRY(xp_plan_make(model, &one, opt, &p1));
@@ -152,7 +158,8 @@ static xp_status run_planned(job *j, xp_run_result *out) {
     XP_TRY(xp_case_options(j->c, &opt));
     XP_TRY(xp_plan_make(&model, &j->c->mesh, &opt, &plan));
     /* The one-rank run is the reference's: no other backend owes its bits. */
-    if (j->o->against_one_rank && j->c->mesh.world > 1 && j->o->impl == xp_backend_ref()) {
+    const int against = j->o->against_one_rank && (j->c->mesh.world > 1 || j->c->micro > 1);
+    if (against && j->o->impl == xp_backend_ref()) {
         XP_GOTO(out, xp_parity_open(&out->parity));
         j->parity = out->parity;
         XP_GOTO(out, record(j, &model, &opt));

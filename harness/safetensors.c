@@ -575,7 +575,10 @@ static xp_status read_header(xp_safetensors *st, const unsigned char *header, si
     const int64_t data_bytes = file_bytes - 8 - (int64_t)n;
     st->data_at = 8 + (int64_t)n;
     st->text = malloc(n + 1);
-    if (!st->text)
+    /* Never NULL: the dims of a scalar are none, but they are somewhere. */
+    in.dims_cap = 16;
+    st->dims = malloc(in.dims_cap * sizeof *st->dims);
+    if (!st->text || !st->dims)
         return XP_FAIL(XP_E_NOMEM, "%s: no memory for %zu bytes of header", st->name, n);
     XP_TRY(take_header(&in, data_bytes));
     for (int64_t i = 0; i < st->tensors; i++)

@@ -69,7 +69,7 @@ static void take_sizes(xp_flow *f) {
     f->weight = m->dialect.weight_dtype == XP_WIDE_ACT ? f->act : f->wide;
     f->grad = o->grad;
     f->block = o->deterministic ? XP_TOKEN_BLOCK : 0;
-    f->efold = f->r->mesh->axis[XP_EDP]->size == 1;
+    f->efold = f->r->mesh->axis[XP_EDP]->size == 1 && o->micro == 1;
     f->divisor = (double)f->N;
     f->r->token0 = f->token0;
 }
@@ -92,18 +92,29 @@ static xp_status take_capacity(xp_flow *f) {
     if (!f->block)
         return XP_OK;
     XP_TRY(flow_new1(f, XP_KIND_BUFFER, XP_I64, blocks, &f->eblocks));
-    int64_t at = 0;
-    for (int q = 0; q < ep->size; q++) {
-        int64_t t0, t;
+    const int64_t own = (f->T + f->block - 1) / f->block;
+    return flow_new1(f, XP_KIND_BUFFER, XP_I64, own, &f->blocks);
+}
+
+/* The numbers of micro-batch i: its tokens follow those of the one before. */
+static void enter_micro(xp_flow *f, int i) {
+    const xp_comm *ep = f->r->mesh->axis[XP_EP];
+    const int64_t first = i * xp_plan_micro_tokens(f->plan);
+    int ranks[XP_MESH_MAX_RANKS];
+    int64_t t0, t, at = 0;
+    xp_mesh_axis_ranks(&f->plan->mesh, XP_EP, f->r->rank, ranks);
+    xp_plan_tokens(f->plan, f->r->rank, &t0, &t);
+    f->micro = i;
+    f->token0 = f->r->token0 = first + t0;
+    for (int64_t n = 0; n < f->T; n++)
+        ((int64_t *)f->own_tok.data)[n] = f->token0 + n;
+    for (int64_t b = 0; f->block && b < f->blocks.dim[0]; b++)
+        ((int64_t *)f->blocks.data)[b] = f->token0 / f->block + b;
+    for (int q = 0; q < ep->size && f->block; q++) {
         xp_plan_tokens(f->plan, ranks[q], &t0, &t);
         for (int64_t b = 0; b < (t + f->block - 1) / f->block; b++)
-            ((int64_t *)f->eblocks.data)[at++] = t0 / f->block + b;
+            ((int64_t *)f->eblocks.data)[at++] = (first + t0) / f->block + b;
     }
-    const int64_t own = (f->T + f->block - 1) / f->block;
-    XP_TRY(flow_new1(f, XP_KIND_BUFFER, XP_I64, own, &f->blocks));
-    for (int64_t b = 0; b < own; b++)
-        ((int64_t *)f->blocks.data)[b] = f->token0 / f->block + b;
-    return XP_OK;
 }
 
 /* As many as the most rows of any bias's gradient: the router's tokens, the experts' rows. */
@@ -120,8 +131,6 @@ static xp_status take_own(xp_flow *f) {
     XP_TRY(flow_new1(f, XP_KIND_BUFFER, XP_I64, f->T, &f->own_tok));
     XP_TRY(flow_new1(f, XP_KIND_BUFFER, XP_I64, 2, &f->own_span));
     XP_TRY(flow_new1(f, XP_KIND_BUFFER, XP_I64, 1, &f->count));
-    for (int64_t t = 0; t < f->T; t++)
-        ((int64_t *)f->own_tok.data)[t] = f->token0 + t;
     ((int64_t *)f->own_span.data)[0] = 0;
     ((int64_t *)f->own_span.data)[1] = f->T;
     XP_TRY(take_ones(f));
@@ -205,9 +214,12 @@ xp_status xp_step_open(xp_rank *r, const xp_plan *plan, const xp_step_source *sr
     st->f.r = r;
     st->f.plan = plan;
     st->f.src = src;
+    if (plan->opt.micro > 1 && src->mode != XP_RUN_TRAIN)
+        return XP_FAIL(XP_E_ARG, "micro: %d, expected 1: only a training run keeps gradients", plan->opt.micro);
     take_sizes(&st->f);
     XP_TRY(take_capacity(&st->f));
     XP_TRY(take_own(&st->f));
+    enter_micro(&st->f, 0);
     XP_TRY(find_params(st));
     XP_TRY(take_routers(&st->f));
     XP_TRY(open_top(st));
@@ -288,9 +300,11 @@ static xp_status forward_top(xp_step *st, const xp_tensor *h, xp_step_result *re
                       .token0 = f->token0,
                       .block = f->block};
     XP_TRY(xp_call(f->r, &xp_stage_xent, "xent", &x));
-    res->tokens = ((const int64_t *)f->count.data)[0];
-    res->loss = res->tokens ? xp_widen(total.data, total.dtype, 0) / (double)res->tokens : 0;
-    f->divisor = res->tokens > 0 ? (double)res->tokens : 1.0;
+    const int64_t valid = ((const int64_t *)f->count.data)[0];
+    res->tokens += valid;
+    res->loss += xp_widen(total.data, total.dtype, 0);
+    /* Known before the other micro-batches ran, because every token has a target. */
+    f->divisor = f->plan->opt.micro > 1 ? (double)f->N : valid > 0 ? (double)valid : 1.0;
     flow_drop(f, &total);
     return flow_trace(f, "xent loss", -1, &st->tloss);
 }
@@ -310,8 +324,8 @@ static xp_status balance(xp_step *st, xp_step_result *res) {
                          .block = f->block,
                          .scope_world = 1};
     XP_TRY(xp_call(f->r, &xp_stage_balance, "balance", &a));
-    res->balance = xp_widen(st->bloss.data, st->bloss.dtype, 0);
-    res->zloss = xp_widen(st->bloss.data, st->bloss.dtype, 1);
+    res->balance += xp_widen(st->bloss.data, st->bloss.dtype, 0) / o->micro;
+    res->zloss += xp_widen(st->bloss.data, st->bloss.dtype, 1) / o->micro;
     if (o->aux_coef == 0 && o->z_coef == 0)
         return XP_OK;
     const int64_t dim[3] = {f->Y, f->T, f->Z};
@@ -323,7 +337,7 @@ static xp_status balance(xp_step *st, xp_step_result *res) {
                              .daux = f->daux,
                              .aux_coef = o->aux_coef,
                              .z_coef = o->z_coef,
-                             .scale = f->divisor};
+                             .scale = f->divisor / o->micro};
     return xp_call(f->r, &xp_stage_balance_bwd, "balance_bwd", &b);
 }
 
@@ -444,7 +458,7 @@ static xp_status run_layers_backward(xp_step *st, xp_tensor *dh) {
     return XP_OK;
 }
 
-static xp_status run_model(xp_step *st, int64_t s, xp_step_result *res) {
+static xp_status run_micro(xp_step *st, int64_t s, xp_step_result *res) {
     xp_tensor h, dh;
     XP_TRY(take_tokens(st, s));
     XP_TRY(forward_embed(st, &h));
@@ -456,7 +470,20 @@ static xp_status run_model(xp_step *st, int64_t s, xp_step_result *res) {
     XP_TRY(run_layers_backward(st, &dh));
     XP_TRY(backward_embed(st, &dh));
     flow_drop(&st->f, &dh);
-    return st->f.src->mode == XP_RUN_TRAIN ? update(st, s, res) : XP_OK;
+    return XP_OK;
+}
+
+/* The balance losses are those of each micro-batch, averaged: they are not linear in the batch. */
+static xp_status run_model(xp_step *st, int64_t s, xp_step_result *res) {
+    xp_flow *f = &st->f;
+    for (int i = 0; i < f->plan->opt.micro; i++) {
+        enter_micro(f, i);
+        if (i > 0)
+            memcpy(f->gbase.data, f->gflat.data, (size_t)f->elements * sizeof(float));
+        XP_TRY(run_micro(st, s, res));
+    }
+    res->loss = res->tokens ? res->loss / (double)res->tokens : 0;
+    return f->src->mode == XP_RUN_TRAIN ? update(st, s, res) : XP_OK;
 }
 
 /* The layers alone: rows and output gradients are generated, everything between them is the step's own code. */

@@ -5,6 +5,7 @@
 #ifndef XP_REF_CHECK_H
 #define XP_REF_CHECK_H
 
+#include "xp/dialect.h"
 #include "xp/stage.h"
 
 /* Sizes that the shapes named, by letter; R0 (a letter with a digit is a name of its own) is apart. -1: not named. */
@@ -18,5 +19,11 @@ typedef struct {
  * group have one dtype. An absent operand (data NULL) is skipped when it is optional or has no elements. XP_E_ARG
  * naming stage, operand, dimension, value and expectation. */
 xp_status xp_ref_check(const xp_stage *s, const void *args, xp_ref_dims *out);
+
+/* 1 when the tensor is given: one without elements may be without memory, then its ndim says so. */
+int xp_ref_given(const xp_tensor *t);
+/* Every optional operand that the stage's wants() names, and none of the others. dialect: the record that it asked, or
+ * NULL. XP_E_ARG naming stage, operand and dialect. */
+xp_status xp_ref_wanted_check(const xp_stage *s, const void *args, const xp_dialect *dialect);
 
 #endif

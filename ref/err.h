@@ -40,6 +40,10 @@ double xp_ref_room(xp_dtype d, double mag);
 xp_ref_val xp_ref_val_mul(xp_ref_val a, xp_ref_val b);
 /* a + b, likewise. */
 xp_ref_val xp_ref_val_add(xp_ref_val a, xp_ref_val b);
+/* a / b, b exact. An implementation divides within 4 ulp of op, or multiplies with the reciprocal. */
+xp_ref_val xp_ref_val_div(const xp_ref_rule *r, xp_ref_val a, double b);
+/* The result of an operation that only the implementation's arithmetic rounds. */
+xp_ref_val xp_ref_val_op(const xp_ref_rule *r, xp_ref_val a);
 /* A declared rounding point: the reference rounds to d; the implementation rounds to op, and to d or not. */
 xp_ref_val xp_ref_rule_round(const xp_ref_rule *r, xp_ref_val a);
 /* Tolerance of an output in d whose reference is the unrounded a: the implementation rounds to op, then to d. NaN
@@ -58,6 +62,28 @@ xp_ref_val xp_ref_val_silu(const xp_ref_rule *r, xp_ref_val x);
 xp_ref_val xp_ref_val_dsilu(const xp_ref_rule *r, xp_ref_val x); /* silu's derivative at x */
 /* sigmoid(x) * (1 + x * sigmoid(-x)) in double: silu's derivative without the cancellation of 1 - sigmoid. */
 double xp_ref_dsilu(double x);
+/* tanh within 4 ulp or `flush`, as sigmoid; its derivative 1 - tanh^2. */
+xp_ref_val xp_ref_val_tanh(const xp_ref_rule *r, xp_ref_val x);
+xp_ref_val xp_ref_val_dtanh(const xp_ref_rule *r, xp_ref_val x);
+double xp_ref_dtanh(double x);
+/* 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), as that or as x times a sigmoid; its derivative. */
+xp_ref_val xp_ref_val_gelu_tanh(const xp_ref_rule *r, xp_ref_val x);
+xp_ref_val xp_ref_val_dgelu_tanh(const xp_ref_rule *r, xp_ref_val x);
+double xp_ref_gelu_tanh(double x);
+double xp_ref_dgelu_tanh(double x);
+
+/* Functions with a kink. A comparison is sure when no value within the errors decides otherwise; what hangs on an
+ * unsure one may be there or not. */
+typedef struct {
+    int holds, sure;
+} xp_ref_truth;
+xp_ref_truth xp_ref_val_le(xp_ref_val a, xp_ref_val b); /* a <= b */
+/* a where t holds (does not hold), else 0. */
+xp_ref_val xp_ref_val_if(xp_ref_truth t, xp_ref_val a);
+xp_ref_val xp_ref_val_unless(xp_ref_truth t, xp_ref_val a);
+xp_ref_val xp_ref_val_relu(xp_ref_val x);
+xp_ref_val xp_ref_val_min(xp_ref_val x, xp_ref_val limit);   /* NaN stays, as in the next */
+xp_ref_val xp_ref_val_clamp(xp_ref_val x, xp_ref_val limit); /* into [-limit, limit] */
 
 /* One dot product of n terms in op on one side, in double on the other, has error at most sum |w| t, with
  * t = e + g (|v| + e) for each input, g = gamma_n(op) + gamma_n(f64): Higham 2002, 3.1, for any order of summation.

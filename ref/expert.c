@@ -1,9 +1,7 @@
-/* Stages expert and expert_bwd: see xp/expert.h for the meaning.
+/* Stages expert and expert_bwd: see xp/expert.h for the meaning and the rounding points.
  *
- * Rounding points, r = to the parameters' dtype: x (cast), pre, r(silu g), act, y, then y to the activation dtype where
- * that is another one; backward: dy (cast), da, r(silu g), ds, dg, du, dx, then dx to the activation dtype. Rows of one
- * expert go through the MLP in chunks; a row's bits depend on nothing but the row and its expert's weights. The rows at
- * and beyond offsets[L], and groups without rows, are not touched. */
+ * Rows of one expert go through the MLP (mlp.c, glu.c) in chunks; a row's bits depend on nothing but the row and its
+ * expert's weights. The rows at and beyond offsets[L], and groups without rows, are not touched. */
 #include "xp/expert.h"
 
 #include <string.h>
@@ -18,21 +16,23 @@
 static const xp_operand operands[] = {
     XP_OPERAND(xp_expert_args, x, "C,H", XP_IN, XP_DT_ACT, XP_UNCOMPARED, "act"),
     XP_OPERAND(xp_expert_args, offsets, "L+1", XP_IN, XP_BIT(XP_I64), XP_UNCOMPARED, ""),
-    XP_OPERAND(xp_expert_args, w1, "L,2*F,H", XP_IN, XP_DT_ACT, XP_UNCOMPARED, "param"),
+    XP_OPERAND(xp_expert_args, w1, "L,U,H", XP_IN, XP_DT_ACT, XP_UNCOMPARED, "param"),
     XP_OPERAND(xp_expert_args, w2, "L,H,F", XP_IN, XP_DT_ACT, XP_UNCOMPARED, "param"),
-    XP_OPERAND(xp_expert_args, pre, "C,2*F", XP_OUT, XP_DT_ACT, XP_BOUND, "param"),
+    XP_OPERAND(xp_expert_args, pre, "C,U", XP_OUT, XP_DT_ACT, XP_BOUND, "param"),
     XP_OPERAND(xp_expert_args, act, "C,F", XP_OUT, XP_DT_ACT, XP_BOUND, "param"),
     XP_OPERAND(xp_expert_args, y, "C,H", XP_OUT, XP_DT_ACT, XP_BOUND, "act"),
+    XP_OPTIONAL(xp_expert_args, b1, "L,U", XP_IN, XP_DT_ACT, XP_UNCOMPARED, "param"),
+    XP_OPTIONAL(xp_expert_args, b2, "L,H", XP_IN, XP_DT_ACT, XP_UNCOMPARED, "param"),
 };
-enum { PRE = 4, ACT = 5 };
+enum { PRE = 4, ACT = 5, B1 = 7, B2 = 8 };
 
 static const xp_operand bwd_operands[] = {
     XP_OPERAND(xp_expert_bwd_args, dy, "C,H", XP_IN, XP_DT_ACT, XP_UNCOMPARED, "act"),
-    XP_OPERAND(xp_expert_bwd_args, pre, "C,2*F", XP_IN, XP_DT_ACT, XP_UNCOMPARED, "param"),
+    XP_OPERAND(xp_expert_bwd_args, pre, "C,U", XP_IN, XP_DT_ACT, XP_UNCOMPARED, "param"),
     XP_OPERAND(xp_expert_bwd_args, offsets, "L+1", XP_IN, XP_BIT(XP_I64), XP_UNCOMPARED, ""),
-    XP_OPERAND(xp_expert_bwd_args, w1, "L,2*F,H", XP_IN, XP_DT_ACT, XP_UNCOMPARED, "param"),
+    XP_OPERAND(xp_expert_bwd_args, w1, "L,U,H", XP_IN, XP_DT_ACT, XP_UNCOMPARED, "param"),
     XP_OPERAND(xp_expert_bwd_args, w2, "L,H,F", XP_IN, XP_DT_ACT, XP_UNCOMPARED, "param"),
-    XP_OPERAND(xp_expert_bwd_args, dpre, "C,2*F", XP_OUT, XP_DT_ACT, XP_BOUND, "param"),
+    XP_OPERAND(xp_expert_bwd_args, dpre, "C,U", XP_OUT, XP_DT_ACT, XP_BOUND, "param"),
     XP_OPERAND(xp_expert_bwd_args, dx, "C,H", XP_OUT, XP_DT_ACT, XP_BOUND, "act"),
 };
 enum { DPRE = 5 };
@@ -44,8 +44,12 @@ static const xp_param bwd_params[] = {
 
 /* ---- check ---- */
 
-static xp_status check_rows(const char *stage, const xp_tensor *offsets, const xp_dialect *d, int64_t row0) {
-    XP_TRY(xp_ref_mlp_check(stage, d));
+static int wants(const void *args, int operand) {
+    const xp_dialect *d = ((const xp_expert_args *)args)->dialect;
+    return d && d->expert_bias && (operand == B1 || operand == B2);
+}
+
+static xp_status check_rows(const char *stage, const xp_tensor *offsets, int64_t row0) {
     if (row0 < 0)
         return XP_FAIL(XP_E_ARG, "%s: row0 is %lld, expected >= 0", stage, (long long)row0);
     if (!xp_ref_readable(offsets))
@@ -64,7 +68,10 @@ static xp_status check(const void *args, const xp_mesh *m) {
     const xp_expert_args *a = args;
     xp_ref_dims dims;
     XP_TRY(xp_ref_check(&xp_stage_expert, args, &dims));
-    return check_rows("expert", &a->offsets, a->dialect, a->row0);
+    XP_TRY(xp_ref_mlp_check("expert", a->dialect));
+    XP_TRY(xp_ref_mlp_width_check("expert", a->dialect, 'U', XP_REF_DIM(dims, 'U'), 'F', XP_REF_DIM(dims, 'F')));
+    XP_TRY(xp_ref_wanted_check(&xp_stage_expert, args, a->dialect));
+    return check_rows("expert", &a->offsets, a->row0);
 }
 
 static xp_status bwd_check(const void *args, const xp_mesh *m) {
@@ -72,7 +79,9 @@ static xp_status bwd_check(const void *args, const xp_mesh *m) {
     const xp_expert_bwd_args *a = args;
     xp_ref_dims dims;
     XP_TRY(xp_ref_check(&xp_stage_expert_bwd, args, &dims));
-    return check_rows("expert_bwd", &a->offsets, a->dialect, a->row0);
+    XP_TRY(xp_ref_mlp_check("expert_bwd", a->dialect));
+    XP_TRY(xp_ref_mlp_width_check("expert_bwd", a->dialect, 'U', XP_REF_DIM(dims, 'U'), 'F', XP_REF_DIM(dims, 'F')));
+    return check_rows("expert_bwd", &a->offsets, a->row0);
 }
 
 /* ---- cost ---- */
@@ -101,16 +110,20 @@ static void used(const xp_tensor *offsets, int64_t row0, int64_t C, double *out_
     }
 }
 
-/* Two products of rows by weights, 3 H F multiply-adds a row in each direction; weights of experts with rows once. */
-static xp_cost cost_of(const xp_tensor *x, const xp_tensor *offsets, int64_t row0, const xp_tensor *w1,
-                       const xp_tensor *w2, const xp_tensor *const *rows, int n) {
+/* Two products of rows by weights, (U + F) H multiply-adds a row in each direction; weights and biases of experts with
+ * rows once. */
+static xp_cost cost_of(const xp_tensor *x, const xp_tensor *offsets, int64_t row0, const xp_tensor *const *weights,
+                       int n_weights, const xp_tensor *const *rows, int n_rows) {
+    const xp_tensor *w1 = weights[0], *w2 = weights[1];
     double count, experts;
     used(offsets, row0, x->dim[0], &count, &experts);
     const double share = x->dim[0] > 0 ? count / (double)x->dim[0] : 0.0;
-    const double weights = w1->dim[0] > 0 ? experts / (double)w1->dim[0] : 0.0;
-    xp_cost out = {.flop = 6.0 * count * (double)w2->dim[1] * (double)w2->dim[2],
-                   .mem_bytes = bytes_of(x, share) + bytes_of(w1, weights) + bytes_of(w2, weights)};
-    for (int i = 0; i < n; i++)
+    const double part = w1->dim[0] > 0 ? experts / (double)w1->dim[0] : 0.0;
+    xp_cost out = {.flop = 2.0 * count * (double)w2->dim[1] * (double)(w1->dim[1] + w2->dim[2]),
+                   .mem_bytes = bytes_of(x, share)};
+    for (int i = 0; i < n_weights; i++)
+        out.mem_bytes += weights[i]->data ? bytes_of(weights[i], part) : 0.0;
+    for (int i = 0; i < n_rows; i++)
         out.mem_bytes += bytes_of(rows[i], share);
     return out;
 }
@@ -118,25 +131,30 @@ static xp_cost cost_of(const xp_tensor *x, const xp_tensor *offsets, int64_t row
 static void cost(const void *args, const xp_mesh *m, xp_cost *out) {
     (void)m;
     const xp_expert_args *a = args;
-    const xp_tensor *const rows[] = {&a->pre, &a->act, &a->y};
-    *out = cost_of(&a->x, &a->offsets, a->row0, &a->w1, &a->w2, rows, 3);
+    const xp_tensor *const weights[] = {&a->w1, &a->w2, &a->b1, &a->b2}, *const rows[] = {&a->pre, &a->act, &a->y};
+    *out = cost_of(&a->x, &a->offsets, a->row0, weights, 4, rows, 3);
 }
 
 static void bwd_cost(const void *args, const xp_mesh *m, xp_cost *out) {
     (void)m;
     const xp_expert_bwd_args *a = args;
-    const xp_tensor *const rows[] = {&a->pre, &a->dpre, &a->dx};
-    *out = cost_of(&a->dy, &a->offsets, a->row0, &a->w1, &a->w2, rows, 3);
+    const xp_tensor *const weights[] = {&a->w1, &a->w2}, *const rows[] = {&a->pre, &a->dpre, &a->dx};
+    *out = cost_of(&a->dy, &a->offsets, a->row0, weights, 2, rows, 3);
 }
 
 /* ---- the walk: rows of one expert, a chunk at a time ---- */
 
 typedef struct {
-    const xp_tensor *offsets, *w1, *w2;
+    const xp_tensor *offsets, *w1, *w2, *b1, *b2; /* b1, b2: NULL where they take no part */
     int64_t row0, C;
 } groups;
 /* The chunk is rows [row, row + m) of the tensors at hand. */
 typedef void chunk_fn(xp_ref_mlp *p, int64_t row, int64_t m, const void *args, const void *more);
+
+/* Row l of [L,n]. */
+static xp_tensor row_of(const xp_tensor *t, int64_t l) {
+    return xp_tensor_1d(xp_tensor_at(t, l, 0, 0, 0), t->dtype, t->dim[1]);
+}
 
 static void walk(const groups *g, xp_ref_mlp *p, chunk_fn *fn, const void *args, const void *more) {
     const int64_t L = g->offsets->dim[0] - 1;
@@ -144,8 +162,11 @@ static void walk(const groups *g, xp_ref_mlp *p, chunk_fn *fn, const void *args,
         const int64_t begin = xp_ref_i64(g->offsets, l) - g->row0, stop = xp_ref_i64(g->offsets, l + 1) - g->row0;
         const int64_t end = stop < g->C ? stop : g->C;
         const xp_tensor w1 = xp_ref_matrix(g->w1, l), w2 = xp_ref_matrix(g->w2, l);
+        const xp_tensor b1 = g->b1 ? row_of(g->b1, l) : w1, b2 = g->b2 ? row_of(g->b2, l) : w2;
         p->w1 = &w1;
         p->w2 = &w2;
+        p->b1 = g->b1 ? &b1 : NULL;
+        p->b2 = g->b2 ? &b2 : NULL;
         for (int64_t row = begin > 0 ? begin : 0; row < end; row += XP_REF_MLP_ROWS)
             fn(p, row, end - row < XP_REF_MLP_ROWS ? end - row : XP_REF_MLP_ROWS, args, more);
     }
@@ -153,36 +174,44 @@ static void walk(const groups *g, xp_ref_mlp *p, chunk_fn *fn, const void *args,
 
 static size_t plan(const xp_expert_args *a, int bounds, void *ws, xp_ref_mlp *out) {
     xp_ref_layout l = {ws, 0};
-    xp_ref_mlp_plan(&l, a->x.dim[0], a->w2.dim[1], a->w2.dim[2], bounds, a->w1.dtype, a->x.dtype, out);
+    xp_ref_mlp_plan(&l, a->x.dim[0], a->w2.dim[1], a->w2.dim[2], bounds, a->dialect, XP_REF_MLP_EXPERT, a->w1.dtype,
+                    a->x.dtype, out);
     return l.bytes;
 }
 
 static size_t bwd_plan(const xp_expert_bwd_args *a, int bounds, void *ws, xp_ref_mlp *out) {
     xp_ref_layout l = {ws, 0};
-    xp_ref_mlp_plan(&l, a->dy.dim[0], a->w2.dim[1], a->w2.dim[2], bounds, a->w1.dtype, a->dy.dtype, out);
+    xp_ref_mlp_plan(&l, a->dy.dim[0], a->w2.dim[1], a->w2.dim[2], bounds, a->dialect, XP_REF_MLP_EXPERT, a->w1.dtype,
+                    a->dy.dtype, out);
     return l.bytes;
 }
 
 static groups groups_of(const xp_expert_args *a) {
-    return (groups){&a->offsets, &a->w1, &a->w2, a->row0, a->x.dim[0]};
+    return (groups){.offsets = &a->offsets,
+                    .w1 = &a->w1,
+                    .w2 = &a->w2,
+                    .b1 = a->b1.data ? &a->b1 : NULL,
+                    .b2 = a->b2.data ? &a->b2 : NULL,
+                    .row0 = a->row0,
+                    .C = a->x.dim[0]};
 }
 
 static groups bwd_groups_of(const xp_expert_bwd_args *a) {
-    return (groups){&a->offsets, &a->w1, &a->w2, a->row0, a->dy.dim[0]};
+    return (groups){.offsets = &a->offsets, .w1 = &a->w1, .w2 = &a->w2, .row0 = a->row0, .C = a->dy.dim[0]};
 }
 
 /* ---- bounds ---- */
 
 /* Forward, r^ the implementation's rounding, op its arithmetic (f32, or f64 with f64 parameters), E an error:
  *   E(r x) = |x - r(x)|                                     one side may not cast
- *   E(pre) = sum |w1| (E + g (|x| + E)), g = gamma_H(op) + gamma_H(f64)
+ *   E(pre) = sum |w1| (E + g (|x| + E)), g = gamma_H(op) + gamma_H(f64); with a bias rounded, + g |b1|, of H + 1 terms
  *   E(r v) = E(v) + |v - r(v)| + room(|v| + E(v))           every rounding point below, both sides' errors
- *   E(s)   = |silu'(g)| E(g) + E(g)^2 / 4 + 10 u(op) |silu|  s = silu(g)
- *   E(act) = |s| E(u) + |u| E(s) + E(s) E(u)                 from rounded s, g, u
- *   E(y)   = sum |w2| (E + g (|act| + E))                    from rounded act
+ *   E(act) = by glu.c's chain of the activation's operations, from rounded pre, with err.h's rules; those of silu:
+ *            E(s) = |silu'(g)| E(g) + E(g)^2 / 4 + 10 u(op) |silu|, E(act) = |s| E(u) + |u| E(s) + E(s) E(u)
+ *   E(y)   = sum |w2| (E + g (|act| + E))                    from rounded act; a bias as above
  * An output's tolerance is its E and the implementation's own rounding of it. Backward likewise: da from dy through
- * W2^T, ds = da u, dg = ds silu'(g), du = da s, dx through W1^T; g and u are inputs there, so E(g) = E(u) = 0. The
- * rules are in err.h. */
+ * W2^T, glu.c's chain, dx through W1^T; g and u are inputs there, so E(g) = E(u) = 0. Where an inexact value is
+ * compared with a limit or with 0 and may lie on either side, what depends on it may be there or not. */
 typedef struct {
     int operand;
     xp_tensor *tol;
@@ -241,7 +270,7 @@ static void bwd_bound_chunk(xp_ref_mlp *p, int64_t row, int64_t m, const void *a
     xp_ref_rows_load(&a->dy, row, m, p->y);
     xp_ref_rows_load(&a->pre, row, m, p->pre);
     clear(p->ye, m * p->H);
-    clear(p->pree, m * 2 * p->F);
+    clear(p->pree, m * p->U);
     if (want->operand == DPRE) {
         xp_ref_mlp_backward_error(p, m, 0, XP_REF_MLP_DPRE);
         xp_ref_rows_store(want->tol, row, m, p->pree);
@@ -356,7 +385,7 @@ static void bwd_slice(const void *args, int64_t lo, int64_t hi, void *out) {
 
 const xp_stage xp_stage_expert = {
     .name = "expert",
-    .meaning = "grouped gated MLP, every row with its expert's weights",
+    .meaning = "grouped MLP, every row with its expert's weights",
     .axis = XP_LOCAL,
     .args_size = sizeof(xp_expert_args),
     .operand = operands,
@@ -370,6 +399,7 @@ const xp_stage xp_stage_expert = {
     .extent = extent,
     .slice = slice,
     .chain = "layer",
+    .wants = wants,
 };
 
 const xp_stage xp_stage_expert_bwd = {

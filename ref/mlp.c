@@ -1,7 +1,8 @@
-/* The gated MLP and its bounds: see mlp.h.
+/* The MLP and its bounds: see mlp.h.
  *
- * Contract of xp/expert.h, r = round to param: pre = r(r(x) W1^T); s = r(silu g); act = r(s u); y = r(act W2^T), then
- * the activation dtype. Backward: da = r(r(dy) W2), ds = r(da u), dpre = (r(ds silu'(g)), r(da s)), dx = dpre W1. */
+ * Contract of xp/expert.h, r = round to param: pre = r(r(x) W1^T), with a bias r(pre + b1); act as glu.c says;
+ * y = r(act W2^T), with a bias r(y + b2), then the activation dtype. Backward: da = r(r(dy) W2), dpre as glu.c says,
+ * dx = dpre W1. */
 #include "mlp.h"
 
 #include <math.h>
@@ -9,90 +10,148 @@
 
 #include "linear.h"
 
-void xp_ref_mlp_plan(xp_ref_layout *l, int64_t rows, int64_t H, int64_t F, int bounds, xp_dtype param, xp_dtype act,
-                     xp_ref_mlp *out) {
+void xp_ref_mlp_plan(xp_ref_layout *l, int64_t rows, int64_t H, int64_t F, int bounds, const xp_dialect *d,
+                     xp_ref_mlp_kind kind, xp_dtype param, xp_dtype act, xp_ref_mlp *out) {
+    const double limit = kind == XP_REF_MLP_EXPERT || d->shared_limit ? d->limit : 0.0;
+    const int64_t U = d->gated ? 2 * F : F;
     const size_t m = (size_t)(rows < XP_REF_MLP_ROWS ? rows : XP_REF_MLP_ROWS) * sizeof(double);
-    const size_t h = m * (size_t)H, f = m * (size_t)F;
-    *out = (xp_ref_mlp){.H = H, .F = F, .param = param, .act = act};
+    const size_t h = m * (size_t)H, f = m * (size_t)F, u = m * (size_t)U;
+    *out = (xp_ref_mlp){.H = H,
+                        .F = F,
+                        .U = U,
+                        .param = param,
+                        .act = act,
+                        .glu = xp_ref_glu_of(d, limit, param),
+                        .interleaved = d->gate_layout == XP_GATE_INTERLEAVED};
     out->x = xp_ref_take(l, h);
-    out->pre = xp_ref_take(l, 2 * f);
+    out->pre = xp_ref_take(l, u);
     out->mid = xp_ref_take(l, f);
     out->y = xp_ref_take(l, h);
+    out->bias = xp_ref_take(l, (size_t)(U > H ? U : H) * sizeof(double));
     if (bounds) {
         out->xe = xp_ref_take(l, h);
-        out->pree = xp_ref_take(l, 2 * f);
+        out->pree = xp_ref_take(l, u);
         out->mide = xp_ref_take(l, f);
         out->ye = xp_ref_take(l, h);
     }
     out->tile = xp_ref_take(l, xp_ref_linear_ws());
 }
 
+/* ---- check ---- */
+
+static xp_status words_check(const char *stage, const xp_dialect *d) {
+    const struct {
+        const char *field;
+        int value, most;
+    } word[] = {
+        {"gated", d->gated, 1},
+        {"act", (int)d->act, XP_ACT_SOFTCAP},
+        {"limit_when", (int)d->limit_when, XP_LIMIT_AFTER},
+        {"act_rounding", (int)d->act_rounding, XP_ROUND_ONCE},
+        {"gate_layout", (int)d->gate_layout, XP_GATE_INTERLEAVED},
+        {"expert_bias", d->expert_bias, 1},
+        {"shared_limit", d->shared_limit, 1},
+    };
+    for (size_t i = 0; i < sizeof word / sizeof *word; i++) {
+        if (word[i].value < 0 || word[i].value > word[i].most)
+            return XP_FAIL(XP_E_ARG, "%s: dialect %s has %s %d, expected 0 to %d", stage, d->name ? d->name : "?",
+                           word[i].field, word[i].value, word[i].most);
+    }
+    return XP_OK;
+}
+
 xp_status xp_ref_mlp_check(const char *stage, const xp_dialect *d) {
     if (!d)
         return XP_FAIL(XP_E_ARG, "%s: dialect is absent, expected a record", stage);
+    XP_TRY(words_check(stage, d));
+    const int caps = d->act == XP_ACT_SOFTCAP;
     const struct {
-        const char *field;
-        int value, expected;
-        const char *meaning;
-    } field[] = {
-        {"gated", d->gated, 1, "a gate"},
-        {"act", (int)d->act, XP_ACT_SILU, "silu"},
-        {"act_rounding", (int)d->act_rounding, XP_ROUND_EACH, "each operation rounded"},
-        {"gate_layout", (int)d->gate_layout, XP_GATE_CONCAT, "gate rows, then up rows"},
-        {"orient", (int)d->orient, XP_EOI, "[out,in] weights"},
-        {"expert_bias", d->expert_bias, 0, "no bias"},
-        {"weight_at", (int)d->weight_at, XP_AT_OUTPUT, "weights on the experts' output"},
+        const char *field, *expected;
+        double value;
+        int ok;
+    } number[] = {
+        {"act_alpha", "> 0", d->act_alpha, d->act != XP_ACT_SILU || d->act_alpha > 0.0},
+        {"limit", ">= 0 (0: none)", d->limit, d->limit >= 0.0},
+        {"limit", "0 without a gate", d->limit, d->gated || d->limit == 0.0},
+        {"up_offset", "a number", d->up_offset, 1},
+        {"up_offset", "0 without a gate", d->up_offset, d->gated || d->up_offset == 0.0},
+        {"gate_cap", "> 0 with act softcap", d->gate_cap, !caps || d->gate_cap > 0.0},
+        {"up_cap", "> 0 with act softcap", d->up_cap, !caps || d->up_cap > 0.0},
+        {"act", "another one than softcap (4) without a gate", (double)d->act, d->gated || !caps},
     };
-    for (size_t i = 0; i < sizeof field / sizeof *field; i++) {
-        if (field[i].value != field[i].expected)
-            return XP_FAIL(XP_E_ARG, "%s: dialect %s has %s %d, expected %d (%s)", stage, d->name ? d->name : "?",
-                           field[i].field, field[i].value, field[i].expected, field[i].meaning);
+    for (size_t i = 0; i < sizeof number / sizeof *number; i++) {
+        if (!number[i].ok || !isfinite(number[i].value))
+            return XP_FAIL(XP_E_ARG, "%s: dialect %s has %s %g, expected %s", stage, d->name ? d->name : "?",
+                           number[i].field, number[i].value, number[i].expected);
     }
-    if (!(d->limit == 0.0))
-        return XP_FAIL(XP_E_ARG, "%s: dialect %s has limit %g, expected 0 (none)", stage, d->name ? d->name : "?",
-                       d->limit);
-    if (!(d->up_offset == 0.0))
-        return XP_FAIL(XP_E_ARG, "%s: dialect %s has up_offset %g, expected 0", stage, d->name ? d->name : "?",
-                       d->up_offset);
+    return XP_OK;
+}
+
+xp_status xp_ref_mlp_width_check(const char *stage, const xp_dialect *d, char rows_letter, int64_t rows, char letter,
+                                 int64_t width) {
+    if (rows != (d->gated ? 2 : 1) * width)
+        return XP_FAIL(XP_E_ARG, "%s: w1 has %c = %lld rows, expected %s%c = %lld: dialect %s has gated %d", stage,
+                       rows_letter, (long long)rows, d->gated ? "2 " : "", letter,
+                       (long long)((d->gated ? 2 : 1) * width), d->name ? d->name : "?", d->gated);
     return XP_OK;
 }
 
 /* ---- reference ---- */
 
-/* mid = r(silu g) u of rows of (g, u). */
-static void gate_up(const xp_ref_mlp *p, int64_t m) {
+/* Where element j of a row's gate and up lie in its U columns. */
+static int64_t gate_at(const xp_ref_mlp *p, int64_t j) {
+    return p->interleaved && p->glu.gated ? 2 * j : j;
+}
+
+static int64_t up_at(const xp_ref_mlp *p, int64_t j) {
+    if (!p->glu.gated)
+        return j; /* read, but not used */
+    return p->interleaved ? 2 * j + 1 : p->F + j;
+}
+
+/* v += b, once v is rounded. */
+static void add_bias(const xp_ref_mlp *p, const xp_tensor *b, int64_t m, int64_t n, double *v) {
+    if (!b)
+        return;
+    xp_widen_row(b->data, b->dtype, 0, n, p->bias);
+    xp_ref_round_row(p->param, m * n, v);
     for (int64_t i = 0; i < m; i++) {
-        const double *g = p->pre + i * 2 * p->F, *u = g + p->F;
-        double *a = p->mid + i * p->F;
+        for (int64_t j = 0; j < n; j++)
+            v[i * n + j] += p->bias[j];
+    }
+}
+
+static void activate(const xp_ref_mlp *p, int64_t m) {
+    for (int64_t i = 0; i < m; i++) {
+        const double *row = p->pre + i * p->U;
         for (int64_t j = 0; j < p->F; j++)
-            a[j] = xp_ref_silu(g[j]);
-        xp_ref_round_row(p->param, p->F, a);
-        for (int64_t j = 0; j < p->F; j++)
-            a[j] *= u[j];
+            p->mid[i * p->F + j] = xp_ref_glu_forward(&p->glu, row[gate_at(p, j)], row[up_at(p, j)]);
     }
 }
 
 void xp_ref_mlp_forward(xp_ref_mlp *p, int64_t m, int64_t row, const xp_tensor *pre, const xp_tensor *act) {
     xp_ref_round_row(p->param, m * p->H, p->x);
-    xp_ref_linear_nt(p->x, m, p->H, p->w1, 0, p->pre, 2 * p->F, p->tile);
+    xp_ref_linear_nt(p->x, m, p->H, p->w1, 0, p->pre, p->U, p->tile);
+    add_bias(p, p->b1, m, p->U, p->pre);
     xp_ref_rows_store(pre, row, m, p->pre);
-    xp_ref_round_row(p->param, m * 2 * p->F, p->pre);
-    gate_up(p, m);
+    xp_ref_round_row(p->param, m * p->U, p->pre);
+    activate(p, m);
     xp_ref_rows_store(act, row, m, p->mid);
     xp_ref_round_row(p->param, m * p->F, p->mid);
     xp_ref_linear_nt(p->mid, m, p->F, p->w2, 0, p->y, p->H, p->tile);
+    add_bias(p, p->b2, m, p->H, p->y);
     xp_ref_mlp_finish(p, m * p->H, p->y);
 }
 
-/* (g, u) becomes (dg, du), the last rounding left out. mid is da. */
-static void gate_up_backward(const xp_ref_mlp *p, int64_t m) {
+/* pre becomes dpre, the last rounding left out. mid is da. */
+static void activate_backward(const xp_ref_mlp *p, int64_t m) {
     for (int64_t i = 0; i < m; i++) {
-        double *g = p->pre + i * 2 * p->F, *u = g + p->F;
-        const double *da = p->mid + i * p->F;
+        double *row = p->pre + i * p->U;
         for (int64_t j = 0; j < p->F; j++) {
-            const double s = xp_ref_round(xp_ref_silu(g[j]), p->param), ds = xp_ref_round(da[j] * u[j], p->param);
-            u[j] = da[j] * s;
-            g[j] = ds * xp_ref_dsilu(g[j]);
+            double *g = row + gate_at(p, j), *u = row + up_at(p, j), dg, du;
+            xp_ref_glu_backward(&p->glu, *g, *u, p->mid[i * p->F + j], &dg, &du);
+            *u = du;
+            *g = dg; /* without a gate u is g */
         }
     }
 }
@@ -101,10 +160,10 @@ void xp_ref_mlp_backward(xp_ref_mlp *p, int64_t m, int64_t row, const xp_tensor 
     xp_ref_round_row(p->param, m * p->H, p->y);
     xp_ref_linear_nn(p->y, m, p->H, p->w2, 0, p->mid, p->F, p->tile);
     xp_ref_round_row(p->param, m * p->F, p->mid);
-    gate_up_backward(p, m);
+    activate_backward(p, m);
     xp_ref_rows_store(dpre, row, m, p->pre);
-    xp_ref_round_row(p->param, m * 2 * p->F, p->pre);
-    xp_ref_linear_nn(p->pre, m, 2 * p->F, p->w1, 0, p->x, p->H, p->tile);
+    xp_ref_round_row(p->param, m * p->U, p->pre);
+    xp_ref_linear_nn(p->pre, m, p->U, p->w1, 0, p->x, p->H, p->tile);
 }
 
 void xp_ref_mlp_finish(const xp_ref_mlp *p, int64_t n, double *v) {
@@ -147,29 +206,59 @@ void xp_ref_mlp_out_error(const xp_ref_mlp *p, int64_t n, double *v, double *e) 
     xp_ref_out_errors(&rule, n, v, e);
 }
 
-void xp_ref_mlp_forward_error(xp_ref_mlp *p, int64_t m, xp_ref_mlp_stop stop) {
+/* n columns of sums gain their bias, one of `terms` wherever an implementation adds it. */
+static void bias_error(const xp_ref_mlp *p, const xp_tensor *b, int64_t terms, int64_t m, int64_t n, double *v,
+                       double *e) {
     const xp_dtype op = xp_ref_op(p->param);
     const xp_ref_rule rule = xp_ref_rule_of(p->param, op);
-    const int64_t H = p->H, F = p->F;
-    cast_error(p, m * H, p->x, p->xe);
-    xp_ref_linear_nt(p->x, m, H, p->w1, 0, p->pre, 2 * F, p->tile);
-    xp_ref_dot_inputs(H, op, m * H, p->x, p->xe);
-    xp_ref_linear_nt(p->xe, m, H, p->w1, 1, p->pree, 2 * F, p->tile);
-    xp_ref_dot_outputs(H, op, m * 2 * F, p->pree);
-    if (stop == XP_REF_MLP_PRE) {
-        xp_ref_out_errors(&rule, m * 2 * F, p->pre, p->pree);
+    const double g = xp_ref_gamma(terms, op) + xp_ref_gamma(terms, XP_F64);
+    if (!b)
         return;
+    xp_widen_row(b->data, b->dtype, 0, n, p->bias);
+    for (int64_t i = 0; i < m * n; i++) {
+        const xp_ref_val term = {p->bias[i % n], g * fabs(p->bias[i % n])};
+        const xp_ref_val sum = xp_ref_val_add(xp_ref_rule_round(&rule, (xp_ref_val){v[i], e[i]}), term);
+        v[i] = sum.v;
+        e[i] = sum.e;
     }
-    round_error(p, m * 2 * F, p->pre, p->pree);
+}
+
+/* pre, unrounded. */
+static void pre_error(xp_ref_mlp *p, int64_t m) {
+    const xp_dtype op = xp_ref_op(p->param);
+    const int64_t H = p->H, U = p->U, terms = H + (p->b1 != NULL);
+    cast_error(p, m * H, p->x, p->xe);
+    xp_ref_linear_nt(p->x, m, H, p->w1, 0, p->pre, U, p->tile);
+    xp_ref_dot_inputs(terms, op, m * H, p->x, p->xe);
+    xp_ref_linear_nt(p->xe, m, H, p->w1, 1, p->pree, U, p->tile);
+    xp_ref_dot_outputs(terms, op, m * U, p->pree);
+    bias_error(p, p->b1, terms, m, U, p->pre, p->pree);
+}
+
+static void activate_error(const xp_ref_mlp *p, int64_t m) {
+    const xp_ref_rule rule = xp_ref_rule_of(p->param, xp_ref_op(p->param));
     for (int64_t i = 0; i < m; i++) {
-        for (int64_t j = 0; j < F; j++) {
-            const int64_t g = i * 2 * F + j, u = g + F, at = i * F + j;
-            const xp_ref_val s = xp_ref_val_silu(&rule, (xp_ref_val){p->pre[g], p->pree[g]});
-            const xp_ref_val a = xp_ref_val_mul(xp_ref_rule_round(&rule, s), (xp_ref_val){p->pre[u], p->pree[u]});
+        for (int64_t j = 0; j < p->F; j++) {
+            const int64_t g = i * p->U + gate_at(p, j), u = i * p->U + up_at(p, j), at = i * p->F + j;
+            const xp_ref_val a = xp_ref_glu_forward_val(&p->glu, &rule, (xp_ref_val){p->pre[g], p->pree[g]},
+                                                        (xp_ref_val){p->pre[u], p->pree[u]});
             p->mid[at] = a.v;
             p->mide[at] = a.e;
         }
     }
+}
+
+void xp_ref_mlp_forward_error(xp_ref_mlp *p, int64_t m, xp_ref_mlp_stop stop) {
+    const xp_dtype op = xp_ref_op(p->param);
+    const xp_ref_rule rule = xp_ref_rule_of(p->param, op);
+    const int64_t H = p->H, F = p->F, terms = F + (p->b2 != NULL);
+    pre_error(p, m);
+    if (stop == XP_REF_MLP_PRE) {
+        xp_ref_out_errors(&rule, m * p->U, p->pre, p->pree);
+        return;
+    }
+    round_error(p, m * p->U, p->pre, p->pree);
+    activate_error(p, m);
     if (stop == XP_REF_MLP_ACT) {
         xp_ref_out_errors(&rule, m * F, p->mid, p->mide);
         return;
@@ -178,26 +267,25 @@ void xp_ref_mlp_forward_error(xp_ref_mlp *p, int64_t m, xp_ref_mlp_stop stop) {
     if (p->acte)
         memcpy(p->acte, p->mide, (size_t)(m * F) * sizeof(double));
     xp_ref_linear_nt(p->mid, m, F, p->w2, 0, p->y, H, p->tile);
-    xp_ref_dot_inputs(F, op, m * F, p->mid, p->mide);
+    xp_ref_dot_inputs(terms, op, m * F, p->mid, p->mide);
     xp_ref_linear_nt(p->mide, m, F, p->w2, 1, p->ye, H, p->tile);
-    xp_ref_dot_outputs(F, op, m * H, p->ye);
+    xp_ref_dot_outputs(terms, op, m * H, p->ye);
+    bias_error(p, p->b2, terms, m, H, p->y, p->ye);
 }
 
-/* (g, u) becomes (dg, du), both unrounded with their errors; mid is da. */
-static void gate_up_error(const xp_ref_mlp *p, int64_t m) {
+/* pre becomes dpre, unrounded with its errors; mid is da. */
+static void activate_backward_error(const xp_ref_mlp *p, int64_t m) {
     const xp_ref_rule rule = xp_ref_rule_of(p->param, xp_ref_op(p->param));
     for (int64_t i = 0; i < m; i++) {
         for (int64_t j = 0; j < p->F; j++) {
-            const int64_t at = i * 2 * p->F + j, up = at + p->F;
+            const int64_t at = i * p->U + gate_at(p, j), up = i * p->U + up_at(p, j), mid = i * p->F + j;
             const xp_ref_val g = {p->pre[at], p->pree[at]}, u = {p->pre[up], p->pree[up]};
-            const xp_ref_val da = {p->mid[i * p->F + j], p->mide[i * p->F + j]};
-            const xp_ref_val s = xp_ref_rule_round(&rule, xp_ref_val_silu(&rule, g));
-            const xp_ref_val ds = xp_ref_rule_round(&rule, xp_ref_val_mul(da, u));
-            const xp_ref_val dg = xp_ref_val_mul(ds, xp_ref_val_dsilu(&rule, g)), du = xp_ref_val_mul(da, s);
-            p->pre[at] = dg.v;
-            p->pree[at] = dg.e;
+            xp_ref_val dg, du;
+            xp_ref_glu_backward_val(&p->glu, &rule, g, u, (xp_ref_val){p->mid[mid], p->mide[mid]}, &dg, &du);
             p->pre[up] = du.v;
             p->pree[up] = du.e;
+            p->pre[at] = dg.v; /* without a gate u is g */
+            p->pree[at] = dg.e;
         }
     }
 }
@@ -212,16 +300,16 @@ void xp_ref_mlp_backward_error(xp_ref_mlp *p, int64_t m, int64_t more, xp_ref_ml
     xp_ref_linear_nn(p->ye, m, H, p->w2, 1, p->mide, F, p->tile);
     xp_ref_dot_outputs(H, op, m * F, p->mide);
     round_error(p, m * F, p->mid, p->mide);
-    gate_up_error(p, m);
+    activate_backward_error(p, m);
     if (stop == XP_REF_MLP_DPRE) {
-        xp_ref_out_errors(&rule, m * 2 * F, p->pre, p->pree);
+        xp_ref_out_errors(&rule, m * p->U, p->pre, p->pree);
         return;
     }
-    round_error(p, m * 2 * F, p->pre, p->pree);
+    round_error(p, m * p->U, p->pre, p->pree);
     if (p->dpree)
-        memcpy(p->dpree, p->pree, (size_t)(m * 2 * F) * sizeof(double));
-    xp_ref_linear_nn(p->pre, m, 2 * F, p->w1, 0, p->x, H, p->tile);
-    xp_ref_dot_inputs(2 * F + more, op, m * 2 * F, p->pre, p->pree);
-    xp_ref_linear_nn(p->pree, m, 2 * F, p->w1, 1, p->xe, H, p->tile);
-    xp_ref_dot_outputs(2 * F + more, op, m * H, p->xe);
+        memcpy(p->dpree, p->pree, (size_t)(m * p->U) * sizeof(double));
+    xp_ref_linear_nn(p->pre, m, p->U, p->w1, 0, p->x, H, p->tile);
+    xp_ref_dot_inputs(p->U + more, op, m * p->U, p->pre, p->pree);
+    xp_ref_linear_nn(p->pree, m, p->U, p->w1, 1, p->xe, H, p->tile);
+    xp_ref_dot_outputs(p->U + more, op, m * H, p->xe);
 }

@@ -1,36 +1,44 @@
-/* The gated MLP that the experts and the shared expert have in common, a chunk of rows at a time, and its bounds.
+/* The MLP that the experts and the shared expert have in common, a chunk of rows at a time, and its bounds.
  *
  * Everything is double between the declared rounding points (xp/expert.h). Rows come in and leave through the planes
  * below, which live in the caller's workspace. It must not know which rows belong to which expert. */
 #ifndef XP_REF_MLP_H
 #define XP_REF_MLP_H
 
-#include "err.h"
+#include "glu.h"
 #include "plane.h"
-#include "xp/dialect.h"
 
 /* Rows of a chunk: a tile of weights is widened once for all of them. */
 enum { XP_REF_MLP_ROWS = 64 };
 
 typedef struct {
-    int64_t H, F;
+    int64_t H, F, U; /* U: 2 F with a gate, F without */
     xp_dtype param, act;
-    const xp_tensor *w1, *w2;      /* [2F,H], [H,F] of the rows at hand; set by the caller */
-    double *x, *pre, *mid, *y;     /* rows of H, 2F, F, H */
+    xp_ref_glu glu;
+    int interleaved;               /* gate and up rows in turn */
+    const xp_tensor *w1, *w2;      /* [U,H], [H,F] of the rows at hand; set by the caller, as are the next two */
+    const xp_tensor *b1, *b2;      /* [U], [H]; NULL: no bias, as they are after planning */
+    double *x, *pre, *mid, *y;     /* rows of H, U, F, H */
+    double *bias;                  /* one row */
     double *xe, *pree, *mide, *ye; /* what another implementation's values may differ by; NULL without bounds */
     double *acte, *dpree;          /* NULL, or where E of the rounded act and dpre goes, for sums over rows */
     void *tile;
 } xp_ref_mlp;
 
-/* Takes the planes for chunks of at most XP_REF_MLP_ROWS rows out of `rows`. */
-void xp_ref_mlp_plan(xp_ref_layout *l, int64_t rows, int64_t H, int64_t F, int bounds, xp_dtype param, xp_dtype act,
-                     xp_ref_mlp *out);
-/* XP_E_ARG naming the field of the record that this reference does not know: anything but silu(gate) * up, gate rows
- * first, [out,in] weights, no bias, no limit, each operation rounded. */
-xp_status xp_ref_mlp_check(const char *stage, const xp_dialect *d);
+/* Which of the record's fields do not hold everywhere. */
+typedef enum { XP_REF_MLP_EXPERT, XP_REF_MLP_SHARED } xp_ref_mlp_kind; /* shared: the limit only with shared_limit */
 
-/* In: x, not yet cast. Writes rows [row, row+m) of pre and act; leaves in y the product with W2, rounded to param where
- * that is not the activation dtype. */
+/* Takes the planes for chunks of at most XP_REF_MLP_ROWS rows out of `rows`. */
+void xp_ref_mlp_plan(xp_ref_layout *l, int64_t rows, int64_t H, int64_t F, int bounds, const xp_dialect *d,
+                     xp_ref_mlp_kind kind, xp_dtype param, xp_dtype act, xp_ref_mlp *out);
+/* XP_E_ARG naming a field of the record that is out of range or contradicts another. */
+xp_status xp_ref_mlp_check(const char *stage, const xp_dialect *d);
+/* XP_E_ARG when w1 has another number of rows than the record makes of width, both named by their letters. */
+xp_status xp_ref_mlp_width_check(const char *stage, const xp_dialect *d, char rows_letter, int64_t rows, char letter,
+                                 int64_t width);
+
+/* In: x, not yet cast. Writes rows [row, row+m) of pre and act; leaves in y the output, rounded to param where that is
+ * not the activation dtype. */
 void xp_ref_mlp_forward(xp_ref_mlp *p, int64_t m, int64_t row, const xp_tensor *pre, const xp_tensor *act);
 /* In: y = gradient of the output, not yet cast; pre. Writes rows of dpre; leaves dpre W1, unrounded, in x. */
 void xp_ref_mlp_backward(xp_ref_mlp *p, int64_t m, int64_t row, const xp_tensor *dpre);

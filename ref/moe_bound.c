@@ -5,23 +5,15 @@
  * may be. g_n = gamma_n(D) + gamma_n(f64). Sums are in any order. With err.h's rules for products, roundings,
  * functions:
  *
- * - logits: e = g_H sum |x| |wr|.
+ * - logits: e = g_H sum |x| |wr|, rounded, and with a bias rounded again.
  *
- * - scores, in the log domain where errors add: an implementation's P_j is P_j exp(+-L_j) with L_j = e_j +
- *   sum_i P_i expm1(e_i) + r_j: the logit's own error, the normaliser's (Jensen), and evaluation, r_j = g_(2E+24) +
- *   2 (u(D) + u(f64)) (|l_j - m| + sum_i P_i |l_i - m| + |m|): exp and division within 4 ulp, E additions, a rounded
- *   argument, with or without the largest, m, taken off. e(P_j) = P_j expm1(L_j).
- *
- * - weights, renormalised: a softmax over the chosen alone, the same with W for P; the factor that all P share cancels.
- *   Not renormalised: P itself.
+ * - scores, weights and their way back: routing.c, with the logits' errors on entry.
  *
  * - experts: the chain of expert.c with errors on entry. y: e(w out) by the product rule, g_K for the sum.
  *
  * - dw = <dy, W2 act> or <W2^T dy, act>: sum |dy| |W2| (e(act) + g_(F+H) (|act| + e(act))), and W2 act's rounding.
  *
- * - dlogits = W_k (dw_k - sum_i W_i dw_i), without renormalisation P_j for W_k: errors of W and dw by the product rule;
- *   evaluation g_(2K+E+16) times the absolute Jacobian, W_k (|dw_k| + s) + 2 P_j s with s = sum_i W_i |dw_i|: that is
- *   enough for the way through the derivative of the quotient, too.
+ * - identity experts: w x, its gradients w dy and <dy, x>. Weights at the input: rows r(w x), dw = <d row, x>.
  *
  * - dx: expert.c's backward with errors of dout = w dy and of pre on entry, dlogits wr, the shared expert's part; one
  *   chain may run through all slots and parts, 2 F K + E + 2 S + 1 long, or parts are summed and rounded: g_K, g_2.
@@ -36,23 +28,30 @@
 #include "linear.h"
 #include "mlp.h"
 #include "plane.h"
+#include "routing.h"
+#include "token.h"
 
 enum { CHUNK = XP_REF_MLP_ROWS };
 
 typedef struct {
     const xp_moe_args *a;
-    xp_dtype op;
-    xp_ref_rule rule;
-    int64_t T, E, K, H, F, S;
-    xp_ref_val *score, *weight, *used, *dw; /* [T,E], [T,K] before and after the scale, [T,K] */
-    xp_ref_val *y, *dx;                     /* [T,H]: sums over the parts so far */
-    double *dxe;                            /* [T,H]: sum of |part| + e, for the sum of the parts */
-    double *lv, *le;                        /* a chunk of rows of E */
-    double *left, *right;                   /* factors of a sum over rows */
-    double *wide;                           /* a chunk of rows of H: errors of <dy, out> for each unit of dy */
-    double *gate, *z, *ze;                  /* a row of H; two numbers for each row of a chunk */
-    int64_t *tok, *slot;                    /* of a chunk of expert rows */
-    xp_ref_mlp expert, shared;              /* their planes share memory: one is done before the other starts */
+    xp_dtype op, weight_dtype;
+    xp_ref_rule rule, wide, logits_rule; /* of the operands' dtype, of f32 (f64), of the logits */
+    int64_t T, Z, E, K, H, F, U, S, X;
+    xp_ref_routing r;          /* of one token */
+    xp_ref_val *logit;         /* [T,Z] */
+    xp_ref_val *used, *dw;     /* [T,K] the weights, and their gradients */
+    xp_ref_val *g, *dl;        /* [Z] scratch */
+    xp_ref_val *gr, *gs;       /* [T,H] what the routed experts and the shared expert see of dy */
+    xp_ref_val *y, *dx;        /* [T,H]: sums over the parts so far */
+    double *dxe;               /* [T,H]: sum of |part| + e, for the sum of the parts */
+    double *lv, *le;           /* a chunk of rows of Z */
+    double *left, *right;      /* factors of a sum over rows */
+    double *wide_e;            /* a chunk of rows of H: errors of <dy, out> for each unit of dy */
+    double *gate, *z, *ze;     /* a row of H; two numbers for each row of a chunk */
+    double *ones;              /* [CHUNK] of 1 */
+    int64_t *tok, *slot;       /* of a chunk of expert rows */
+    xp_ref_mlp expert, shared; /* their planes share memory: one is done before the other starts */
 } work;
 
 static int64_t most(int64_t a, int64_t b) {
@@ -63,44 +62,70 @@ static int64_t least(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
-static void plan_mlp(xp_ref_layout *l, const work *w, int64_t width, xp_ref_mlp *out) {
-    xp_ref_mlp_plan(l, CHUNK, w->H, width, 1, w->a->x.dtype, w->a->x.dtype, out);
+static void plan_mlp(xp_ref_layout *l, const work *w, int64_t width, xp_ref_mlp_kind kind, xp_ref_mlp *out) {
+    xp_ref_mlp_plan(l, CHUNK, w->H, width, 1, w->a->dialect, kind, w->a->x.dtype, w->a->x.dtype, out);
     out->acte = xp_ref_take(l, (size_t)(CHUNK * width) * sizeof(double));
     out->dpree = xp_ref_take(l, (size_t)(CHUNK * 2 * width) * sizeof(double));
+}
+
+static double *widened(xp_ref_layout *l, const xp_tensor *t, int fill) {
+    double *v = t->data ? xp_ref_take(l, (size_t)t->dim[0] * sizeof *v) : NULL;
+    if (v && fill)
+        xp_widen_row(t->data, t->dtype, 0, t->dim[0], v);
+    return v;
+}
+
+static void plan_routing(xp_ref_layout *l, work *w) {
+    const xp_moe_args *a = w->a;
+    const xp_dtype wide = a->x.dtype == XP_F64 ? XP_F64 : XP_F32;
+    const xp_dtype logits = a->dialect->logits_dtype == XP_WIDE_ACT ? a->x.dtype : wide;
+    w->wide = xp_ref_rule_of(wide, w->op);
+    w->logits_rule = xp_ref_rule_of(logits, w->op);
+    w->weight_dtype = a->dialect->weight_dtype == XP_WIDE_ACT ? a->x.dtype : wide;
+    xp_ref_routing_plan(l, a->dialect, w->Z, w->K, logits, w->op, 1, &w->r);
+    w->r.bias = widened(l, &a->bias, l->base != NULL);
+    w->r.scale_e = widened(l, &a->scale_e, l->base != NULL);
+    w->logit = xp_ref_take(l, (size_t)(w->T * w->Z) * sizeof *w->logit);
+    w->g = xp_ref_take(l, (size_t)w->Z * sizeof *w->g);
+    w->dl = xp_ref_take(l, (size_t)w->Z * sizeof *w->dl);
+    w->used = xp_ref_take(l, (size_t)(w->T * w->K) * sizeof *w->used);
+    w->dw = xp_ref_take(l, (size_t)(w->T * w->K) * sizeof *w->dw);
 }
 
 static size_t plan(const xp_moe_args *a, void *ws, work *w) {
     *w = (work){.a = a, .op = xp_ref_op(a->x.dtype), .rule = xp_ref_rule_of(a->x.dtype, xp_ref_op(a->x.dtype))};
     w->T = a->x.dim[0];
-    w->E = a->wr.dim[0];
+    w->Z = a->wr.dim[0];
+    w->E = a->w1.dim[0];
     w->K = a->idx.dim[1];
     w->H = a->x.dim[1];
     w->F = a->w2.dim[2];
+    w->U = a->w1.dim[1];
     w->S = a->sw2.data ? a->sw2.dim[1] : 0;
-    const size_t val = sizeof(xp_ref_val), number = sizeof(double), chunk = CHUNK * sizeof(double);
-    const size_t H = (size_t)w->H, E = (size_t)w->E, TH = (size_t)w->T * H, TK = (size_t)(w->T * w->K);
-    const size_t wide = (size_t)most(most(w->E, w->H), 2 * most(w->F, w->S));
+    w->X = a->sw1.data ? a->sw1.dim[0] : 0;
+    const size_t number = sizeof(double), chunk = CHUNK * sizeof(double), rows = (size_t)(w->T * w->H);
+    const int64_t widest = most(most(w->Z, w->H), most(w->U, w->X));
     xp_ref_layout l = {ws, 0};
-    w->score = xp_ref_take(&l, (size_t)w->T * E * val);
-    w->weight = xp_ref_take(&l, TK * val);
-    w->used = xp_ref_take(&l, TK * val);
-    w->dw = xp_ref_take(&l, TK * val);
-    w->y = xp_ref_take(&l, TH * val);
-    w->dx = xp_ref_take(&l, TH * val);
-    w->dxe = xp_ref_take(&l, TH * number);
-    w->lv = xp_ref_take(&l, E * chunk);
-    w->le = xp_ref_take(&l, E * chunk);
-    w->left = xp_ref_take(&l, wide * chunk);
-    w->right = xp_ref_take(&l, wide * chunk);
-    w->wide = xp_ref_take(&l, H * chunk);
-    w->gate = xp_ref_take(&l, H * number);
+    plan_routing(&l, w);
+    w->gr = xp_ref_take(&l, rows * sizeof *w->gr);
+    w->gs = xp_ref_take(&l, rows * sizeof *w->gs);
+    w->y = xp_ref_take(&l, rows * sizeof *w->y);
+    w->dx = xp_ref_take(&l, rows * sizeof *w->dx);
+    w->dxe = xp_ref_take(&l, rows * number);
+    w->lv = xp_ref_take(&l, chunk * (size_t)w->Z);
+    w->le = xp_ref_take(&l, chunk * (size_t)w->Z);
+    w->left = xp_ref_take(&l, chunk * (size_t)widest);
+    w->right = xp_ref_take(&l, chunk * (size_t)most(w->H, most(w->F, w->S)));
+    w->wide_e = xp_ref_take(&l, chunk * (size_t)w->H);
+    w->gate = xp_ref_take(&l, number * (size_t)w->H);
     w->z = xp_ref_take(&l, chunk);
     w->ze = xp_ref_take(&l, chunk);
+    w->ones = xp_ref_take(&l, chunk);
     w->tok = xp_ref_take(&l, CHUNK * sizeof(int64_t));
     w->slot = xp_ref_take(&l, CHUNK * sizeof(int64_t));
     xp_ref_layout other = l;
-    plan_mlp(&l, w, w->F, &w->expert);
-    plan_mlp(&other, w, w->S, &w->shared);
+    plan_mlp(&l, w, w->F, XP_REF_MLP_EXPERT, &w->expert);
+    plan_mlp(&other, w, w->S, XP_REF_MLP_SHARED, &w->shared);
     return l.bytes > other.bytes ? l.bytes : other.bytes;
 }
 
@@ -123,15 +148,43 @@ static xp_ref_val rounded(const work *w, double v, double e) {
     return xp_ref_rule_round(&w->rule, (xp_ref_val){v, e});
 }
 
+static int at_input(const work *w) {
+    return w->a->dialect->weight_at == XP_AT_INPUT;
+}
+
+static int is_identity(const work *w, int64_t e) {
+    return e >= w->E && w->a->dialect->null_kind == XP_NULL_IDENTITY;
+}
+
+static double out_scale(const work *w) {
+    const double scale = w->a->dialect->scale_at == XP_SCALE_OUTPUT ? w->a->dialect->scale : 1.0;
+    return w->op == XP_F64 ? scale : (double)(float)scale;
+}
+
+static int averages(const work *w) {
+    return w->S > 0 && w->a->dialect->shared_combine == XP_COMBINE_AVERAGE;
+}
+
 /* One term of a sum of n: its own error and its part of the sum's. */
 static void accumulate(const work *w, int64_t n, xp_ref_val term, xp_ref_val *sum) {
     sum->v += term.v;
     sum->e += term.e + both(n, w->op) * (fabs(term.v) + term.e);
 }
 
-/* Sums of dx are 2 F K + E + 2 S + 1 long when all parts share one chain. */
+/* One slot's part of y. Where the record rounds a product or each sum to the activation dtype, either side may. */
+static void accumulate_y(const work *w, xp_ref_val term, xp_ref_val *sum) {
+    const xp_accumulate how = w->a->dialect->accumulate;
+    if (how == XP_ACC_EAGER_ACT || how == XP_ACC_PRODUCTS_ACT_F32)
+        term = rounded(w, term.v, term.e);
+    accumulate(w, w->K, term, sum);
+    if (how == XP_ACC_EAGER_ACT)
+        sum->e += 2.0 * (xp_ref_gamma(w->K, w->a->x.dtype) * (fabs(term.v) + term.e) +
+                         (double)w->K * xp_ref_half_ulp_err(w->a->x.dtype, 0.0));
+}
+
+/* Sums of dx are U K + Z + X + K + 1 long when all parts share one chain. */
 static int64_t dx_terms(const work *w) {
-    return 2 * w->F * w->K + w->E + 2 * w->S + 1;
+    return w->U * w->K + w->Z + w->X + w->K + 1;
 }
 
 /* An MLP output's rounding, in y and ye; `wide` gets what <dy, y> loses for each unit of dy, whether it is summed as
@@ -140,22 +193,22 @@ static void round_outputs(const work *w, const xp_ref_mlp *p, int64_t m) {
     const int64_t n = p->F + w->H;
     memcpy(p->mide, p->acte, (size_t)(m * p->F) * sizeof(double));
     xp_ref_dot_inputs(n, w->op, m * p->F, p->mid, p->mide);
-    xp_ref_linear_nt(p->mide, m, p->F, p->w2, 1, w->wide, w->H, p->tile);
-    xp_ref_dot_outputs(n, w->op, m * w->H, w->wide);
+    xp_ref_linear_nt(p->mide, m, p->F, p->w2, 1, w->wide_e, w->H, p->tile);
+    xp_ref_dot_outputs(n, w->op, m * w->H, w->wide_e);
     for (int64_t i = 0; i < m * w->H; i++) {
         const xp_ref_val out = rounded(w, p->y[i], p->ye[i]);
-        w->wide[i] += (1.0 + both(w->H, w->op)) * (out.e - p->ye[i]);
+        w->wide_e[i] += (1.0 + both(w->H, w->op)) * (out.e - p->ye[i]);
         p->y[i] = out.v;
         p->ye[i] = out.e;
     }
 }
 
 /* <dy, y> of one row of a chunk. */
-static xp_ref_val dot_dy(const work *w, const double *dy, const double *y, const double *wide) {
+static xp_ref_val dot_dy(const work *w, const xp_ref_val *dy, const double *y, const double *wide) {
     xp_ref_val s = {0.0, 0.0};
     for (int64_t h = 0; h < w->H; h++) {
-        s.v += dy[h] * y[h];
-        s.e += fabs(dy[h]) * wide[h];
+        s.v += dy[h].v * y[h];
+        s.e += fabs(dy[h].v) * wide[h] + dy[h].e * (fabs(y[h]) + wide[h]);
     }
     xp_ref_dot_outputs(w->H, w->op, 1, &s.e);
     return s;
@@ -197,84 +250,35 @@ static void clear_rows(xp_tensor *t) {
 
 /* ---- routing ---- */
 
-/* What evaluating one score costs in the log domain. */
-static double score_cost(const work *w, double logit, double max, double spread) {
-    const double unit = xp_ref_unit(w->op) + xp_ref_unit(XP_F64);
-    return both(2 * w->E + 24, w->op) + 2.0 * unit * (fabs(logit - max) + spread + fabs(max));
-}
-
-/* v, a share of a sum, is off by v expm1(log_off), plus what may flush; but no two shares are further apart than 1,
- * give or take their evaluation, if both can be computed at all: sure. */
-static double share_error(const work *w, double v, double log_off, double flush, int sure) {
-    const double e = (v > 0.0 ? v * xp_ref_expm1(log_off) : 0.0) + flush, cap = 1.0 + both(2 * w->E + 24, w->op);
-    return sure && e > cap ? cap : e;
-}
-
-static int all_finite(const double *v, int64_t n) {
-    int finite = 1;
-    for (int64_t i = 0; i < n; i++)
-        finite &= isfinite(v[i]) != 0;
-    return finite;
-}
-
-/* Scores from logits and their errors, which become those of the rounded logits. A NaN logit counts as -inf: it scores
- * 0 (xp/route.h). cost[e]: score_cost. */
-static void token_scores(const work *w, double *lv, double *le, double *cost, xp_ref_val *score) {
-    double max = -(double)INFINITY, sum = 0.0, spread = 0.0, common = 0.0;
-    for (int64_t e = 0; e < w->E; e++) {
-        const xp_ref_val l = rounded(w, lv[e], le[e]);
-        lv[e] = l.v == l.v ? l.v : -(double)INFINITY;
-        le[e] = l.v == l.v ? l.e : 0.0;
-        max = lv[e] > max ? lv[e] : max;
+/* Scores, and where weights depend on them groups, of token t, from its logits and their errors. The reference stores
+ * the scores, one rounding more than routing.c counts. */
+static void token_scores(work *w, int64_t t) {
+    for (int64_t e = 0; e < w->Z; e++) {
+        const xp_ref_val l = w->logit[t * w->Z + e];
+        w->r.l[e] = l.v;
+        w->left[e] = l.v == l.v ? l.e : 0.0; /* a NaN logit scores 0 by definition */
     }
-    for (int64_t e = 0; e < w->E; e++)
-        sum += score[e].v = xp_ref_exp(lv[e] - max);
-    for (int64_t e = 0; e < w->E; e++) {
-        score[e].v /= sum;
-        if (score[e].v > 0.0) {
-            spread += score[e].v * (max - lv[e]);
-            common += score[e].v * xp_ref_expm1(le[e]);
-        }
-    }
-    const int sure = all_finite(le, w->E);
-    for (int64_t e = 0; e < w->E; e++) {
-        const double v = score[e].v;
-        cost[e] = score_cost(w, lv[e], max, spread);
-        score[e] = rounded(w, v, share_error(w, v, le[e] + common + cost[e], w->rule.flush, sure));
-    }
+    xp_ref_routing_scores(&w->r, w->left);
+    xp_ref_routing_store(&w->r, w->wide.d);
+    for (int64_t e = 0; e < w->Z; e++)
+        w->r.score_e[e] += xp_ref_room(w->wide.d, fabs(w->r.score[e]));
+    if (w->a->dialect->masked_weight)
+        xp_ref_routing_keys(&w->r);
 }
 
-/* The chosen scores divided by their sum: 2 K + 8 roundings beside the scores' own. Sure as long as the other side's
- * sum cannot be zero. */
-static void renormalise(const work *w, int64_t t, const double *le, const double *cost, xp_ref_val *weight) {
-    double sum = 0.0, common = 0.0, apart = 0.0;
+static void token_weights(work *w, int64_t t) {
+    xp_ref_routing_weights(&w->r, xp_tensor_at(&w->a->idx, t, 0, 0, 0));
     for (int64_t k = 0; k < w->K; k++)
-        sum += weight[k].v;
-    for (int64_t k = 0; k < w->K; k++) {
-        const int64_t e = expert_at(w, t, k);
-        weight[k].v /= sum;
-        common += weight[k].v * (xp_ref_expm1(le[e]) + cost[e]);
-    }
-    for (int64_t e = 0; e < w->E; e++)
-        apart = le[e] <= apart ? apart : le[e];
-    const int sure = sum * xp_ref_exp(-2.0 * apart) > 2.0 * (double)w->K * w->rule.flush;
-    for (int64_t k = 0; k < w->K; k++) {
-        const int64_t e = expert_at(w, t, k);
-        const double off = le[e] + common + cost[e] + both(2 * w->K + 8, w->op);
-        weight[k].e = share_error(w, weight[k].v, off, w->rule.flush / sum, sure);
-    }
+        w->used[t * w->K + k] = xp_ref_val_round(w->r.w[k], w->weight_dtype, w->op);
 }
 
-static void token_weights(const work *w, int64_t t, const double *le, const double *cost) {
-    xp_ref_val *weight = w->weight + t * w->K;
-    for (int64_t k = 0; k < w->K; k++)
-        weight[k] = w->score[t * w->E + expert_at(w, t, k)];
-    if (w->a->dialect->renorm == XP_RENORM_SUM)
-        renormalise(w, t, le, cost, weight);
-    for (int64_t k = 0; k < w->K; k++) {
-        const xp_ref_val v = xp_ref_val_mul(weight[k], (xp_ref_val){w->a->dialect->scale, 0.0});
-        w->used[t * w->K + k] = rounded(w, v.v, v.e);
+static xp_ref_val logit_of(const work *w, int64_t e, double v, double err) {
+    xp_ref_val l = xp_ref_rule_round(&w->logits_rule, (xp_ref_val){v, err});
+    if (w->a->rbias.data) {
+        const double b = xp_widen(w->a->rbias.data, w->a->rbias.dtype, e);
+        l = xp_ref_rule_round(&w->logits_rule, xp_ref_val_add(l, (xp_ref_val){b, 0.0}));
     }
+    return l;
 }
 
 static void route(work *w) {
@@ -283,44 +287,45 @@ static void route(work *w) {
         const int64_t m = least(CHUNK, w->T - row);
         xp_ref_rows_load(&w->a->x, row, m, p->x);
         clear(p->xe, m * w->H);
-        xp_ref_linear_nt(p->x, m, w->H, &w->a->wr, 0, w->lv, w->E, p->tile);
+        xp_ref_linear_nt(p->x, m, w->H, &w->a->wr, 0, w->lv, w->Z, p->tile);
         xp_ref_dot_inputs(w->H, w->op, m * w->H, p->x, p->xe);
-        xp_ref_linear_nt(p->xe, m, w->H, &w->a->wr, 1, w->le, w->E, p->tile);
-        xp_ref_dot_outputs(w->H, w->op, m * w->E, w->le);
-        for (int64_t i = 0; i < m; i++) {
-            token_scores(w, w->lv + i * w->E, w->le + i * w->E, w->left, w->score + (row + i) * w->E);
-            token_weights(w, row + i, w->le + i * w->E, w->left);
+        xp_ref_linear_nt(p->xe, m, w->H, &w->a->wr, 1, w->le, w->Z, p->tile);
+        xp_ref_dot_outputs(w->H, w->op, m * w->Z, w->le);
+        for (int64_t i = 0; i < m * w->Z; i++)
+            w->logit[row * w->Z + i] = logit_of(w, i % w->Z, w->lv[i], w->le[i]);
+        for (int64_t t = row; t < row + m; t++) {
+            token_scores(w, t);
+            token_weights(w, t);
         }
     }
 }
 
-/* dlogits of token t: W_k (dw_k - sum W dw) in each slot, or P (g - sum P g) with g the sum of an expert's dw. */
-static void token_dlogits(const work *w, int64_t t, double *lv, double *le) {
-    const int renorm = w->a->dialect->renorm == XP_RENORM_SUM;
-    const xp_ref_val *weight = w->weight + t * w->K, *dw = w->dw + t * w->K, *score = w->score + t * w->E;
-    const xp_ref_val scale = {w->a->dialect->scale, 0.0};
-    const double g = both(2 * w->K + w->E + 16, w->op);
-    xp_ref_val mean = {0.0, 0.0};
-    double size = 0.0; /* of mean's terms */
-    for (int64_t k = 0; k < w->K; k++) {
-        mean = xp_ref_val_add(mean, xp_ref_val_mul(weight[k], dw[k]));
-        size += (fabs(weight[k].v) + weight[k].e) * (fabs(dw[k].v) + dw[k].e);
-    }
-    const xp_ref_val minus = {-mean.v, mean.e};
-    for (int64_t e = 0; e < w->E; e++) {
-        xp_ref_val d = renorm ? (xp_ref_val){0.0, 0.0} : xp_ref_val_mul(score[e], minus);
-        double gauge = 2.0 * (score[e].v + score[e].e) * size;
-        for (int64_t k = 0; k < w->K; k++) {
-            if (expert_at(w, t, k) != e)
-                continue;
-            d = xp_ref_val_add(d, xp_ref_val_mul(weight[k], renorm ? xp_ref_val_add(dw[k], minus) : dw[k]));
-            gauge += (fabs(weight[k].v) + weight[k].e) * (fabs(dw[k].v) + dw[k].e + size);
-        }
-        d.e += g * gauge;
-        d = xp_ref_val_mul(d, scale);
-        d = rounded(w, d.v, d.e);
+static void token_dlogits(work *w, int64_t t, double *lv, double *le) {
+    token_scores(w, t);
+    xp_ref_routing_back_vals(&w->r, xp_tensor_at(&w->a->idx, t, 0, 0, 0), w->dw + t * w->K, w->g, w->dl);
+    for (int64_t e = 0; e < w->Z; e++) {
+        const xp_ref_val d = xp_ref_rule_round(&w->logits_rule, w->dl[e]);
         lv[e] = d.v;
         le[e] = d.e;
+    }
+}
+
+/* What the parts see of dy: half of it with an average, times the output's scale for the routed experts. */
+static void load_dy(work *w) {
+    for (int64_t t = 0; t < w->T; t++) {
+        for (int64_t h = 0; h < w->H; h++) {
+            xp_ref_val v = {xp_widen(xp_tensor_at(&w->a->dy, t, h, 0, 0), w->a->dy.dtype, 0), 0.0};
+            if (averages(w)) {
+                v = xp_ref_val_mul(v, (xp_ref_val){0.5, 0.0});
+                v = rounded(w, v.v, v.e);
+            }
+            w->gs[t * w->H + h] = v;
+            if (out_scale(w) != 1.0) {
+                v = xp_ref_val_mul(v, (xp_ref_val){out_scale(w), 0.0});
+                v = rounded(w, v.v, v.e);
+            }
+            w->gr[t * w->H + h] = v;
+        }
     }
 }
 
@@ -345,9 +350,28 @@ static int64_t count_rows(const work *w, int64_t e) {
     return n;
 }
 
-static void load_tokens(const work *w, const xp_tensor *t, int64_t m, double *out) {
-    for (int64_t i = 0; i < m; i++)
-        xp_ref_rows_load(t, w->tok[i], 1, out + i * w->H);
+static xp_ref_val x_of(const work *w, int64_t t, int64_t h) {
+    return (xp_ref_val){xp_widen(xp_tensor_at(&w->a->x, t, h, 0, 0), w->a->x.dtype, 0), 0.0};
+}
+
+/* The rows that the experts read: x, or r(w x). */
+static void load_inputs(const work *w, int64_t m, double *v, double *e) {
+    for (int64_t i = 0; i < m; i++) {
+        for (int64_t h = 0; h < w->H; h++) {
+            xp_ref_val x = x_of(w, w->tok[i], h);
+            if (at_input(w)) {
+                x = xp_ref_val_mul(w->used[w->slot[i]], x);
+                x = rounded(w, x.v, x.e);
+            }
+            v[i * w->H + h] = x.v;
+            e[i * w->H + h] = x.e;
+        }
+    }
+}
+
+/* The weight that multiplies an output row. */
+static xp_ref_val out_weight(const work *w, int64_t slot) {
+    return at_input(w) ? (xp_ref_val){1.0, 0.0} : w->used[slot];
 }
 
 /* The rows' outputs go into y and, dotted with dy, into dw. */
@@ -358,62 +382,132 @@ static void expert_outputs(const work *w, int64_t m) {
         const double *v = p->y + i * w->H, *e = p->ye + i * w->H;
         for (int64_t h = 0; h < w->H; h++) {
             const xp_ref_val out = {v[h], e[h]};
-            accumulate(w, w->K, xp_ref_val_mul(w->used[w->slot[i]], out), &w->y[w->tok[i] * w->H + h]);
+            accumulate_y(w, xp_ref_val_mul(out_weight(w, w->slot[i]), out), &w->y[w->tok[i] * w->H + h]);
         }
-        xp_ref_rows_load(&w->a->dy, w->tok[i], 1, w->gate);
-        const xp_ref_val d = dot_dy(w, w->gate, v, w->wide + i * w->H);
-        w->dw[w->slot[i]] = rounded(w, d.v, d.e);
+        if (at_input(w))
+            continue;
+        const xp_ref_val d = dot_dy(w, w->gr + w->tok[i] * w->H, v, w->wide_e + i * w->H);
+        w->dw[w->slot[i]] = xp_ref_rule_round(&w->wide, d);
     }
 }
 
 /* y and ye become dout. */
 static void expert_douts(const work *w, int64_t m) {
     const xp_ref_mlp *p = &w->expert;
-    load_tokens(w, &w->a->dy, m, p->y);
     for (int64_t i = 0; i < m; i++) {
-        for (int64_t h = i * w->H; h < (i + 1) * w->H; h++) {
-            const xp_ref_val d = xp_ref_val_mul(w->used[w->slot[i]], (xp_ref_val){p->y[h], 0.0});
+        for (int64_t h = 0; h < w->H; h++) {
+            const xp_ref_val d = xp_ref_val_mul(out_weight(w, w->slot[i]), w->gr[w->tok[i] * w->H + h]);
             const xp_ref_val r = rounded(w, d.v, d.e);
-            p->y[h] = r.v;
-            p->ye[h] = r.e;
+            p->y[i * w->H + h] = r.v;
+            p->ye[i * w->H + h] = r.e;
         }
+    }
+}
+
+/* Rows of dx: into the tokens' sums, and where weights are at the input into dw. A product with the weight may be
+ * rounded to the activation dtype. */
+static void expert_dx(const work *w, int64_t m) {
+    const xp_ref_mlp *p = &w->expert;
+    for (int64_t i = 0; i < m; i++) {
+        xp_ref_val dot = {0.0, 0.0};
+        for (int64_t h = 0; h < w->H; h++) {
+            xp_ref_val d = rounded(w, p->x[i * w->H + h], p->xe[i * w->H + h]);
+            accumulate(w, w->H, xp_ref_val_mul(d, x_of(w, w->tok[i], h)), &dot);
+            if (at_input(w)) {
+                d = xp_ref_val_mul(w->used[w->slot[i]], d);
+                d.e += xp_ref_room(w->a->x.dtype, fabs(d.v) + d.e);
+            }
+            accumulate(w, w->K, d, &w->dx[w->tok[i] * w->H + h]);
+        }
+        if (at_input(w))
+            w->dw[w->slot[i]] = xp_ref_rule_round(&w->wide, dot);
     }
 }
 
 static void expert_chunk(work *w, int64_t m, int64_t rows, int operand, const xp_tensor *tol) {
     xp_ref_mlp *p = &w->expert;
-    load_tokens(w, &w->a->x, m, p->x);
-    clear(p->xe, m * w->H);
+    const int of_router = operand == XP_REF_MOE_DWR || operand == XP_REF_MOE_DRBIAS;
+    load_inputs(w, m, p->x, p->xe);
     xp_ref_mlp_forward_error(p, m, XP_REF_MLP_END);
     expert_outputs(w, m);
-    if (operand == XP_REF_MOE_Y || operand == XP_REF_MOE_DWR)
+    if (operand == XP_REF_MOE_Y || (of_router && !at_input(w)))
         return;
     expert_douts(w, m);
     if (operand == XP_REF_MOE_DW2) {
         outer_errors(w, rows, m, w->H, p->y, p->ye, w->F, p->mid, p->acte, tol);
         return;
     }
-    xp_ref_mlp_backward_error(p, m, dx_terms(w) - 2 * w->F, XP_REF_MLP_END);
-    if (operand == XP_REF_MOE_DW1) {
-        load_tokens(w, &w->a->x, m, p->y);
-        outer_errors(w, rows, m, 2 * w->F, p->pre, p->dpree, w->H, p->y, NULL, tol);
+    if (operand == XP_REF_MOE_DB2) {
+        outer_errors(w, rows, m, w->H, p->y, p->ye, 1, w->ones, NULL, tol);
         return;
     }
-    for (int64_t i = 0; i < m * w->H; i++) {
-        const xp_ref_val d = rounded(w, p->x[i], p->xe[i]);
-        accumulate(w, w->K, d, &w->dx[w->tok[i / w->H] * w->H + i % w->H]);
+    xp_ref_mlp_backward_error(p, m, dx_terms(w) - w->U, XP_REF_MLP_END);
+    if (operand == XP_REF_MOE_DW1) {
+        load_inputs(w, m, p->y, p->ye);
+        outer_errors(w, rows, m, w->U, p->pre, p->dpree, w->H, p->y, p->ye, tol);
+        return;
+    }
+    if (operand == XP_REF_MOE_DB1) {
+        outer_errors(w, rows, m, w->U, p->pre, p->dpree, 1, w->ones, NULL, tol);
+        return;
+    }
+    expert_dx(w, m);
+}
+
+/* An expert's part of a gradient's tolerance, as a matrix: of a bias one column. */
+static xp_tensor part_of(const xp_tensor *t, int64_t e) {
+    if (t->ndim == 3)
+        return xp_ref_matrix(t, e);
+    xp_tensor out = xp_tensor_rows(t, 0, e, e + 1);
+    out.dim[0] = t->dim[1];
+    out.dim[1] = 1;
+    out.stride[0] = 1;
+    out.stride[1] = 1;
+    return out;
+}
+
+/* Identity experts: y += w x, dw = <dy, x>, dx += w dy. */
+static void nulls(work *w) {
+    for (int64_t s = 0; s < w->T * w->K; s++) {
+        const int64_t t = s / w->K;
+        w->dw[s] = expert_at(w, t, s % w->K) < w->E ? w->dw[s] : (xp_ref_val){0.0, 0.0};
+        if (!is_identity(w, expert_at(w, t, s % w->K)))
+            continue;
+        xp_ref_val dot = {0.0, 0.0};
+        for (int64_t h = 0; h < w->H; h++) {
+            const xp_ref_val x = x_of(w, t, h), g = w->gr[t * w->H + h];
+            accumulate(w, w->H, xp_ref_val_mul(g, x), &dot);
+            accumulate_y(w, xp_ref_val_mul(w->used[s], x), &w->y[t * w->H + h]);
+            xp_ref_val d = xp_ref_val_mul(w->used[s], g);
+            d.e += xp_ref_room(w->a->x.dtype, fabs(d.v) + d.e);
+            accumulate(w, w->K, d, &w->dx[t * w->H + h]);
+        }
+        w->dw[s] = xp_ref_rule_round(&w->wide, dot);
+    }
+}
+
+/* y of the routed experts is done: the output's scale. dx gets one rounding more where two parts are added. */
+static void finish_routed(work *w) {
+    const double scale = out_scale(w);
+    for (int64_t i = 0; i < w->T * w->H; i++) {
+        if (scale != 1.0)
+            w->y[i] = xp_ref_val_mul(rounded(w, w->y[i].v, w->y[i].e), (xp_ref_val){scale, 0.0});
+        if (w->Z > w->E)
+            w->dx[i] = rounded(w, w->dx[i].v, w->dx[i].e + both(2, w->op) * (fabs(w->dx[i].v) + w->dx[i].e));
     }
 }
 
 static void experts(work *w, int operand, const xp_tensor *ref, const xp_tensor *tol) {
+    const int each = operand == XP_REF_MOE_DW1 || operand == XP_REF_MOE_DW2 || operand == XP_REF_MOE_DB1 ||
+                     operand == XP_REF_MOE_DB2;
     for (int64_t e = 0; e < w->E; e++) {
         const xp_tensor w1 = xp_ref_matrix(&w->a->w1, e), w2 = xp_ref_matrix(&w->a->w2, e);
         const int64_t rows = count_rows(w, e);
         xp_tensor part = *tol;
         w->expert.w1 = &w1;
         w->expert.w2 = &w2;
-        if (operand == XP_REF_MOE_DW1 || operand == XP_REF_MOE_DW2) {
-            part = xp_ref_matrix(tol, e);
+        if (each) {
+            part = part_of(tol, e);
             clear_rows(&part);
         }
         for (int64_t at = 0, m; at < w->T * w->K;) {
@@ -421,8 +515,8 @@ static void experts(work *w, int operand, const xp_tensor *ref, const xp_tensor 
             if (m > 0)
                 expert_chunk(w, m, rows, operand, &part);
         }
-        if (operand == XP_REF_MOE_DW1 || operand == XP_REF_MOE_DW2) {
-            const xp_tensor part_ref = xp_ref_matrix(ref, e);
+        if (each) {
+            const xp_tensor part_ref = part_of(ref, e);
             finish(w, rows, &part_ref, &part);
         }
     }
@@ -443,15 +537,19 @@ static void router_gradients(work *w, int operand, const xp_tensor *tol) {
     for (int64_t row = 0; row < w->T; row += CHUNK) {
         const int64_t m = least(CHUNK, w->T - row);
         for (int64_t i = 0; i < m; i++)
-            token_dlogits(w, row + i, w->lv + i * w->E, w->le + i * w->E);
+            token_dlogits(w, row + i, w->lv + i * w->Z, w->le + i * w->Z);
         if (operand == XP_REF_MOE_DWR) {
             xp_ref_rows_load(&w->a->x, row, m, p->x);
-            outer_errors(w, w->T, m, w->E, w->lv, w->le, w->H, p->x, NULL, tol);
+            outer_errors(w, w->T, m, w->Z, w->lv, w->le, w->H, p->x, NULL, tol);
             continue;
         }
-        xp_ref_linear_nn(w->lv, m, w->E, &w->a->wr, 0, p->x, w->H, p->tile);
-        xp_ref_dot_inputs(dx_terms(w), w->op, m * w->E, w->lv, w->le);
-        xp_ref_linear_nn(w->le, m, w->E, &w->a->wr, 1, p->xe, w->H, p->tile);
+        if (operand == XP_REF_MOE_DRBIAS) {
+            outer_errors(w, w->T, m, w->Z, w->lv, w->le, 1, w->ones, NULL, tol);
+            continue;
+        }
+        xp_ref_linear_nn(w->lv, m, w->Z, &w->a->wr, 0, p->x, w->H, p->tile);
+        xp_ref_dot_inputs(dx_terms(w), w->op, m * w->Z, w->lv, w->le);
+        xp_ref_linear_nn(w->le, m, w->Z, &w->a->wr, 1, p->xe, w->H, p->tile);
         xp_ref_dot_outputs(dx_terms(w), w->op, m * w->H, p->xe);
         for (int64_t i = 0; i < m * w->H; i++)
             add_part(w, row * w->H + i, (xp_ref_val){p->x[i], p->xe[i]});
@@ -489,6 +587,8 @@ static void shared_outputs(const work *w, int64_t row, int64_t m) {
         const xp_ref_val done = w->a->sgate.data ? rounded(w, part.v, part.e) : out;
         xp_ref_val *y = &w->y[row * w->H + i];
         *y = xp_ref_val_add(rounded(w, y->v, y->e), done);
+        if (averages(w))
+            *y = xp_ref_val_mul(rounded(w, y->v, y->e), (xp_ref_val){0.5, 0.0});
     }
 }
 
@@ -496,15 +596,15 @@ static void shared_outputs(const work *w, int64_t row, int64_t m) {
 static void shared_ungate(const work *w, int64_t row, int64_t m) {
     const xp_ref_mlp *p = &w->shared;
     for (int64_t i = 0; i < m; i++) {
-        double *v = p->y + i * w->H, *e = p->ye + i * w->H, *dy = w->left;
+        double *v = p->y + i * w->H, *e = p->ye + i * w->H;
+        const xp_ref_val *dy = w->gs + (row + i) * w->H;
         const xp_ref_val sig = {w->z[i], w->ze[i]}, rest = {1.0 - sig.v, sig.e};
-        xp_ref_rows_load(&w->a->dy, row + i, 1, dy);
-        xp_ref_val d = xp_ref_val_mul(dot_dy(w, dy, v, w->wide + i * w->H), xp_ref_val_mul(sig, rest));
+        xp_ref_val d = xp_ref_val_mul(dot_dy(w, dy, v, w->wide_e + i * w->H), xp_ref_val_mul(sig, rest));
         d.e += both(3, w->op) * (fabs(d.v) + d.e);
         d = rounded(w, d.v, d.e);
         for (int64_t h = 0; h < w->H; h++) {
-            const xp_ref_val dmlp = xp_ref_val_mul(sig, (xp_ref_val){dy[h], 0.0});
-            const xp_ref_val r = w->a->sgate.data ? rounded(w, dmlp.v, dmlp.e) : (xp_ref_val){dy[h], 0.0};
+            const xp_ref_val dmlp = xp_ref_val_mul(sig, dy[h]);
+            const xp_ref_val r = w->a->sgate.data ? rounded(w, dmlp.v, dmlp.e) : dy[h];
             v[h] = r.v;
             e[h] = r.e;
         }
@@ -549,10 +649,10 @@ static void shared_chunk(work *w, int64_t row, int64_t m, int operand, const xp_
         outer_errors(w, w->T, m, w->H, p->y, p->ye, w->S, p->mid, p->acte, tol);
         return;
     }
-    xp_ref_mlp_backward_error(p, m, dx_terms(w) - 2 * w->S, XP_REF_MLP_END);
+    xp_ref_mlp_backward_error(p, m, dx_terms(w) - w->X, XP_REF_MLP_END);
     if (operand == XP_REF_MOE_DSW1) {
         xp_ref_rows_load(&w->a->x, row, m, p->y);
-        outer_errors(w, w->T, m, 2 * w->S, p->pre, p->dpree, w->H, p->y, NULL, tol);
+        outer_errors(w, w->T, m, w->X, p->pre, p->dpree, w->H, p->y, NULL, tol);
         return;
     }
     shared_dx(w, row, m);
@@ -580,33 +680,54 @@ static void token_outputs(const work *w, int operand, const xp_tensor *ref, xp_t
     }
 }
 
+static int of_shared(int operand) {
+    return operand == XP_REF_MOE_DSW1 || operand == XP_REF_MOE_DSW2 || operand == XP_REF_MOE_DSGATE;
+}
+
+/* dx so far becomes its first part. */
+static void first_part(work *w) {
+    for (int64_t i = 0; i < w->T * w->H; i++) {
+        const xp_ref_val part = w->dx[i];
+        w->dx[i] = (xp_ref_val){0.0, 0.0};
+        add_part(w, i, part);
+    }
+}
+
 void xp_ref_moe_bound(const xp_moe_args *a, int operand, const xp_tensor *ref, void *ws, xp_tensor *tol) {
-    const int of_experts = operand <= XP_REF_MOE_DW2, of_shared = operand >= XP_REF_MOE_DSW1;
-    const int matrix = of_shared || operand == XP_REF_MOE_DWR;
+    const int of_router = operand == XP_REF_MOE_DWR || operand == XP_REF_MOE_DRBIAS;
+    const int tokens = operand == XP_REF_MOE_Y || operand == XP_REF_MOE_DX, matrix = of_shared(operand) || of_router;
+    /* drbias as a matrix of one column */
+    xp_tensor out = *tol, value = *ref;
+    if (operand == XP_REF_MOE_DRBIAS) {
+        out.ndim = value.ndim = 2;
+        out.dim[1] = value.dim[1] = 1;
+        out.stride[1] = value.stride[1] = 1;
+    }
     work w;
     plan(a, ws, &w);
     memset(w.y, 0, (size_t)(w.T * w.H) * sizeof *w.y);
     memset(w.dx, 0, (size_t)(w.T * w.H) * sizeof *w.dx);
+    memset(w.dw, 0, (size_t)(w.T * w.K) * sizeof *w.dw);
     clear(w.dxe, w.T * w.H);
+    for (int64_t i = 0; i < CHUNK; i++)
+        w.ones[i] = 1.0;
+    load_dy(&w);
     if (matrix)
-        clear_rows(tol);
-    if (of_experts) {
+        clear_rows(&out);
+    if (!of_shared(operand)) {
         route(&w);
         experts(&w, operand, ref, tol);
+        nulls(&w);
+        finish_routed(&w);
     }
-    if (operand == XP_REF_MOE_DX) {
-        for (int64_t i = 0; i < w.T * w.H; i++) {
-            const xp_ref_val part = w.dx[i];
-            w.dx[i] = (xp_ref_val){0.0, 0.0};
-            add_part(&w, i, part);
-        }
-    }
-    if (operand == XP_REF_MOE_DX || operand == XP_REF_MOE_DWR)
-        router_gradients(&w, operand, tol);
-    if (w.S > 0 && (of_shared || operand == XP_REF_MOE_Y || operand == XP_REF_MOE_DX))
+    if (operand == XP_REF_MOE_DX)
+        first_part(&w);
+    if (operand == XP_REF_MOE_DX || of_router)
+        router_gradients(&w, operand, &out);
+    if (w.S > 0 && (of_shared(operand) || tokens))
         shared(&w, operand, tol);
-    if (operand == XP_REF_MOE_Y || operand == XP_REF_MOE_DX)
+    if (tokens)
         token_outputs(&w, operand, ref, tol);
     else if (matrix)
-        finish(&w, w.T, ref, tol);
+        finish(&w, w.T, &value, &out);
 }

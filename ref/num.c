@@ -80,7 +80,7 @@ static uint64_t magnitude_code(uint64_t mag, const format *f) {
     return shift_rne(m, 52 - f->man + (step - e)) + ((uint64_t)(step - f->emin) << f->man);
 }
 
-/* 2^(code-127). A tie, 1.5 * 2^k, goes up: adding half carries into the exponent. */
+/* 2^(code-127). A tie, 1.5 * 2^k, goes up: adding half carries into the exponent. num.h says what is odd at 2^-127. */
 static uint64_t narrow_e8m0(double v, int saturate) {
     const uint64_t b = bits_of(v), mag = b & ~F64_SIGN;
     if (mag > F64_INF || (mag != 0 && b != mag))
@@ -89,7 +89,8 @@ static uint64_t narrow_e8m0(double v, int saturate) {
         return saturate ? 0x00 : 0xFF;
     if (mag <= (uint64_t)(1023 - 127) << 52)
         return 0x00;
-    const uint64_t code = (mag - ((uint64_t)(1023 - 127) << 52) + ((uint64_t)1 << 51)) >> 52;
+    const uint64_t nearest = (mag - ((uint64_t)(1023 - 127) << 52) + ((uint64_t)1 << 51)) >> 52;
+    const uint64_t code = nearest ? nearest : 1; /* nothing but 2^-127 and what is below it has code 0 */
     if (mag == F64_INF || code > 0xFE)
         return saturate ? 0xFE : 0xFF;
     return code;

@@ -27,8 +27,9 @@
  * The sign is kept in every column but where a code is the format's only NaN. Infinity counts as "beyond". -0 keeps its
  * sign, except in fnuz (one zero). e8m0 has neither zero nor sign: a positive value below 2^-127 gives 2^-127; zero
  * gives 0x00 when saturating and NaN when not; a negative value gives NaN. A tie of e8m0, 1.5 * 2^k, goes up to
- * 2^(k+1), as ml_dtypes 0.6.0 has it (a power of two has no last digit that could be even). NaN payloads are not
- * defined by any stage.
+ * 2^(k+1), as ml_dtypes 0.6.0 has it (a power of two has no last digit that could be even), and so does all that lies
+ * between 2^-127 and 2^-126: there ml_dtypes takes code 0 for the zero of other formats and rounds away from it. NaN
+ * payloads are not defined by any stage.
  * Source: OCP OFP8 1.0, OCP MX 1.0, ml_dtypes (fnuz, e8m0), PTX ISA 8.7 cvt (satfinite, e2m1). */
 uint64_t xp_ref_narrow(double v, xp_dtype d, int saturate);
 /* The value of v after rounding to d, not saturating (e2m1 saturates). */

@@ -1,8 +1,8 @@
 /* Stages permute and permute_bwd: a token's K copies, sorted by expert, and the sum of their gradients.
  *
  * A counting sort: count, place the segments, then deal rows in the stated order, so equal experts keep that order and
- * a token that names an expert twice keeps both rows. Contract: xp/permute.h. No arithmetic forward: bits are copied.
- * Must not write a row at offsets[E] or behind it. */
+ * a token that names an expert twice keeps both rows. Contract: xp/permute.h. Forward, bits are copied, or one product
+ * is rounded as the header says. Must not write a row at offsets[E] or behind it. */
 #include <math.h>
 #include <string.h>
 
@@ -14,6 +14,7 @@
 
 /* ---- permute ---- */
 
+enum { PERMUTE_W = 8 };
 static const xp_operand permute_operand[] = {
     XP_OPERAND(xp_permute_args, x, "T,H", XP_IN, XP_DT_ACT, XP_UNCOMPARED, "act"),
     XP_OPERAND(xp_permute_args, idx, "T,K", XP_IN, XP_BIT(XP_I32), XP_UNCOMPARED, ""),
@@ -23,11 +24,13 @@ static const xp_operand permute_operand[] = {
     XP_OPERAND(xp_permute_args, pos, "T,K", XP_OUT, XP_BIT(XP_I32), XP_BITS, ""),
     XP_OPERAND(xp_permute_args, counts, "E", XP_OUT, XP_BIT(XP_I64), XP_BITS, ""),
     XP_OPERAND(xp_permute_args, offsets, "E+1", XP_OUT, XP_BIT(XP_I64), XP_BITS, ""),
+    [PERMUTE_W] = XP_OPTIONAL(xp_permute_args, w, "T,K", XP_IN, XP_DT_ACT, XP_UNCOMPARED, "weight"),
 };
 
 static const xp_param permute_param[] = {
     {"order", "slot_token|token", "slot_token", XP_P_WORD, offsetof(xp_permute_args, order)},
     {"align", NULL, "1", XP_P_INT, offsetof(xp_permute_args, align)},
+    {"dialect", NULL, "hf-5.24/qwen3_moe", XP_P_DIALECT, offsetof(xp_permute_args, dialect)},
 };
 
 static int32_t i32_at(const xp_tensor *t, int64_t i, int64_t j) {
@@ -40,6 +43,48 @@ static void i32_set(const xp_tensor *t, int64_t i, int64_t j, int64_t v) {
 
 static void i64_set(const xp_tensor *t, int64_t i, int64_t v) {
     *(int64_t *)xp_tensor_at(t, i, 0, 0, 0) = v;
+}
+
+/* Without a record: weights belong to the experts' output, and there are no null experts. */
+static int weighs_input(const xp_dialect *d) {
+    return d && d->weight_at == XP_AT_INPUT;
+}
+
+static xp_status dialect_check(const xp_stage *s, const void *args, const xp_dialect *d, const xp_tensor *w,
+                               xp_dtype act) {
+    XP_TRY(xp_ref_wanted_check(s, args, d));
+    if (weighs_input(d) && w->dtype == XP_F64 && act != XP_F64)
+        return XP_FAIL(XP_E_ARG, "%s: w has dtype f64, expected f32 or narrower beside rows of %s", s->name,
+                       xp_dtype_name(act));
+    return XP_OK;
+}
+
+static double weight_at(const xp_tensor *w, int64_t t, int64_t k) {
+    return xp_widen(xp_tensor_at(w, t, k, 0, 0), w->dtype, 0);
+}
+
+static void row_widen(const xp_tensor *t, int64_t i, int64_t width, double *out) {
+    xp_widen_row(xp_tensor_at(t, i, 0, 0, 0), t->dtype, 0, width, out);
+}
+
+static int permute_wants(const void *args, int operand) {
+    return operand == PERMUTE_W && weighs_input(((const xp_permute_args *)args)->dialect);
+}
+
+static xp_status permute_idx_check(const xp_permute_args *a, int64_t experts) {
+    const int64_t nulls = a->dialect ? a->dialect->null_experts : 0;
+    for (int64_t t = 0; t < a->idx.dim[0] && xp_ref_readable(&a->idx); t++) {
+        for (int64_t k = 0; k < a->idx.dim[1]; k++) {
+            const int32_t e = i32_at(&a->idx, t, k);
+            if (e < -1 || e >= experts + nulls)
+                return XP_FAIL(XP_E_ARG,
+                               "permute: idx[%lld][%lld] is %d, expected -1 to %lld, the last of E = %lld and %lld "
+                               "null experts",
+                               (long long)t, (long long)k, e, (long long)(experts + nulls - 1), (long long)experts,
+                               (long long)nulls);
+        }
+    }
+    return XP_OK;
 }
 
 static xp_status permute_check(const void *args, const xp_mesh *m) {
@@ -61,32 +106,45 @@ static xp_status permute_check(const void *args, const xp_mesh *m) {
     if (room < tokens * slots + experts * (a->align - 1))
         return XP_FAIL(XP_E_ARG, "permute: M is %lld, expected at least T*K + E*(align-1) = %lld", (long long)room,
                        (long long)(tokens * slots + experts * (a->align - 1)));
-    for (int64_t t = 0; t < tokens && xp_ref_readable(&a->idx); t++) {
-        for (int64_t k = 0; k < slots; k++) {
-            const int32_t e = i32_at(&a->idx, t, k);
-            if (e < 0 || e >= experts)
-                return XP_FAIL(XP_E_ARG, "permute: idx[%lld][%lld] is %d, expected 0 to E-1 = %lld", (long long)t,
-                               (long long)k, e, (long long)experts - 1);
-        }
+    XP_TRY(dialect_check(&xp_stage_permute, args, a->dialect, &a->w, a->x.dtype));
+    return permute_idx_check(a, experts);
+}
+
+/* 1: the slot names an expert that has rows. */
+static int has_row(const xp_permute_args *a, int64_t t, int64_t k) {
+    const int32_t e = i32_at(&a->idx, t, k);
+    return e >= 0 && e < a->counts.dim[0];
+}
+
+static int64_t rows_count(const xp_permute_args *a) {
+    int64_t n = 0;
+    if (!xp_ref_readable(&a->idx))
+        return a->idx.dim[0] * a->idx.dim[1];
+    for (int64_t t = 0; t < a->idx.dim[0]; t++) {
+        for (int64_t k = 0; k < a->idx.dim[1]; k++)
+            n += has_row(a, t, k);
     }
-    return XP_OK;
+    return n;
 }
 
 static void permute_cost(const void *args, const xp_mesh *m, xp_cost *out) {
     const xp_permute_args *a = args;
-    const double copies = (double)(a->idx.dim[0] * a->idx.dim[1]);
+    const double slots = (double)(a->idx.dim[0] * a->idx.dim[1]), rows = (double)rows_count(a);
     const double row = (double)xp_dtype_bytes(a->x.dtype, a->x.dim[1]);
+    const double w = weighs_input(a->dialect) ? (double)xp_dtype_bytes(a->w.dtype, 1) : 0.0;
     (void)m;
-    /* each copy: its idx and pos (4 + 4), its row with tok and src (8 + 4); each expert: count and offset */
-    *out = (xp_cost){.flop = 0.0,
-                     .mem_bytes = (double)a->x.dim[0] * row + copies * (row + 20.0) + 16.0 * (double)a->counts.dim[0],
+    /* each slot: its idx and pos (4 + 4); each copy: its row with tok and src (8 + 4); each expert: count and offset */
+    *out = (xp_cost){.flop = weighs_input(a->dialect) ? rows * (double)a->x.dim[1] : 0.0,
+                     .mem_bytes = (double)a->x.dim[0] * row + slots * (8.0 + w) + rows * (row + 12.0) +
+                                  16.0 * (double)a->counts.dim[0],
                      .net_bytes = 0.0};
 }
 
 static size_t permute_workspace(const void *args, const xp_mesh *m) {
     const xp_permute_args *a = args;
     (void)m;
-    return (size_t)a->counts.dim[0] * sizeof(int64_t);
+    return xp_ref_span((size_t)a->counts.dim[0] * sizeof(int64_t)) +
+           (weighs_input(a->dialect) ? xp_ref_span((size_t)a->x.dim[1] * sizeof(double)) : 0);
 }
 
 /* Counts, offsets, and the row where each expert's next copy goes. */
@@ -95,8 +153,10 @@ static void segments_place(const xp_permute_args *a, int64_t *next) {
     int64_t row = 0;
     memset(next, 0, (size_t)experts * sizeof *next);
     for (int64_t t = 0; t < a->idx.dim[0]; t++) {
-        for (int64_t k = 0; k < a->idx.dim[1]; k++)
-            next[i32_at(&a->idx, t, k)]++;
+        for (int64_t k = 0; k < a->idx.dim[1]; k++) {
+            if (has_row(a, t, k))
+                next[i32_at(&a->idx, t, k)]++;
+        }
     }
     for (int64_t e = 0; e < experts; e++) {
         const int64_t n = next[e];
@@ -108,11 +168,31 @@ static void segments_place(const xp_permute_args *a, int64_t *next) {
     i64_set(&a->offsets, experts, row);
 }
 
-static void copy_place(const xp_permute_args *a, int64_t t, int64_t k, int64_t *next) {
+/* The row itself, or r(p) of p = w x in the accumulator's dtype. */
+static void row_place(const xp_permute_args *a, int64_t t, int64_t k, int64_t row, double *wide) {
+    const int64_t width = a->x.dim[1];
+    void *out = xp_tensor_at(&a->rows, row, 0, 0, 0);
+    if (width == 0)
+        return;
+    if (!weighs_input(a->dialect)) {
+        memcpy(out, xp_tensor_at(&a->x, t, 0, 0, 0), xp_dtype_bytes(a->x.dtype, width));
+        return;
+    }
+    const double w = weight_at(&a->w, t, k);
+    row_widen(&a->x, t, width, wide);
+    for (int64_t h = 0; h < width; h++)
+        wide[h] *= w;
+    xp_ref_round_row(xp_ref_acc(a->x.dtype), width, wide);
+    xp_ref_store_row(out, a->rows.dtype, 0, width, wide);
+}
+
+static void copy_place(const xp_permute_args *a, int64_t t, int64_t k, int64_t *next, double *wide) {
+    if (!has_row(a, t, k)) {
+        i32_set(&a->pos, t, k, -1);
+        return;
+    }
     const int64_t row = next[i32_at(&a->idx, t, k)]++;
-    const size_t bytes = xp_dtype_bytes(a->x.dtype, a->x.dim[1]);
-    if (bytes > 0)
-        memcpy(xp_tensor_at(&a->rows, row, 0, 0, 0), xp_tensor_at(&a->x, t, 0, 0, 0), bytes);
+    row_place(a, t, k, row, wide);
     i64_set(&a->tok, row, a->token0 + t);
     i32_set(&a->src, row, 0, t * a->idx.dim[1] + k);
     i32_set(&a->pos, t, k, row);
@@ -133,24 +213,27 @@ static void pads_place(const xp_permute_args *a, const int64_t *next) {
 static xp_status permute_run(const xp_exec *x, const void *args) {
     const xp_permute_args *a = args;
     const int64_t tokens = a->idx.dim[0], slots = a->idx.dim[1];
-    int64_t *next = x->ws;
+    char *at = x->ws;
+    int64_t *next = xp_ref_carve(&at, (size_t)a->counts.dim[0] * sizeof *next);
+    double *wide = (double *)(void *)at;
     segments_place(a, next);
     if (a->order == XP_ORDER_SLOT_TOKEN) {
         for (int64_t k = 0; k < slots; k++) {
             for (int64_t t = 0; t < tokens; t++)
-                copy_place(a, t, k, next);
+                copy_place(a, t, k, next, wide);
         }
     } else {
         for (int64_t t = 0; t < tokens; t++) {
             for (int64_t k = 0; k < slots; k++)
-                copy_place(a, t, k, next);
+                copy_place(a, t, k, next, wide);
         }
     }
     pads_place(a, next);
     return XP_OK;
 }
 
-/* Counts add up to T*K; each segment starts where the one before, rounded up, ends. 2 for each departure. */
+/* Counts add up to the slots with a row; each segment starts where the one before, rounded up, ends. 2 for each
+ * departure. */
 static xp_status permute_segments(const void *args, const xp_mesh *m, double *out) {
     const xp_permute_args *a = args;
     int64_t sum = 0, row = 0, wrong = 0;
@@ -161,20 +244,25 @@ static xp_status permute_segments(const void *args, const xp_mesh *m, double *ou
         sum += n;
         row += (n + a->align - 1) / a->align * a->align;
     }
-    wrong += sum != a->idx.dim[0] * a->idx.dim[1] || xp_ref_i64(&a->offsets, a->counts.dim[0]) != row;
+    wrong += sum != rows_count(a) || xp_ref_i64(&a->offsets, a->counts.dim[0]) != row;
     *out = 2.0 * (double)wrong;
     return XP_OK;
 }
 
 /* pos and src undo one another, and a slot's row lies in the segment of the slot's expert, so that with the sum of the
- * counts the rows are a permutation of the slots. 2 for each departure. */
+ * counts the rows are a permutation of the slots that have one; the others' pos is -1. 2 for each departure. */
 static xp_status permute_inverse(const void *args, const xp_mesh *m, double *out) {
     const xp_permute_args *a = args;
     int64_t wrong = 0;
     (void)m;
     for (int64_t t = 0; t < a->idx.dim[0]; t++) {
         for (int64_t k = 0; k < a->idx.dim[1]; k++) {
-            const int64_t row = i32_at(&a->pos, t, k), e = i32_at(&a->idx, t, k), lo = xp_ref_i64(&a->offsets, e);
+            const int64_t row = i32_at(&a->pos, t, k), e = i32_at(&a->idx, t, k);
+            if (!has_row(a, t, k)) {
+                wrong += row != -1;
+                continue;
+            }
+            const int64_t lo = xp_ref_i64(&a->offsets, e);
             if (row < lo || row >= lo + xp_ref_i64(&a->counts, e) || row >= a->tok.dim[0])
                 wrong++;
             else
@@ -199,6 +287,7 @@ const xp_stage xp_stage_permute = {
     .check = permute_check,
     .cost = permute_cost,
     .chain = "layer",
+    .wants = permute_wants,
     .property = permute_property,
     .properties = sizeof permute_property / sizeof *permute_property,
 };
@@ -213,87 +302,176 @@ const xp_kernel xp_ref_permute = {
 
 /* ---- permute_bwd ---- */
 
+enum { PERMUTE_BWD_DX = 2, PERMUTE_BWD_W, PERMUTE_BWD_X, PERMUTE_BWD_DW };
 static const xp_operand permute_bwd_operand[] = {
     XP_OPERAND(xp_permute_bwd_args, drows, "M,H", XP_IN, XP_DT_ACT, XP_UNCOMPARED, "act"),
     XP_OPERAND(xp_permute_bwd_args, pos, "T,K", XP_IN, XP_BIT(XP_I32), XP_UNCOMPARED, ""),
-    XP_OPERAND(xp_permute_bwd_args, dx, "T,H", XP_OUT, XP_DT_ACT, XP_BOUND, "act"),
+    [PERMUTE_BWD_DX] = XP_OPERAND(xp_permute_bwd_args, dx, "T,H", XP_OUT, XP_DT_ACT, XP_BOUND, "act"),
+    [PERMUTE_BWD_W] = XP_OPTIONAL(xp_permute_bwd_args, w, "T,K", XP_IN, XP_DT_ACT, XP_UNCOMPARED, "weight"),
+    [PERMUTE_BWD_X] = XP_OPTIONAL(xp_permute_bwd_args, x, "T,H", XP_IN, XP_DT_ACT, XP_UNCOMPARED, "act"),
+    [PERMUTE_BWD_DW] = XP_OPTIONAL(xp_permute_bwd_args, dw, "T,K", XP_OUT, XP_DT_WIDE, XP_BOUND, "wide"),
 };
+
+static const xp_param permute_bwd_param[] = {
+    {"dialect", NULL, "hf-5.24/qwen3_moe", XP_P_DIALECT, offsetof(xp_permute_bwd_args, dialect)},
+};
+
+static int permute_bwd_wants(const void *args, int operand) {
+    return (operand == PERMUTE_BWD_W || operand == PERMUTE_BWD_X || operand == PERMUTE_BWD_DW) &&
+           weighs_input(((const xp_permute_bwd_args *)args)->dialect);
+}
 
 static xp_status permute_bwd_check(const void *args, const xp_mesh *m) {
     const xp_permute_bwd_args *a = args;
     xp_ref_dims d;
     (void)m;
     XP_TRY(xp_ref_check(&xp_stage_permute_bwd, args, &d));
+    XP_TRY(dialect_check(&xp_stage_permute_bwd, args, a->dialect, &a->w, a->drows.dtype));
     for (int64_t t = 0; t < XP_REF_DIM(d, 'T') && xp_ref_readable(&a->pos); t++) {
         for (int64_t k = 0; k < XP_REF_DIM(d, 'K'); k++) {
             const int32_t row = i32_at(&a->pos, t, k);
-            if (row < 0 || row >= XP_REF_DIM(d, 'M'))
-                return XP_FAIL(XP_E_ARG, "permute_bwd: pos[%lld][%lld] is %d, expected 0 to M-1 = %lld", (long long)t,
+            if (row < -1 || row >= XP_REF_DIM(d, 'M'))
+                return XP_FAIL(XP_E_ARG, "permute_bwd: pos[%lld][%lld] is %d, expected -1 to M-1 = %lld", (long long)t,
                                (long long)k, row, (long long)XP_REF_DIM(d, 'M') - 1);
         }
     }
     return XP_OK;
 }
 
+/* The sum of a token's rows; with weights two products more an element, one of them summed. */
 static void permute_bwd_cost(const void *args, const xp_mesh *m, xp_cost *out) {
     const xp_permute_bwd_args *a = args;
     const double tokens = (double)a->pos.dim[0], slots = (double)a->pos.dim[1], width = (double)a->drows.dim[1];
     const double row = (double)xp_dtype_bytes(a->drows.dtype, a->drows.dim[1]);
+    double rows = 0.0, sums = 0.0;
+    for (int64_t t = 0; t < a->pos.dim[0]; t++) {
+        double n = xp_ref_readable(&a->pos) ? 0.0 : slots;
+        for (int64_t k = 0; k < a->pos.dim[1] && xp_ref_readable(&a->pos); k++)
+            n += i32_at(&a->pos, t, k) >= 0;
+        rows += n;
+        sums += n > 1.0 ? n - 1.0 : 0.0;
+    }
     (void)m;
-    *out = (xp_cost){.flop = slots > 1.0 ? tokens * (slots - 1.0) * width : 0.0,
-                     .mem_bytes = tokens * (slots * (row + 4.0) + row),
-                     .net_bytes = 0.0};
+    *out = (xp_cost){.flop = sums * width, .mem_bytes = rows * row + tokens * (slots * 4.0 + row), .net_bytes = 0.0};
+    if (!weighs_input(a->dialect))
+        return;
+    out->flop += 3.0 * rows * width;
+    out->mem_bytes +=
+        tokens *
+        (row + slots * (double)(xp_dtype_bytes(a->w.dtype, 1) + xp_dtype_bytes(xp_ref_acc(a->drows.dtype), 1)));
 }
 
 static size_t permute_bwd_workspace(const void *args, const xp_mesh *m) {
     const xp_permute_bwd_args *a = args;
     (void)m;
-    return 2 * xp_ref_span((size_t)a->drows.dim[1] * sizeof(double));
+    return 3 * xp_ref_span((size_t)a->drows.dim[1] * sizeof(double));
 }
 
-/* sum[h] = sum over slots of drows[pos[t][k]][h], or of its magnitude. */
-static void slots_sum(const xp_permute_bwd_args *a, int64_t t, int absolute, double *sum, double *row) {
+typedef struct {
+    double *sum, *row, *x; /* [H] */
+} bwd_rows;
+
+static bwd_rows bwd_plan(const xp_permute_bwd_args *a, void *ws) {
+    const size_t width = (size_t)a->drows.dim[1];
+    char *at = ws;
+    bwd_rows r;
+    r.sum = xp_ref_carve(&at, width * sizeof *r.sum);
+    r.row = xp_ref_carve(&at, width * sizeof *r.row);
+    r.x = xp_ref_carve(&at, width * sizeof *r.x);
+    return r;
+}
+
+/* sum[h] = sum over slots with a row of [w] drows[pos[t][k]][h], or of its magnitude; returns how many those are. */
+static int64_t slots_sum(const xp_permute_bwd_args *a, int64_t t, int absolute, double *sum, double *row) {
     const int64_t width = a->drows.dim[1];
+    int64_t n = 0;
     memset(sum, 0, (size_t)width * sizeof *sum);
     for (int64_t k = 0; k < a->pos.dim[1]; k++) {
-        xp_widen_row(xp_tensor_at(&a->drows, i32_at(&a->pos, t, k), 0, 0, 0), a->drows.dtype, 0, width, row);
+        if (i32_at(&a->pos, t, k) < 0)
+            continue;
+        const double w = weighs_input(a->dialect) ? weight_at(&a->w, t, k) : 1.0;
+        row_widen(&a->drows, i32_at(&a->pos, t, k), width, row);
         for (int64_t h = 0; h < width; h++)
-            sum[h] += absolute ? fabs(row[h]) : row[h];
+            sum[h] += absolute ? fabs(w * row[h]) : w * row[h];
+        n++;
     }
+    return n;
+}
+
+/* <drows[pos[t][k]], x[t]>, h ascending, or the sum of magnitudes; 0 without a row. */
+static double row_dot(const xp_permute_bwd_args *a, int64_t t, int64_t k, int absolute, const bwd_rows *r) {
+    const int64_t width = a->drows.dim[1];
+    double sum = 0.0;
+    if (i32_at(&a->pos, t, k) < 0 || width == 0)
+        return sum;
+    row_widen(&a->drows, i32_at(&a->pos, t, k), width, r->row);
+    for (int64_t h = 0; h < width; h++)
+        sum += absolute ? fabs(r->row[h] * r->x[h]) : r->row[h] * r->x[h];
+    return sum;
 }
 
 static xp_status permute_bwd_run(const xp_exec *x, const void *args) {
     const xp_permute_bwd_args *a = args;
     const int64_t width = a->drows.dim[1];
-    char *at = x->ws;
-    double *sum = xp_ref_carve(&at, (size_t)width * sizeof *sum), *row = (double *)(void *)at;
-    for (int64_t t = 0; t < a->pos.dim[0] && width > 0; t++) {
-        slots_sum(a, t, 0, sum, row);
-        xp_ref_store_row(xp_tensor_at(&a->dx, t, 0, 0, 0), a->dx.dtype, 0, width, sum);
+    const bwd_rows r = bwd_plan(a, x->ws);
+    for (int64_t t = 0; t < a->pos.dim[0]; t++) {
+        if (width > 0) {
+            slots_sum(a, t, 0, r.sum, r.row);
+            xp_ref_store_row(xp_tensor_at(&a->dx, t, 0, 0, 0), a->dx.dtype, 0, width, r.sum);
+        }
+        if (!weighs_input(a->dialect))
+            continue;
+        if (width > 0)
+            row_widen(&a->x, t, width, r.x);
+        for (int64_t k = 0; k < a->pos.dim[1]; k++)
+            xp_ref_store(xp_tensor_at(&a->dw, t, k, 0, 0), a->dw.dtype, 0, row_dot(a, t, k, 0, &r));
     }
     return XP_OK;
 }
 
-/* dx is a sum of K terms that are exact in the accumulator (f32, or f64 when act is f64): K-1 additions in any order
- * give gamma_(K-1) times the sum of magnitudes, and the result is rounded once to act. */
-static xp_status permute_bwd_bound(const void *args, const xp_mesh *m, int operand, const xp_tensor *ref, void *ws,
-                                   xp_tensor *tol) {
-    const xp_permute_bwd_args *a = args;
-    const int64_t width = a->drows.dim[1], slots = a->pos.dim[1];
+/* dx is a sum of n terms in the accumulator (f32, or f64 when act is f64), exact without weights: n-1 additions in any
+ * order give gamma_(n-1) times the sum of magnitudes, with weights one rounding more a term, which may also lose half
+ * the smallest value; the result is rounded once to act. */
+static void dx_tolerance(const xp_permute_bwd_args *a, const bwd_rows *r, const xp_tensor *ref, xp_tensor *tol) {
+    const int64_t width = a->drows.dim[1];
     const xp_dtype act = a->drows.dtype;
-    char *at = ws;
-    double *gauge = xp_ref_carve(&at, (size_t)width * sizeof *gauge), *row = (double *)(void *)at;
-    (void)m;
-    (void)operand;
     for (int64_t t = 0; t < a->pos.dim[0] && width > 0; t++) {
         const double *value = xp_tensor_at(ref, t, 0, 0, 0);
         double *out = xp_tensor_at(tol, t, 0, 0, 0);
-        slots_sum(a, t, 1, gauge, row);
-        for (int64_t h = 0; h < width; h++) {
-            const double e = xp_ref_sum_err(slots > 0 ? slots - 1 : 0, xp_ref_acc(act), gauge[h], 0);
-            out[h] = xp_ref_round_err(act, value[h], e);
+        const int64_t n = slots_sum(a, t, 1, r->sum, r->row), weighed = weighs_input(a->dialect) ? n : 0;
+        const int64_t roundings = weighed ? n : n > 0 ? n - 1 : 0;
+        for (int64_t h = 0; h < width; h++)
+            out[h] = xp_ref_round_err(act, value[h], xp_ref_sum_err(roundings, xp_ref_acc(act), r->sum[h], weighed));
+    }
+}
+
+/* dw: H products, each one rounding in the accumulator that may also lose half its smallest value, and H-1 additions in
+ * any order: gamma_H sum |drows x|; stored in the accumulator's dtype, one more rounding. */
+static void dw_tolerance(const xp_permute_bwd_args *a, const bwd_rows *r, const xp_tensor *ref, xp_tensor *tol) {
+    const int64_t width = a->drows.dim[1];
+    const xp_dtype acc = xp_ref_acc(a->drows.dtype);
+    for (int64_t t = 0; t < a->pos.dim[0]; t++) {
+        if (width > 0)
+            row_widen(&a->x, t, width, r->x);
+        for (int64_t k = 0; k < a->pos.dim[1]; k++) {
+            const double gauge = row_dot(a, t, k, 1, r), value = *(const double *)xp_tensor_at(ref, t, k, 0, 0);
+            const double e = i32_at(&a->pos, t, k) < 0 ? 0.0 : xp_ref_sum_err(width, acc, gauge, width);
+            *(double *)xp_tensor_at(tol, t, k, 0, 0) = xp_ref_round_err(acc, value, e);
         }
     }
+}
+
+static xp_status permute_bwd_bound(const void *args, const xp_mesh *m, int operand, const xp_tensor *ref, void *ws,
+                                   xp_tensor *tol) {
+    const xp_permute_bwd_args *a = args;
+    const bwd_rows r = bwd_plan(a, ws);
+    (void)m;
+    if (operand == PERMUTE_BWD_DX)
+        dx_tolerance(a, &r, ref, tol);
+    else if (operand == PERMUTE_BWD_DW)
+        dw_tolerance(a, &r, ref, tol);
+    else
+        return XP_FAIL(XP_E_BUG, "permute_bwd: operand %d has no bound", operand);
     return XP_OK;
 }
 
@@ -306,15 +484,22 @@ static void permute_bwd_slice(const void *args, int64_t lo, int64_t hi, void *ou
     xp_permute_bwd_args *s = out;
     s->pos = xp_tensor_rows(&a->pos, 0, lo, hi);
     s->dx = xp_tensor_rows(&a->dx, 0, lo, hi);
+    if (!weighs_input(a->dialect))
+        return;
+    s->w = xp_tensor_rows(&a->w, 0, lo, hi);
+    s->x = xp_tensor_rows(&a->x, 0, lo, hi);
+    s->dw = xp_tensor_rows(&a->dw, 0, lo, hi);
 }
 
 const xp_stage xp_stage_permute_bwd = {
     .name = "permute_bwd",
-    .meaning = "a token's gradient: the sum of its copies' gradients",
+    .meaning = "a token's gradient: the sum of its copies' gradients, and that of weights on the experts' input",
     .axis = XP_LOCAL,
     .args_size = sizeof(xp_permute_bwd_args),
     .operand = permute_bwd_operand,
     .operands = sizeof permute_bwd_operand / sizeof *permute_bwd_operand,
+    .param = permute_bwd_param,
+    .params = sizeof permute_bwd_param / sizeof *permute_bwd_param,
     .check = permute_bwd_check,
     .cost = permute_bwd_cost,
     .bound = permute_bwd_bound,
@@ -322,6 +507,7 @@ const xp_stage xp_stage_permute_bwd = {
     .extent = permute_bwd_extent,
     .slice = permute_bwd_slice,
     .chain = "layer",
+    .wants = permute_bwd_wants,
 };
 
 const xp_kernel xp_ref_permute_bwd = {

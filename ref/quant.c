@@ -128,7 +128,7 @@ static xp_status quant_check(const void *args, const xp_mesh *m) {
     if (a->rule != XP_SCALE_AMAX && a->scales.dtype == XP_E4M3)
         return XP_FAIL(XP_E_ARG, "quant: scales has dtype e4m3, expected f32 or e8m0 for powers of two (rule %d)",
                        a->rule);
-    if (a->nonfinite != XP_NONFINITE_NAN && a->nonfinite != XP_NONFINITE_ONE)
+    if (a->nonfinite != XP_BLOCK_NAN && a->nonfinite != XP_BLOCK_ONE)
         return XP_FAIL(XP_E_ARG, "quant: nonfinite is %d, expected 0 or 1 (nan, one)", a->nonfinite);
     if (!(a->eps >= 0.0f && isfinite(a->eps)))
         return XP_FAIL(XP_E_ARG, "quant: eps is %g, expected 0 or more", (double)a->eps);
@@ -231,7 +231,7 @@ static double tensor_scale_of(const xp_quant_args *a) {
     const block all = {0, a->x.dim[0], 0, a->x.dim[1]};
     const double amax = floored(a, largest(&a->x, &all));
     if (isnan(amax))
-        return a->nonfinite == XP_NONFINITE_ONE ? 1.0 : amax;
+        return a->nonfinite == XP_BLOCK_ONE ? 1.0 : amax;
     return amax == 0.0 ? 1.0 : quotient(amax, widest(a->q.dtype) * widest(XP_E4M3));
 }
 
@@ -239,7 +239,7 @@ static double tensor_scale_of(const xp_quant_args *a) {
 static double scale_of(const xp_quant_args *a, double amax, double second) {
     const double max = widest(a->q.dtype);
     if (isnan(amax))
-        return a->nonfinite == XP_NONFINITE_ONE ? 1.0 : amax;
+        return a->nonfinite == XP_BLOCK_ONE ? 1.0 : amax;
     if (amax == 0.0)
         return a->scales.dtype == XP_F32 ? 1.0 : a->scales.dtype == XP_E8M0 ? 0x1p-127 : divide(0.0, second);
     switch (a->rule) {
@@ -286,7 +286,8 @@ static xp_status quant_run(const xp_exec *x, const void *args) {
     return XP_OK;
 }
 
-/* No code is further from its quotient than half a unit, unless it saturated; none saturates where s was rounded up. */
+/* No code is further from its quotient than half a unit, unless it saturated; none saturates where s was rounded up,
+ * but where an infinity or a NaN left the block its own values. */
 static xp_status quant_nearest(const void *args, const xp_mesh *m, double *out) {
     const xp_quant_args *a = args;
     const double max = widest(a->q.dtype);
@@ -303,7 +304,7 @@ static xp_status quant_nearest(const void *args, const xp_mesh *m, double *out) 
                 continue;
             double e = fabs(q - t) / (xp_ref_half_ulp_err(a->q.dtype, t) + 0x1p-23 * fabs(t));
             if (fabs(t) > max)
-                e = fabs(q) == max && a->rule != XP_SCALE_POW2 ? 0.0 : 2.0;
+                e = fabs(q) == max && (a->rule != XP_SCALE_POW2 || a->nonfinite == XP_BLOCK_ONE) ? 0.0 : 2.0;
             *out = e > *out ? e : *out;
         }
     }

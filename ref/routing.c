@@ -33,6 +33,7 @@ void xp_ref_routing_plan(xp_ref_layout *l, const xp_dialect *d, int64_t E, int64
     if (bounds) {
         out->seen_e = xp_ref_take(l, row);
         out->score_e = xp_ref_take(l, row);
+        out->score_a = xp_ref_take(l, row);
         out->key_e = xp_ref_take(l, row);
         out->gscore_e = xp_ref_take(l, groups * sizeof(double));
     }
@@ -129,8 +130,10 @@ void xp_ref_routing_scores(xp_ref_routing *r, const double *le) {
     }
     if (is_softmax(r->d)) {
         xp_ref_softmax(r->seen, r->E, r->score);
-        if (r->score_e)
+        if (r->score_e) {
             xp_ref_softmax_error(r->seen, largest(r->seen_e, r->E), r->score, r->E, r->op, r->score_e);
+            xp_ref_softmax_error(r->seen, 0.0, r->score, r->E, r->op, r->score_a);
+        }
     }
     for (int64_t e = 0; e < r->E; e++) {
         if (!is_softmax(r->d)) {
@@ -154,8 +157,11 @@ void xp_ref_routing_store(xp_ref_routing *r, xp_dtype d) {
     for (int64_t e = 0; e < r->E; e++) {
         const double v = r->score[e];
         r->score[e] = xp_ref_round(v, read);
-        if (r->score_e && !isnan(r->l[e]))
-            r->score_e[e] = xp_ref_rule_out(&rule, (xp_ref_val){v, r->score_e[e]}) + fabs(v - r->score[e]);
+        if (r->score_e && !isnan(r->l[e])) {
+            const double stored = fabs(v - r->score[e]);
+            r->score_e[e] = xp_ref_rule_out(&rule, (xp_ref_val){v, r->score_e[e]}) + stored;
+            r->score_a[e] = xp_ref_rule_out(&rule, (xp_ref_val){v, r->score_a[e]}) + stored;
+        }
     }
 }
 
@@ -351,6 +357,53 @@ static void base_weights(xp_ref_routing *r, const int32_t *idx) {
     }
 }
 
+/* Bounds of s'_j / s'_i, scores of two experts as an implementation has them. Those of a softmax share their divisor, so
+ * that only the two logits' errors enter, and what is left of each score's own, a (at exp(2 ve) times the score).
+ * 0: s_i may vanish. */
+static int ratio_bounds(const xp_ref_routing *r, int64_t i, int64_t j, double *out_lo, double *out_hi) {
+    *out_lo = *out_hi = 1.0;
+    if (i == j)
+        return 1;
+    const double si = r->score[i], sj = r->score[j];
+    if (!is_softmax(r->d)) {
+        *out_lo = fmax(sj - r->score_e[j], 0.0) / (si + r->score_e[i]);
+        *out_hi = (sj + r->score_e[j]) / (si - r->score_e[i]);
+        return si > r->score_e[i];
+    }
+    const double wider = xp_ref_exp(2.0 * largest(r->seen_e, r->E)), apart = xp_ref_exp(r->seen_e[i] + r->seen_e[j]);
+    const double ai = r->score_a[i] * wider, aj = r->score_a[j] * wider, low = (si - ai) / wider;
+    *out_lo = fmax((sj - aj) / (si + ai) / apart - aj / low, 0.0) / (1.0 + ai / low);
+    *out_hi = ((sj + aj) / (si - ai) * apart + aj / low) / (1.0 - ai / low);
+    return low > ai;
+}
+
+/* How far w[k] / sum moves by the errors of the scores, which divide together: 1 / (1 + sum of ratios); -1: unknown.
+ * Scores in act round on their own, and are left to the rule for quotients, as are masks that are open. */
+static double moved_together(const xp_ref_routing *r, const int32_t *idx, int64_t k) {
+    double lo = 1.0, hi = 1.0, sum = r->w[k].v;
+    if (in_act(r) || r->d->renorm == XP_RENORM_MAX_EPS || (r->d->masked_weight && has_groups(r)) || !(r->w[k].v > 0.0))
+        return -1.0;
+    for (int64_t j = 0; j < r->K; j++) {
+        double least, most;
+        if (j == k)
+            continue;
+        if (!ratio_bounds(r, idx[k], idx[j], &least, &most))
+            return -1.0;
+        sum += r->w[j].v;
+        lo += least;
+        hi += most;
+    }
+    if (r->d->renorm == XP_RENORM_SUM_PLUS_EPS) {
+        const double eps = number(r, r->d->renorm_eps);
+        if (!(r->w[k].v > r->w[k].e))
+            return -1.0;
+        sum += eps;
+        lo += eps / (r->w[k].v + r->w[k].e);
+        hi += eps / (r->w[k].v - r->w[k].e);
+    }
+    return fmax(1.0 / lo - r->w[k].v / sum, r->w[k].v / sum - 1.0 / hi) * (1.0 + 0x1p-45);
+}
+
 static xp_ref_val divisor(const xp_ref_routing *r) {
     const double eps = number(r, r->d->renorm_eps);
     xp_ref_val sum = {0.0, 0.0};
@@ -369,13 +422,34 @@ static xp_ref_val divisor(const xp_ref_routing *r) {
     return sum;
 }
 
+/* Of two errors that both hold the smaller: the quotient's, or the scores' together and then the arithmetic's, which is
+ * relative to what they may have become. */
+static void divide_all(xp_ref_routing *r, const int32_t *idx) {
+    const xp_ref_val sum = divisor(r);
+    for (int64_t k = 0; k < r->K && r->score_e; k++)
+        r->sub[k] = moved_together(r, idx, k);
+    for (int64_t k = 0; k < r->K; k++)
+        r->share[k] = r->w[k].v;
+    for (int64_t k = 0; k < r->K; k++)
+        r->w[k] = divide(r, r->w[k], sum);
+    if (r->score_e) {
+        xp_ref_val exact = {sum.v, 0.0};
+        exact.e = xp_ref_both(r->K, r->op) * fabs(sum.v) + 2.0 * xp_ref_room(r->op, fabs(sum.v));
+        for (int64_t k = 0; k < r->K; k++) {
+            const double by = r->sub[k];
+            const xp_ref_val own = divide(r, (xp_ref_val){r->share[k], 0.0}, exact);
+            if (by >= 0.0 && own.v > 0.0)
+                r->w[k].e = fmin(r->w[k].e, by + (1.0 + by / own.v) * own.e);
+        }
+    }
+    for (int64_t k = 0; k < r->K; k++)
+        r->w[k] = step(r, r->w[k]);
+}
+
 void xp_ref_routing_weights(xp_ref_routing *r, const int32_t *idx) {
     base_weights(r, idx);
-    if (r->d->renorm != XP_RENORM_NONE) {
-        const xp_ref_val sum = divisor(r);
-        for (int64_t k = 0; k < r->K; k++)
-            r->w[k] = step(r, divide(r, r->w[k], sum));
-    }
+    if (r->d->renorm != XP_RENORM_NONE)
+        divide_all(r, idx);
     const double scale = r->d->scale_at == XP_SCALE_WEIGHT ? number(r, r->d->scale) : 1.0;
     for (int64_t k = 0; k < r->K; k++) {
         if (scale != 1.0)
@@ -512,4 +586,143 @@ void xp_ref_routing_back_errors(const xp_ref_routing *r, int fits, double *gauge
     xp_ref_dot_errors(6 * r->K + r->E + 48 + again, r->op, r->E, gauge);
     for (int64_t e = 0; e < r->E; e++)
         gauge[e] = fits ? gauge[e] + r->row[e] : INF;
+}
+
+/* ---- backward, with errors on entry ---- */
+
+/* An operation's result: rounded in op, and to the logits' dtype where an implementation of score_dtype act may. The
+ * value stays the reference's. */
+static xp_ref_val done(const xp_ref_routing *r, xp_ref_val a) {
+    a.e += xp_ref_room(r->op, fabs(a.v) + a.e);
+    if (in_act(r))
+        a.e += xp_ref_room(r->act, fabs(a.v) + a.e);
+    return a;
+}
+
+static xp_ref_val times(const xp_ref_routing *r, xp_ref_val a, xp_ref_val b) {
+    return done(r, xp_ref_val_mul(a, b));
+}
+
+static xp_ref_val minus(const xp_ref_routing *r, xp_ref_val a, xp_ref_val b) {
+    return done(r, xp_ref_val_add(a, (xp_ref_val){-b.v, b.e}));
+}
+
+static xp_ref_val score_val(const xp_ref_routing *r, int64_t e) {
+    return (xp_ref_val){r->score[e], r->score_e[e]};
+}
+
+/* The chosen score, 0 when it is masked; either when that is open. */
+static xp_ref_val base_val(const xp_ref_routing *r, int64_t e) {
+    const xp_ref_val s = score_val(r, e);
+    if (!r->d->masked_weight || !has_groups(r) || r->kept[group_of(r, e)] == 1)
+        return s;
+    return r->kept[group_of(r, e)] == 0 ? (xp_ref_val){0.0, 0.0} : (xp_ref_val){s.v, fabs(s.v) + s.e};
+}
+
+static xp_ref_val factor_val(const xp_ref_routing *r, int64_t e) {
+    const double f = factor_of(r, e);
+    return (xp_ref_val){f, xp_ref_unit(r->op) * fabs(f)};
+}
+
+static xp_ref_val divisor_val(const xp_ref_routing *r, const int32_t *idx, int *out_constant) {
+    const double eps = number(r, r->d->renorm_eps);
+    xp_ref_val sum = {0.0, 0.0};
+    *out_constant = r->d->renorm == XP_RENORM_NONE && r->d->score != XP_SCORE_SOFTMAX_TOPK;
+    if (*out_constant)
+        return (xp_ref_val){1.0, 0.0};
+    for (int64_t k = 0; k < r->K; k++)
+        sum = done(r, xp_ref_val_add(sum, base_val(r, idx[k])));
+    if (r->d->renorm == XP_RENORM_SUM_PLUS_EPS)
+        sum = done(r, xp_ref_val_add(sum, (xp_ref_val){eps, 0.0}));
+    if (r->d->renorm == XP_RENORM_MAX_EPS && sum.v < eps) {
+        *out_constant = 1;
+        sum.v = eps;
+        /* Near eps another implementation may take the other branch: nothing is known then. */
+        sum.e = sum.v + sum.e >= eps ? INF : 0.0;
+    }
+    return sum;
+}
+
+static void to_score_vals(const xp_ref_routing *r, const int32_t *idx, const xp_ref_val *dw, xp_ref_val *g) {
+    int constant;
+    const xp_ref_val D = divisor_val(r, idx, &constant);
+    xp_ref_val mean = {0.0, 0.0};
+    for (int64_t k = 0; !constant && k < r->K; k++) {
+        const xp_ref_val w = divide(r, base_val(r, idx[k]), D), u = times(r, dw[k], factor_val(r, idx[k]));
+        mean = done(r, xp_ref_val_add(mean, times(r, u, w)));
+    }
+    for (int64_t e = 0; e < r->E; e++)
+        g[e] = (xp_ref_val){0.0, 0.0};
+    for (int64_t k = 0; k < r->K; k++) {
+        const xp_ref_val u = minus(r, times(r, dw[k], factor_val(r, idx[k])), mean);
+        const xp_ref_val ds = divide(r, u, D);
+        const int masked = is_masked(r, idx[k]);
+        if (!masked)
+            g[idx[k]] = done(r, xp_ref_val_add(g[idx[k]], ds));
+        if (r->d->masked_weight && has_groups(r) && r->kept[group_of(r, idx[k])] < 0)
+            g[idx[k]].e += fabs(ds.v) + ds.e;
+    }
+}
+
+/* One row of the sparsemixer: p of each expert, its logits within le. */
+static void sparse_vals(xp_ref_routing *r, const int32_t *idx, const xp_ref_val *dw, xp_ref_val *dl) {
+    const double moved =
+        xp_ref_expm1(2.0 * largest(r->seen_e, r->E)) + xp_ref_both(xp_ref_softmax_units(r->E, r->op), r->op);
+    for (int64_t e = 0; e < r->E; e++)
+        dl[e] = (xp_ref_val){0.0, 0.0};
+    for (int64_t k = 0; k < r->K; k++) {
+        double open;
+        const double sum = sparse_row(r, idx, k, &open), least = xp_ref_least(r->op);
+        const double p = r->row[idx[k]] / sum, rest = open > 0.0 ? INF : 0.0;
+        const xp_ref_val mine = {p, p * moved + least + rest}, u = times(r, dw[k], factor_val(r, idx[k]));
+        for (int64_t e = 0; e < r->E; e++) {
+            const double q_e = r->row[e] / sum;
+            const xp_ref_val other = {q_e, q_e * moved + (q_e > 0.0 ? least : 0.0)};
+            const xp_ref_val one = {e == idx[k] ? 1.0 : 0.0, 0.0};
+            if (q_e > 0.0 || e == idx[k])
+                dl[e] = done(r, xp_ref_val_add(dl[e], times(r, times(r, u, mine), minus(r, one, other))));
+        }
+    }
+}
+
+static xp_ref_val slope_val(const xp_ref_routing *r, int64_t e) {
+    const xp_ref_val s = score_val(r, e), one = {1.0, 0.0};
+    const xp_ref_rule rule = xp_ref_rule_of(r->op, r->op);
+    if (r->d->score == XP_SCORE_SIGMOID)
+        return times(r, s, minus(r, one, s));
+    return divide(r, done(r, xp_ref_val_sigmoid(&rule, (xp_ref_val){r->seen[e], r->seen_e[e]})),
+                  (xp_ref_val){2.0 * s.v, 2.0 * s.e});
+}
+
+/* d seen / d l: scale (1 - t^2), t = tanh = seen / cap. */
+static xp_ref_val see_val(const xp_ref_routing *r, int64_t e) {
+    const double cap = number(r, r->d->logit_softcap);
+    xp_ref_val v = {number(r, r->d->logit_scale), 0.0};
+    if (cap > 0.0) {
+        const xp_ref_val t = divide(r, (xp_ref_val){r->seen[e], r->seen_e[e]}, (xp_ref_val){cap, 0.0});
+        v = times(r, v, minus(r, (xp_ref_val){1.0, 0.0}, times(r, t, t)));
+    }
+    return isnan(r->l[e]) ? (xp_ref_val){0.0, 0.0} : v;
+}
+
+void xp_ref_routing_back_vals(xp_ref_routing *r, const int32_t *idx, const xp_ref_val *dw, xp_ref_val *g,
+                              xp_ref_val *dl) {
+    xp_ref_val dot = {0.0, 0.0};
+    if (r->d->score == XP_SCORE_SPARSEMIXER) {
+        sparse_vals(r, idx, dw, dl);
+    } else {
+        to_score_vals(r, idx, dw, g);
+        for (int64_t e = 0; e < r->E && is_softmax(r->d); e++)
+            dot = done(r, xp_ref_val_add(dot, times(r, g[e], score_val(r, e))));
+        for (int64_t e = 0; e < r->E; e++) {
+            if (is_softmax(r->d))
+                dl[e] = times(r, score_val(r, e), minus(r, g[e], dot));
+            else
+                dl[e] = g[e].v == 0.0 && g[e].e == 0.0 ? g[e] : times(r, g[e], slope_val(r, e));
+        }
+    }
+    for (int64_t e = 0; e < r->E; e++) {
+        const xp_ref_val slope = see_val(r, e);
+        dl[e] = slope.v == 1.0 && slope.e == 0.0 ? dl[e] : times(r, dl[e], slope);
+    }
 }

@@ -23,6 +23,7 @@ typedef struct {
     double *row, *sub, *share;                   /* [E] scratch, [K], [K] */
     xp_ref_val *w;                               /* [K] */
     double *seen_e, *score_e, *key_e, *gscore_e; /* errors; NULL without bounds */
+    double *score_a;                             /* of a softmax: score_e were the logits exact */
 } xp_ref_routing;
 
 /* Takes the rows out of a workspace. bounds: the errors' rows, too. */
@@ -49,5 +50,10 @@ int xp_ref_routing_wants_logits(const xp_dialect *d);
 int xp_ref_routing_back_gauge(xp_ref_routing *r, const int32_t *idx, const double *dw, double *gauge);
 /* The gauge becomes the error of dl before it is rounded. fits: what the gauge's maker said. Uses r->row. */
 void xp_ref_routing_back_errors(const xp_ref_routing *r, int fits, double *gauge);
+
+/* What xp_ref_routing_back() gives, with the errors of everything that enters: scores and logits as a plan with bounds
+ * holds them (after xp_ref_routing_store()), dw [K]. g [E]: scratch; dl [E]: values and errors, not rounded. */
+void xp_ref_routing_back_vals(xp_ref_routing *r, const int32_t *idx, const xp_ref_val *dw, xp_ref_val *g,
+                              xp_ref_val *dl);
 
 #endif

@@ -19,6 +19,7 @@ static const xp_operand scatter_operand[] = {
     XP_OPERAND(xp_scatter_args, grad, "B,G,R0,N", XP_IN, XP_DT_ACT, XP_UNCOMPARED, "grad"),
     XP_OPTIONAL(xp_scatter_args, blocks, "B", XP_IN, XP_BIT(XP_I64), XP_UNCOMPARED, ""),
     [SCATTER_SHARD] = XP_OPERAND(xp_scatter_args, shard, "G,R,N", XP_OUT, XP_DT_WIDE, XP_BOUND, "wide"),
+    XP_OPTIONAL(xp_scatter_args, base, "G,R,N", XP_IN, XP_DT_WIDE, XP_UNCOMPARED, "wide"),
 };
 
 static const xp_param scatter_param[] = {
@@ -128,8 +129,9 @@ static void scatter_cost(const void *args, const xp_mesh *m, xp_cost *out) {
     const double columns = (double)a->grad.dim[3], own = (double)a->rows[c->rank];
     const double groups = (double)a->grad.dim[1];
     *out = (xp_cost){.flop = groups * own * columns * (a->fold_blocks ? (double)a->grad.dim[0] + 1.0 : c->size),
-                     .mem_bytes = parts * (double)a->grad.dim[2] * columns * each +
-                                  groups * own * columns * (double)xp_dtype_bytes(fold_dtype(a), 1),
+                     .mem_bytes =
+                         parts * (double)a->grad.dim[2] * columns * each +
+                         groups * own * columns * (a->base.data ? 2.0 : 1.0) * (double)xp_dtype_bytes(fold_dtype(a), 1),
                      .net_bytes = parts * ((double)rows_sum(a, c) - own) * columns * each};
 }
 
@@ -286,7 +288,24 @@ static void acc_clear(const fold *f) {
     }
 }
 
+/* acc = base, which counts as a part. */
+static void base_take(fold *f) {
+    const xp_tensor *base = &f->a->base;
+    const int64_t columns = f->acc->dim[2];
+    for (int64_t g = 0; g < f->acc->dim[0]; g++) {
+        for (int64_t r = 0; r < f->acc->dim[1] && columns > 0; r++) {
+            xp_widen_row(xp_tensor_at(base, g, r, 0, 0), base->dtype, 0, columns, f->row);
+            for (int64_t n = 0; n < columns && f->absolute; n++)
+                f->row[n] = fabs(f->row[n]);
+            xp_ref_store_row(xp_tensor_at(f->acc, g, r, 0, 0), f->acc->dtype, 0, columns, f->row);
+        }
+    }
+    f->parts++;
+}
+
 static xp_status parts_fold(fold *f) {
+    if (f->a->base.data && (f->a->fold_blocks || f->absolute))
+        base_take(f);
     XP_TRY(f->a->fold_blocks ? blocks_fold(f) : round_run(f, -1, 0));
     if (f->parts == 0)
         acc_clear(f);
@@ -301,7 +320,7 @@ static double divisor_of(const xp_scatter_args *a) {
 }
 
 /* The quotient of two f32 values in double, rounded to f32 by the store, is the f32 division: 53 >= 2 * 24 + 2. */
-static void shard_finish(const xp_scatter_args *a, double *row) {
+static void shard_finish(const xp_scatter_args *a, double *row, double *base) {
     const double divisor = divisor_of(a);
     const int64_t columns = a->shard.dim[2];
     for (int64_t g = 0; g < a->shard.dim[0]; g++) {
@@ -309,6 +328,12 @@ static void shard_finish(const xp_scatter_args *a, double *row) {
             void *shard = xp_tensor_at(&a->shard, g, r, 0, 0);
             xp_widen_row(shard, a->shard.dtype, 0, columns, row);
             xp_ref_round_row(a->reduce_dtype, columns, row);
+            if (a->base.data && !a->fold_blocks) {
+                xp_widen_row(xp_tensor_at(&a->base, g, r, 0, 0), a->base.dtype, 0, columns, base);
+                for (int64_t n = 0; n < columns; n++)
+                    row[n] += base[n];
+                xp_ref_round_row(fold_dtype(a), columns, row);
+            }
             for (int64_t n = 0; n < columns; n++)
                 row[n] /= divisor;
             xp_ref_store_row(shard, a->shard.dtype, 0, columns, row);
@@ -320,7 +345,7 @@ static xp_status scatter_run(const xp_exec *x, const void *args) {
     const xp_scatter_args *a = args;
     fold f = fold_of(a, x->mesh, x->q, x->ws, &a->shard, fold_dtype(a), 0);
     XP_TRY(parts_fold(&f));
-    shard_finish(a, f.row);
+    shard_finish(a, f.row, f.sum);
     return XP_OK;
 }
 
@@ -330,13 +355,14 @@ static xp_status scatter_run(const xp_exec *x, const void *args) {
  * The reference folds in f32 too, so both it and an implementation are within gamma_(n-1) S of the exact sum: e = 2
  * gamma_(n-1) S apart (xp_ref_sum_err adds one in double for S's own rounding). Rounding to reduce_dtype happens on
  * either side, or on neither: twice half a unit of |s| + e, where |s| <= (|ref| d + half the smallest value) / (1 -
- * u_reduce). Division and store: at most 4 ulp = 8 u of the quotient, or half the smallest value. */
-static double shard_tolerance(const xp_scatter_args *a, int64_t parts, double value, double gauge) {
+ * u_reduce), and |base| more. A base is one more part, and |base| belongs to S. Division and store: at most 4 ulp = 8 u
+ * of the quotient, or half the smallest value. */
+static double shard_tolerance(const xp_scatter_args *a, int64_t parts, double value, double gauge, double base) {
     const xp_dtype wide = fold_dtype(a), reduce = a->reduce_dtype;
     const double d = divisor_of(a), u = xp_ref_unit(wide);
     double e = 2.0 * xp_ref_sum_err(parts > 0 ? parts - 1 : 0, wide, gauge, 0);
     if (reduce != wide) {
-        const double s = (fabs(value) * d + xp_ref_half_ulp_err(reduce, 0.0)) / (1.0 - xp_ref_unit(reduce));
+        const double s = (fabs(value) * d + xp_ref_half_ulp_err(reduce, 0.0)) / (1.0 - xp_ref_unit(reduce)) + base;
         if (isinf(xp_ref_round((s + e) * (1.0 + 0x1p-50), reduce)))
             return (double)INFINITY;
         e += 2.0 * xp_ref_half_ulp_err(reduce, (s + e) * (1.0 + 0x1p-50));
@@ -361,7 +387,9 @@ static xp_status scatter_bound(const void *args, const xp_mesh *m, int operand, 
         for (int64_t r = 0; r < tol->dim[1]; r++) {
             for (int64_t n = 0; n < tol->dim[2]; n++) {
                 double *t = xp_tensor_at(tol, g, r, n, 0);
-                *t = shard_tolerance(a, f.parts, *(const double *)xp_tensor_at(ref, g, r, n, 0), *t);
+                const double *v = xp_tensor_at(ref, g, r, n, 0);
+                const void *b = a->base.data ? xp_tensor_at(&a->base, g, r, n, 0) : NULL;
+                *t = shard_tolerance(a, f.parts, *v, *t, b ? fabs(xp_widen(b, a->base.dtype, 0)) : 0.0);
             }
         }
     }

@@ -18,10 +18,10 @@
 
 static const xp_operand operands[] = {
     XP_OPERAND(xp_shared_args, x, "T,H", XP_IN, XP_DT_ACT, XP_UNCOMPARED, "act"),
-    XP_OPERAND(xp_shared_args, w1, "2*S,H", XP_IN, XP_DT_ACT, XP_UNCOMPARED, "param"),
+    XP_OPERAND(xp_shared_args, w1, "X,H", XP_IN, XP_DT_ACT, XP_UNCOMPARED, "param"),
     XP_OPERAND(xp_shared_args, w2, "H,S", XP_IN, XP_DT_ACT, XP_UNCOMPARED, "param"),
     XP_OPTIONAL(xp_shared_args, gate, "1,H", XP_IN, XP_DT_ACT, XP_UNCOMPARED, "param"),
-    XP_OPERAND(xp_shared_args, pre, "T,2*S", XP_OUT, XP_DT_ACT, XP_BOUND, "param"),
+    XP_OPERAND(xp_shared_args, pre, "T,X", XP_OUT, XP_DT_ACT, XP_BOUND, "param"),
     XP_OPERAND(xp_shared_args, act, "T,S", XP_OUT, XP_DT_ACT, XP_BOUND, "param"),
     XP_OPERAND(xp_shared_args, mlp, "T,H", XP_OUT, XP_DT_ACT, XP_BOUND, "act"),
     XP_OPTIONAL(xp_shared_args, sig, "T,1", XP_OUT, XP_DT_ACT, XP_BOUND, "act"),
@@ -31,14 +31,14 @@ enum { PRE = 4, ACT, MLP, SIG, Y };
 
 static const xp_operand bwd_operands[] = {
     XP_OPERAND(xp_shared_bwd_args, dy, "T,H", XP_IN, XP_DT_ACT, XP_UNCOMPARED, "act"),
-    XP_OPERAND(xp_shared_bwd_args, pre, "T,2*S", XP_IN, XP_DT_ACT, XP_UNCOMPARED, "param"),
+    XP_OPERAND(xp_shared_bwd_args, pre, "T,X", XP_IN, XP_DT_ACT, XP_UNCOMPARED, "param"),
     XP_OPTIONAL(xp_shared_bwd_args, mlp, "T,H", XP_IN, XP_DT_ACT, XP_UNCOMPARED, "act"),
     XP_OPTIONAL(xp_shared_bwd_args, sig, "T,1", XP_IN, XP_DT_ACT, XP_UNCOMPARED, "act"),
-    XP_OPERAND(xp_shared_bwd_args, w1, "2*S,H", XP_IN, XP_DT_ACT, XP_UNCOMPARED, "param"),
+    XP_OPERAND(xp_shared_bwd_args, w1, "X,H", XP_IN, XP_DT_ACT, XP_UNCOMPARED, "param"),
     XP_OPERAND(xp_shared_bwd_args, w2, "H,S", XP_IN, XP_DT_ACT, XP_UNCOMPARED, "param"),
     XP_OPTIONAL(xp_shared_bwd_args, gate, "1,H", XP_IN, XP_DT_ACT, XP_UNCOMPARED, "param"),
     XP_OPERAND(xp_shared_bwd_args, dmlp, "T,H", XP_OUT, XP_DT_ACT, XP_BOUND, "act"),
-    XP_OPERAND(xp_shared_bwd_args, dpre, "T,2*S", XP_OUT, XP_DT_ACT, XP_BOUND, "param"),
+    XP_OPERAND(xp_shared_bwd_args, dpre, "T,X", XP_OUT, XP_DT_ACT, XP_BOUND, "param"),
     XP_OPTIONAL(xp_shared_bwd_args, dz, "T,1", XP_OUT, XP_DT_ACT, XP_BOUND, "act"),
     XP_OPERAND(xp_shared_bwd_args, dx, "T,H", XP_OUT, XP_DT_ACT, XP_BOUND, "act"),
 };
@@ -54,7 +54,6 @@ static const xp_param bwd_params[] = {
 /* A gate and what comes with it are all there or all absent, as the record says. */
 static xp_status check_gate(const char *stage, const xp_dialect *d, const xp_tensor *const *t, const char *const *name,
                             int n) {
-    XP_TRY(xp_ref_mlp_check(stage, d));
     if (d->shared_gate != 0 && d->shared_gate != 1)
         return XP_FAIL(XP_E_ARG, "%s: dialect %s has shared_gate %d, expected 0 or 1", stage, d->name ? d->name : "?",
                        d->shared_gate);
@@ -75,6 +74,8 @@ static xp_status check(const void *args, const xp_mesh *m) {
     static const char *const name[] = {"gate", "sig"};
     xp_ref_dims dims;
     XP_TRY(xp_ref_check(&xp_stage_shared, args, &dims));
+    XP_TRY(xp_ref_mlp_check("shared", a->dialect));
+    XP_TRY(xp_ref_mlp_width_check("shared", a->dialect, 'X', XP_REF_DIM(dims, 'X'), 'S', XP_REF_DIM(dims, 'S')));
     return check_gate("shared", a->dialect, with, name, 2);
 }
 
@@ -85,13 +86,15 @@ static xp_status bwd_check(const void *args, const xp_mesh *m) {
     static const char *const name[] = {"gate", "mlp", "sig", "dz"};
     xp_ref_dims dims;
     XP_TRY(xp_ref_check(&xp_stage_shared_bwd, args, &dims));
+    XP_TRY(xp_ref_mlp_check("shared_bwd", a->dialect));
+    XP_TRY(xp_ref_mlp_width_check("shared_bwd", a->dialect, 'X', XP_REF_DIM(dims, 'X'), 'S', XP_REF_DIM(dims, 'S')));
     return check_gate("shared_bwd", a->dialect, with, name, 4);
 }
 
 /* ---- cost ---- */
 
-static xp_cost cost_of(const xp_stage *s, const void *args, int64_t T, int64_t H, int64_t S) {
-    xp_cost out = {.flop = 6.0 * (double)T * (double)H * (double)S};
+static xp_cost cost_of(const xp_stage *s, const void *args, int64_t T, const xp_tensor *w1, const xp_tensor *w2) {
+    xp_cost out = {.flop = 2.0 * (double)T * (double)w2->dim[0] * (double)(w1->dim[0] + w2->dim[1])};
     for (int i = 0; i < s->operands; i++) {
         const xp_tensor *t = xp_stage_ctensor(s, args, i);
         if (t->data)
@@ -103,7 +106,7 @@ static xp_cost cost_of(const xp_stage *s, const void *args, int64_t T, int64_t H
 static void cost(const void *args, const xp_mesh *m, xp_cost *out) {
     (void)m;
     const xp_shared_args *a = args;
-    *out = cost_of(&xp_stage_shared, args, a->x.dim[0], a->w2.dim[0], a->w2.dim[1]);
+    *out = cost_of(&xp_stage_shared, args, a->x.dim[0], &a->w1, &a->w2);
     if (a->gate.data) /* the gate's dot product, and its factor */
         out->flop += 3.0 * (double)a->x.dim[0] * (double)a->w2.dim[0];
 }
@@ -111,7 +114,7 @@ static void cost(const void *args, const xp_mesh *m, xp_cost *out) {
 static void bwd_cost(const void *args, const xp_mesh *m, xp_cost *out) {
     (void)m;
     const xp_shared_bwd_args *a = args;
-    *out = cost_of(&xp_stage_shared_bwd, args, a->dy.dim[0], a->w2.dim[0], a->w2.dim[1]);
+    *out = cost_of(&xp_stage_shared_bwd, args, a->dy.dim[0], &a->w1, &a->w2);
     if (a->gate.data)
         out->flop += 5.0 * (double)a->dy.dim[0] * (double)a->w2.dim[0];
 }
@@ -124,9 +127,10 @@ typedef struct {
     double *gate, *z, *ze;
 } work;
 
-static size_t plan(const xp_tensor *x, const xp_tensor *w1, const xp_tensor *w2, int bounds, void *ws, work *out) {
+static size_t plan(const xp_dialect *d, const xp_tensor *x, const xp_tensor *w1, const xp_tensor *w2, int bounds,
+                   void *ws, work *out) {
     xp_ref_layout l = {ws, 0};
-    xp_ref_mlp_plan(&l, x->dim[0], w2->dim[0], w2->dim[1], bounds, w1->dtype, x->dtype, &out->p);
+    xp_ref_mlp_plan(&l, x->dim[0], w2->dim[0], w2->dim[1], bounds, d, XP_REF_MLP_SHARED, w1->dtype, x->dtype, &out->p);
     out->p.w1 = w1;
     out->p.w2 = w2;
     out->gate = xp_ref_take(&l, (size_t)w2->dim[0] * sizeof(double));
@@ -252,7 +256,7 @@ static xp_status bound(const void *args, const xp_mesh *m, int operand, const xp
     const xp_shared_args *a = args;
     const request want = {operand, tol};
     work w;
-    plan(&a->x, &a->w1, &a->w2, 1, ws, &w);
+    plan(a->dialect, &a->x, &a->w1, &a->w2, 1, ws, &w);
     walk(a->x.dim[0], &w, &a->gate, bound_chunk, a, &want);
     return XP_OK;
 }
@@ -261,7 +265,7 @@ static size_t bound_workspace(const void *args, const xp_mesh *m) {
     (void)m;
     const xp_shared_args *a = args;
     work w;
-    return plan(&a->x, &a->w1, &a->w2, 1, NULL, &w);
+    return plan(a->dialect, &a->x, &a->w1, &a->w2, 1, NULL, &w);
 }
 
 /* y = dmlp and ye, before its rounding; z = dz and ze likewise. */
@@ -299,7 +303,7 @@ static void gate_dx_error(work *w, int64_t m) {
     const xp_ref_rule rule = act_rule(p);
     round_errors(&rule, m, w->z, w->ze);
     xp_ref_mlp_finish_error(p, m, w->z, w->ze);
-    const int64_t n = 2 * p->F + 1;
+    const int64_t n = p->U + 1;
     for (int64_t i = 0; i < m; i++) {
         double t = w->ze[i];
         xp_ref_dot_inputs(n, xp_ref_op(p->param), 1, w->z + i, &t);
@@ -333,7 +337,7 @@ static void bwd_bound_chunk(work *w, int64_t row, int64_t m, const void *args, c
     if (gated)
         round_errors(&rule, m * p->H, p->y, p->ye);
     xp_ref_rows_load(&a->pre, row, m, p->pre);
-    clear(p->pree, m * 2 * p->F);
+    clear(p->pree, m * p->U);
     if (want->operand == DPRE) {
         xp_ref_mlp_backward_error(p, m, 0, XP_REF_MLP_DPRE);
         xp_ref_rows_store(want->tol, row, m, p->pree);
@@ -353,7 +357,7 @@ static xp_status bwd_bound(const void *args, const xp_mesh *m, int operand, cons
     const xp_shared_bwd_args *a = args;
     const request want = {operand, tol};
     work w;
-    plan(&a->dy, &a->w1, &a->w2, 1, ws, &w);
+    plan(a->dialect, &a->dy, &a->w1, &a->w2, 1, ws, &w);
     walk(a->dy.dim[0], &w, &a->gate, bwd_bound_chunk, a, &want);
     return XP_OK;
 }
@@ -362,7 +366,7 @@ static size_t bwd_bound_workspace(const void *args, const xp_mesh *m) {
     (void)m;
     const xp_shared_bwd_args *a = args;
     work w;
-    return plan(&a->dy, &a->w1, &a->w2, 1, NULL, &w);
+    return plan(a->dialect, &a->dy, &a->w1, &a->w2, 1, NULL, &w);
 }
 
 /* ---- reference ---- */
@@ -392,7 +396,7 @@ static void forward_chunk(work *w, int64_t row, int64_t m, const void *args, con
 static xp_status run(const xp_exec *x, const void *args) {
     const xp_shared_args *a = args;
     work w;
-    plan(&a->x, &a->w1, &a->w2, 0, x->ws, &w);
+    plan(a->dialect, &a->x, &a->w1, &a->w2, 0, x->ws, &w);
     walk(a->x.dim[0], &w, &a->gate, forward_chunk, a, NULL);
     return XP_OK;
 }
@@ -401,7 +405,7 @@ static size_t workspace(const void *args, const xp_mesh *m) {
     (void)m;
     const xp_shared_args *a = args;
     work w;
-    return plan(&a->x, &a->w1, &a->w2, 0, NULL, &w);
+    return plan(a->dialect, &a->x, &a->w1, &a->w2, 0, NULL, &w);
 }
 
 /* y = dy becomes dmlp, z dz; both are stored, and rounded for what follows. */
@@ -444,7 +448,7 @@ static void backward_chunk(work *w, int64_t row, int64_t m, const void *args, co
 static xp_status bwd_run(const xp_exec *x, const void *args) {
     const xp_shared_bwd_args *a = args;
     work w;
-    plan(&a->dy, &a->w1, &a->w2, 0, x->ws, &w);
+    plan(a->dialect, &a->dy, &a->w1, &a->w2, 0, x->ws, &w);
     walk(a->dy.dim[0], &w, &a->gate, backward_chunk, a, NULL);
     return XP_OK;
 }
@@ -453,7 +457,7 @@ static size_t bwd_workspace(const void *args, const xp_mesh *m) {
     (void)m;
     const xp_shared_bwd_args *a = args;
     work w;
-    return plan(&a->dy, &a->w1, &a->w2, 0, NULL, &w);
+    return plan(a->dialect, &a->dy, &a->w1, &a->w2, 0, NULL, &w);
 }
 
 /* ---- tokens a few at a time ---- */

@@ -206,23 +206,27 @@ double xp_ref_exp_error(double d, double err, double most, xp_dtype op) {
     return (up > down ? up : down) + 8.0 * unit * high + xp_ref_least(op);
 }
 
-/* num[i]: error of exp(v - max), from the arguments' own and one rounding of the difference. S = sum of exp, s = sum
- * num / S, g = gamma_n. p'  <= (exp + num) (1 + 8u) / (S (1 - s) (1 - g)): with A = (1 + 8u) / ((1 - s)(1 - g)) - 1 =
- * (8u + s + g - s g) / ((1 - s)(1 - g)),  |p' - p| <= p A + num / S (1 + A), and the smallest normal number lse: log
+/* num[i]: error of exp(v - max) from one rounding of the difference. S = sum of exp, s = sum num / S, g = gamma_n.
+ * p'  <= (exp + num) (1 + 8u) / (S (1 - s) (1 - g)): with A = (1 + 8u) / ((1 - s)(1 - g)) - 1 = (8u + s + g - s g) /
+ * ((1 - s)(1 - g)),  |p' - p| <= p A + num / S (1 + A), and the smallest normal number. Arguments within ve move p
+ * itself to p / (p + (1 - p) exp(-+2 ve)) at most, and what was said of p then holds of up to p exp(2 ve). lse: log
  * moves by -log(1 - b) <= b / (1 - b), b = s + g + s g; log within 8u; one rounding of the last sum. */
 double xp_ref_softmax_error(const double *v, double ve, const double *p, int64_t n, xp_dtype op, double *e) {
     const double u = xp_ref_unit(op) + xp_ref_unit(XP_F64), g = xp_ref_both(n, op), m = row_max(v, n);
+    const double wider = xp_ref_exp(2.0 * ve), fewer = -xp_ref_expm1(-2.0 * ve);
     double sum = 0.0, off = 0.0;
     for (int64_t i = 0; i < n; i++) {
         const double d = v[i] - m;
-        e[i] = xp_ref_exp_error(d, 2.0 * ve + u * (fabs(d) + 2.0 * ve), 0.0, op);
+        e[i] = xp_ref_exp_error(d, u * (fabs(d) + 2.0 * ve), 0.0, op);
         sum += xp_ref_exp(d);
         off += e[i];
     }
     const double s = off / sum, b = s + g + s * g;
     const double rest = b < 1.0 ? (1.0 - s) * (1.0 - g) : 0.0, A = (8.0 * u + s + g) / rest;
-    for (int64_t i = 0; i < n; i++)
-        e[i] = (p[i] * A + e[i] / sum * (1.0 + A) + xp_ref_least(op)) * (1.0 + 0x1p-45);
+    for (int64_t i = 0; i < n; i++) {
+        const double moved = ve > 0.0 ? p[i] * (1.0 - p[i]) * fewer / (p[i] + (1.0 - p[i]) * (1.0 - fewer)) : 0.0;
+        e[i] = ((p[i] * A + e[i] / sum * (1.0 + A)) * wider + moved + xp_ref_least(op)) * (1.0 + 0x1p-45);
+    }
     const double moved = b < 1.0 ? b / (1.0 - b) : (double)INFINITY, log_sum = xp_ref_log(sum);
     const double late = moved + 8.0 * u * (fabs(log_sum) + moved);
     return (ve + late + u * (fabs(m + log_sum) + ve + late)) * (1.0 + 0x1p-45);

@@ -176,7 +176,7 @@ check "E not split by ep" 2 'E: 9 .*ep 2' "$expar" check 'layer T=4 E=9 mesh=sim
 check "empty value" 2 'T' "$expar" check 'residual T=1,,2'
 check "a size that the stage has not" 2 'E: residual' "$expar" check 'residual E=4'
 check "a scalar that is no number" 2 "max_norm: 'x'" "$expar" check 'clip N=4 max_norm=x'
-in_output=1 check "a scalar that the stage refuses" 2 'refuses its arguments' "$expar" check 'gradnorm N=4 p=3'
+in_output=1 check "a scalar that the stage refuses" 2 'refuses its arguments' "$expar" check 'gradnorm N=4 p=-3'
 check "no optional operand" 2 "with: 'foo'" "$expar" check 'residual T=4 with=foo'
 check "two types for one" 2 "act: 'bf16' with dtype 'f32'" "$expar" check 'residual dtype=f32 act=bf16'
 in_output=1 check "a type that the stage has not" 2 'a cannot be e4m3' "$expar" check 'residual T=4 dtype=e4m3'

@@ -19,8 +19,8 @@
 extern "C" {
 #endif
 
-/* Whose rules a stage of the optimizer follows. exact: the ones of its contract. torch: those of torch 2.13's CPU code
- * (for-loop and foreach alike), roundings and hazards included. */
+/* Whose rules a stage of the optimizer follows. exact: the ones of its contract. torch: those of torch 2.13's CPU code,
+ * roundings and hazards included. */
 typedef enum { XP_EXACT = 0, XP_TORCH } xp_semantics;
 
 /* How one segment lies on the mesh. 0: no other rank holds any of it (sharded over the world, in whatever rows,
@@ -47,15 +47,7 @@ typedef struct {
 extern const xp_stage xp_stage_gradnorm;
 
 /* The owner flag that follows from a place: 1 on the ranks with place 0 on every axis of copies. */
-static inline int xp_place_owner(int32_t place, const xp_mesh *m) {
-    if (place & XP_PLACE_UNCOUNTED)
-        return 0;
-    for (int a = 0; a < XP_NAXIS; a++) {
-        if ((place & XP_PLACE_COPIES(a)) && m->axis[a]->rank != 0)
-            return 0;
-    }
-    return 1;
-}
+int xp_place_owner(int32_t place, const xp_mesh *m);
 
 #ifdef __cplusplus
 }

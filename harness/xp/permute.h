@@ -5,7 +5,9 @@
  * rows. M is a capacity: rows at offsets[E] and beyond are not written. Moves bits: judged bit for bit.
  *
  * A slot whose idx is -1 (dropped) or E and beyond (a null expert) has no row: pos is -1. With weight_at input a row is
- * r(w x). */
+ * r(w x), the product rounded to f32 first (not where act is f64). That, too, is judged bit for bit: f32 holds the
+ * product of two numbers of act exactly, or rounds it so that r gives what one rounding would. Without a dialect
+ * weights are on the output and there are no null experts. */
 #ifndef XP_PERMUTE_H
 #define XP_PERMUTE_H
 

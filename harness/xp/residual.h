@@ -1,5 +1,6 @@
 /* Stage residual: y = r(a + b), forward and backward (the sum of two gradients is the same operation). With a factor
- * that is not 1, y = r(r(a + b) factor); without b, y = r(a factor). */
+ * that is not 1, y = r(r(a + b) factor); without b, y = r(a factor). The factor is an f32 number and its product is
+ * rounded to f32 before r (f64 where act is f64). */
 #ifndef XP_RESIDUAL_H
 #define XP_RESIDUAL_H
 

@@ -7,8 +7,9 @@
  * mode): blocks[b] is the global number of block b, ascending; the left fold runs in f32 over all blocks of all ranks
  * in ascending global number (a number that two ranks bring is an error), then one f32 division. The bits depend on no
  * mesh. reduce_dtype must be f32. A rank whose gradient is missing passes zeros (default) or B = 0 (deterministic): it
- * still joins. When grad is f64 every f32 above reads f64. Source: FSDP2 reduce-scatter for the collective; order,
- * rounding and divisor are stated here. */
+ * still joins. base: what earlier micro-batches left in the shard with divisor 1. With fold_blocks the fold starts from
+ * it; by default it is added, in f32, to the rounded sum before the division. When grad is f64 every f32 above reads
+ * f64. Source: FSDP2 reduce-scatter for the collective; order, rounding and divisor are stated here. */
 #ifndef XP_SCATTER_H
 #define XP_SCATTER_H
 
@@ -28,6 +29,7 @@ typedef struct {
     xp_dtype reduce_dtype; /* f32|bf16|f16; f64 when grad is f64 */
     double divisor;        /* > 0: the global count of valid tokens; used as f32 */
     int fold_blocks;
+    xp_tensor base; /* in  [G,R,N] f32|f64 a sum to go on from; absent: none. Must not overlap shard */
 } xp_scatter_args;
 extern const xp_stage xp_stage_scatter;
 

@@ -68,12 +68,8 @@ extern const xp_kernel xp_dense_clip;
 extern const xp_kernel xp_dense_adamw;
 extern const xp_kernel xp_dense_sgd;
 
-/* p [E] = softmax of the logits l [E]; a NaN logit counts as -inf and scores 0, unless there is nothing else. */
-void xp_dense_score(const double *l, int64_t e_n, double *p);
-
-/* NULL, or why the second formulation of routing, of an expert, of the weighted sum does not cover the dialect. */
+/* NULL, or why the second formulation of routing, of an expert does not cover the dialect. */
 const char *xp_dense_route_why_not(const xp_dialect *d);
 const char *xp_dense_mlp_why_not(const xp_dialect *d);
-const char *xp_dense_sum_why_not(const xp_dialect *d);
 
 #endif

@@ -9,7 +9,6 @@
 typedef struct {
     const xp_dispatch_args *a;
     const xp_dense_away *away;
-    double *wide; /* [H] */
 } dispatching;
 
 static void show_row(const void *ctx, int64_t row, void *dst) {
@@ -23,8 +22,7 @@ static void see_row(const void *ctx, int from, int64_t row, const void *src) {
     const int64_t c = xp_dense_away_place(d->away, &d->a->recv_offsets, from, row);
     if (c < 0 || c >= recv->dim[0])
         return;
-    xp_widen_row(src, d->a->rows.dtype, 0, recv->dim[1], d->wide);
-    xp_dense_write(recv, xp_dense_at(recv, c, 0, 0, 0), recv->dim[1], d->wide);
+    memcpy(xp_tensor_at(recv, c, 0, 0, 0), src, xp_dtype_bytes(recv->dtype, recv->dim[1]));
 }
 
 static void show_tok(const void *ctx, int64_t row, void *dst) {
@@ -57,13 +55,12 @@ static void see_scales(const void *ctx, int from, int64_t row, const void *src) 
 static size_t workspace(const void *args, const xp_mesh *m) {
     const xp_dispatch_args *a = args;
     const int ranks = m->axis[XP_EP]->size;
+    const size_t rows = xp_dense_share_ws(ranks, a->rows.dtype, a->rows.dim[1]);
+    const size_t scales = a->scales.data ? xp_dense_share_ws(ranks, a->scales.dtype, a->scales.dim[1]) : 0;
     size_t most = xp_dense_share_ws(ranks, XP_I64, 1);
-    for (int scales = 0; scales < 2; scales++) {
-        const xp_tensor *t = scales ? &a->scales : &a->rows;
-        const size_t ws = t->data || !scales ? xp_dense_share_ws(ranks, t->dtype, t->dim[1]) : 0;
-        most = ws > most ? ws : most;
-    }
-    return xp_dense_away_ws(ranks, a->counts.dim[0]) + xp_dense_room(a->rows.dim[1], sizeof(double)) + most;
+    most = rows > most ? rows : most;
+    most = scales > most ? scales : most;
+    return xp_dense_away_ws(ranks, a->counts.dim[0]) + most;
 }
 
 /* Counts, borders, and every row in use as a pad row; returns how many those are. */
@@ -95,7 +92,7 @@ static xp_status run(const xp_exec *x, const void *args) {
     xp_dense_away away;
     XP_TRY(xp_dense_away_open(x, &a->counts, &a->offsets, &ws, &away));
     const int64_t used = lay_out(a, &away, ep->size);
-    const dispatching ctx = {.a = a, .away = &away, .wide = xp_dense_carve(&ws, a->rows.dim[1], sizeof(double))};
+    const dispatching ctx = {.a = a, .away = &away};
     xp_dense_share s = {.comm = ep, .q = x->q, .rows = away.used, .ctx = &ctx};
     s.dtype = a->rows.dtype;
     s.width = a->rows.dim[1];

@@ -61,7 +61,8 @@ static inline uint64_t narrow(double v, const format *f, int saturate) {
     return f->signed_over || c ? c | sign : 0; /* a format without -0 has NaN in its place */
 }
 
-/* Powers of two only: from the middle of 2^e and 2^(e+1), 1.5 * 2^e, on it is the upper one. */
+/* Powers of two only: from the middle of 2^e and 2^(e+1), 1.5 * 2^e, on it is the upper one; right above 2^-127, the
+ * least, already. */
 static uint64_t narrow_e8m0(double v, int saturate) {
     const uint64_t u = bits_of(v), a = u << 1 >> 1;
     if (a == 0)
@@ -72,7 +73,7 @@ static uint64_t narrow_e8m0(double v, int saturate) {
         return saturate ? 0xFE : 0xFF;
     int64_t code = (int64_t)(u >> 52) - 1023 + 127;
     const uint64_t rest = u & (HIDDEN - 1), half = HIDDEN >> 1;
-    code += rest >= half;
+    code += rest >= half || (code == 0 && rest > 0);
     if (code > 0xFE)
         return saturate ? 0xFE : 0xFF;
     return code < 0 ? 0 : (uint64_t)code;
@@ -182,6 +183,20 @@ void xp_dense_put_sum(const xp_tensor *t, int64_t at, double a, double b) {
         }
     }
     xp_dense_put(t, at, s);
+}
+
+double xp_dense_round(xp_dtype d, double v) {
+    if (d == XP_F64)
+        return v;
+    uint64_t cell = 0;
+    const xp_tensor t = xp_tensor_1d(&cell, d, 1);
+    xp_dense_put(&t, 0, v);
+    return xp_dense_get(&t, 0);
+}
+
+void xp_dense_round_all(xp_dtype d, int64_t n, double *v) {
+    for (int64_t i = 0; i < n && d != XP_F64; i++)
+        v[i] = xp_dense_round(d, v[i]);
 }
 
 int64_t xp_dense_int(const xp_tensor *t, int64_t at) {

@@ -8,9 +8,10 @@
 
 #include "xp/tensor.h"
 
-/* Code of v in format d, exact ties to the even code (E8M0: upwards). saturate: beyond the largest finite value (infinities too)
- * becomes it. E2M1 always saturates and takes NaN as +6, as PTX cvt does. E8M0 has neither sign nor zero: 2^-127 for
- * what is positive and smaller, NaN for what is not positive, but 2^-127 for a zero that saturates. */
+/* Code of v in format d, exact ties to the even code (E8M0: upwards, as is all between 2^-127 and 2^-126). saturate:
+ * beyond the largest finite value (infinities too) becomes it. E2M1 always saturates and takes NaN as +6, as PTX cvt
+ * does. E8M0 has neither sign nor zero: 2^-127 for what is positive and smaller, NaN for what is not positive, but
+ * 2^-127 for a zero that saturates. */
 uint64_t xp_dense_narrow(double v, xp_dtype d, int saturate);
 
 /* Offset in elements of (i, j, k, l); indices beyond ndim are ignored. */
@@ -26,6 +27,9 @@ void xp_dense_write(const xp_tensor *t, int64_t at, int64_t n, const double *v);
 void xp_dense_put_code(const xp_tensor *t, int64_t at, uint64_t code);
 /* a + b, rounded once from the exact sum whatever the tensor's format. */
 void xp_dense_put_sum(const xp_tensor *t, int64_t at, double a, double b);
+/* v as format d holds it. */
+double xp_dense_round(xp_dtype d, double v);
+void xp_dense_round_all(xp_dtype d, int64_t n, double *v);
 /* Integers of I64, I32 and U8 tensors. */
 int64_t xp_dense_int(const xp_tensor *t, int64_t at);
 void xp_dense_put_int(const xp_tensor *t, int64_t at, int64_t v);

@@ -1,5 +1,6 @@
 /* Second formulation of stages permute and permute_bwd: the place of a copy is the number of copies that come before
- * it, counted one by one. Quadratic in the copies, and nothing is sorted or summed along the way. */
+ * it, counted one by one. Quadratic in the copies, and nothing is sorted or summed along the way. Products of a weight
+ * and a row are the machine's own f32 ones, where act is not f64. */
 #include <string.h>
 
 #include "dense.h"
@@ -9,6 +10,14 @@ static size_t workspace(const void *args, const xp_mesh *m) {
     (void)m;
     const xp_permute_args *a = args;
     return xp_dense_room(a->idx.dim[0] * a->idx.dim[1], sizeof(int32_t)) + xp_dense_room(a->x.dim[1], sizeof(double));
+}
+
+static int on_input(const xp_dialect *d) {
+    return d && d->weight_at == XP_AT_INPUT;
+}
+
+static double product(xp_dtype act, double w, double v) {
+    return act == XP_F64 ? w * v : (double)((float)w * (float)v);
 }
 
 /* expert[i]: of the copies in the order that the rows of one expert keep, token by token or slot by slot. */
@@ -59,12 +68,19 @@ static xp_status run(const xp_exec *x, const void *args) {
     for (int64_t i = 0; i < t_n * k_n; i++) {
         const int64_t t = a->order == XP_ORDER_TOKEN ? i / k_n : i % t_n;
         const int64_t k = a->order == XP_ORDER_TOKEN ? i % k_n : i / t_n;
+        const int64_t at = xp_dense_at(&a->pos, t, k, 0, 0);
+        if (expert[i] < 0 || expert[i] >= a->counts.dim[0]) {
+            xp_dense_put_int(&a->pos, at, -1);
+            continue;
+        }
         const int64_t m = xp_dense_int(&a->offsets, expert[i]) + number_of(expert, i, expert[i]);
         xp_dense_read(&a->x, xp_dense_at(&a->x, t, 0, 0, 0), h_n, row);
+        for (int64_t h = 0; h < h_n && on_input(a->dialect); h++)
+            row[h] = product(a->x.dtype, xp_dense_get(&a->w, xp_dense_at(&a->w, t, k, 0, 0)), row[h]);
         xp_dense_write(&a->rows, xp_dense_at(&a->rows, m, 0, 0, 0), h_n, row);
         xp_dense_put_int(&a->tok, m, a->token0 + t);
         xp_dense_put_int(&a->src, m, t * k_n + k);
-        xp_dense_put_int(&a->pos, xp_dense_at(&a->pos, t, k, 0, 0), m);
+        xp_dense_put_int(&a->pos, at, m);
     }
     return XP_OK;
 }
@@ -74,20 +90,38 @@ static size_t bwd_workspace(const void *args, const xp_mesh *m) {
     return 2 * xp_dense_room(((const xp_permute_bwd_args *)args)->dx.dim[1], sizeof(double));
 }
 
+/* The last slot first. */
+static void add_rows(const xp_permute_bwd_args *a, int64_t t, double *row, double *sum) {
+    const int64_t h_n = a->dx.dim[1];
+    memset(sum, 0, (size_t)h_n * sizeof *sum);
+    for (int64_t k = a->pos.dim[1] - 1; k >= 0; k--) {
+        const int64_t m = xp_dense_int(&a->pos, xp_dense_at(&a->pos, t, k, 0, 0));
+        if (m < 0)
+            continue;
+        xp_dense_read(&a->drows, xp_dense_at(&a->drows, m, 0, 0, 0), h_n, row);
+        xp_dense_axpy(on_input(a->dialect) ? xp_dense_get(&a->w, xp_dense_at(&a->w, t, k, 0, 0)) : 1, row, h_n, sum);
+    }
+}
+
 static xp_status bwd_run(const xp_exec *x, const void *args) {
     const xp_permute_bwd_args *a = args;
-    const int64_t h_n = a->dx.dim[1];
+    const int64_t h_n = a->dx.dim[1], k_n = a->pos.dim[1];
     char *ws = x->ws;
     double *sum = xp_dense_carve(&ws, h_n, sizeof *sum);
     double *row = xp_dense_carve(&ws, h_n, sizeof *row);
     for (int64_t t = 0; t < a->dx.dim[0]; t++) {
-        memset(sum, 0, (size_t)h_n * sizeof *sum);
-        for (int64_t k = 0; k < a->pos.dim[1]; k++) {
-            const int64_t m = xp_dense_int(&a->pos, xp_dense_at(&a->pos, t, k, 0, 0));
-            xp_dense_read(&a->drows, xp_dense_at(&a->drows, m, 0, 0, 0), h_n, row);
-            xp_dense_axpy(1, row, h_n, sum);
-        }
+        add_rows(a, t, row, sum);
         xp_dense_write(&a->dx, xp_dense_at(&a->dx, t, 0, 0, 0), h_n, sum);
+    }
+    for (int64_t i = 0; i < a->dx.dim[0] * k_n && on_input(a->dialect); i++) {
+        const int64_t m = xp_dense_int(&a->pos, xp_dense_at(&a->pos, i / k_n, i % k_n, 0, 0));
+        double dw = 0;
+        if (m >= 0) {
+            xp_dense_read(&a->drows, xp_dense_at(&a->drows, m, 0, 0, 0), h_n, row);
+            xp_dense_read(&a->x, xp_dense_at(&a->x, i / k_n, 0, 0, 0), h_n, sum);
+            dw = xp_dense_dot(row, sum, h_n);
+        }
+        xp_dense_put(&a->dw, xp_dense_at(&a->dw, i / k_n, i % k_n, 0, 0), dw);
     }
     return XP_OK;
 }

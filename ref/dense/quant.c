@@ -54,7 +54,7 @@ static float amax_of(const xp_quant_args *a, int64_t i, int64_t j, int everywher
 
 /* What stands for a scale when an element is not finite. */
 static float instead(const xp_quant_args *a) {
-    return a->nonfinite == XP_NONFINITE_ONE ? 1.0f : (float)NAN;
+    return a->nonfinite == XP_BLOCK_ONE ? 1.0f : (float)NAN;
 }
 
 static float over(float amax, float most) {

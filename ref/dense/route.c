@@ -1,132 +1,262 @@
 /* Second formulation of stages route and route_bwd: an expert's place is the number of experts that beat it; the
- * gradient goes through whole Jacobian matrices.
- *
- * Experts are ranked by logit, which softmax keeps in order: higher first, then lower number, NaN last. */
+ * gradient goes through whole Jacobian matrices, slots x slots for the division and slots x experts for the scores. */
 #include <math.h>
 #include <string.h>
 
 #include "dense.h"
 #include "num.h"
+#include "scores.h"
 
 static const char *why_not(const void *args, const xp_mesh *m) {
     (void)m;
     return xp_dense_route_why_not(((const xp_route_args *)args)->dialect);
 }
 
+/* One token. exact: before a value's last rounding, which is what an F64 output takes. */
+typedef struct {
+    double *l, *s, *exact_s, *key, *kept, *p; /* [Z] */
+    double *w, *exact_w, *slot;               /* [K] */
+    xp_dtype q;
+} token;
+
+static size_t token_ws(int64_t z_n, int64_t k_n) {
+    return 6 * xp_dense_room(z_n, sizeof(double)) + 3 * xp_dense_room(k_n, sizeof(double));
+}
+
+static token token_carve(int64_t z_n, int64_t k_n, char *ws) {
+    token r;
+    double **const wide[6] = {&r.l, &r.s, &r.exact_s, &r.key, &r.kept, &r.p};
+    double **const narrow[3] = {&r.w, &r.exact_w, &r.slot};
+    for (int i = 0; i < 6; i++)
+        *wide[i] = xp_dense_carve(&ws, z_n, sizeof(double));
+    for (int i = 0; i < 3; i++)
+        *narrow[i] = xp_dense_carve(&ws, k_n, sizeof(double));
+    r.q = XP_F64;
+    return r;
+}
+
+static int64_t chosen(const xp_tensor *idx, int64_t t, int64_t k) {
+    return xp_dense_int(idx, xp_dense_at(idx, t, k, 0, 0));
+}
+
+static double scale_of(const xp_tensor *scale_e, int64_t e) {
+    return xp_dense_get(scale_e, xp_dense_at(scale_e, e, 0, 0, 0));
+}
+
 static size_t workspace(const void *args, const xp_mesh *m) {
     (void)m;
     const xp_route_args *a = args;
-    return 2 * xp_dense_room(a->logits.dim[1], sizeof(double)) + xp_dense_room(a->idx.dim[1], sizeof(double));
+    return token_ws(a->logits.dim[1], a->idx.dim[1]);
 }
 
-/* 1: expert i comes before expert j. */
-static int beats(const double *l, int64_t i, int64_t j) {
+/* ---- choice ---- */
+
+/* 1: expert i comes before expert j. A NaN logit comes last, before it keys that are no numbers, those by logit. */
+static int beats(const double *l, const double *key, int64_t i, int64_t j) {
     if (isnan(l[i]) || isnan(l[j]))
         return isnan(l[i]) == isnan(l[j]) ? i < j : isnan(l[j]);
-    return l[i] > l[j] || (l[i] == l[j] && i < j);
+    if (isnan(key[i]) != isnan(key[j]))
+        return isnan(key[j]);
+    const double a = isnan(key[i]) ? l[i] : key[i], b = isnan(key[j]) ? l[j] : key[j];
+    return a > b || (a == b && i < j);
 }
 
-static void choose(const xp_route_args *a, int64_t t, const double *l) {
-    const int64_t e_n = a->logits.dim[1], k_n = a->idx.dim[1];
-    for (int64_t e = 0; e < e_n; e++) {
+static void choose(const xp_route_args *a, int64_t t, const token *r) {
+    const int64_t z_n = a->logits.dim[1], k_n = a->idx.dim[1];
+    const double *key = a->dialect->score == XP_SCORE_SPARSEMIXER ? r->l : r->key;
+    for (int64_t e = 0; e < z_n; e++) {
         int64_t place = 0;
-        for (int64_t i = 0; i < e_n; i++)
-            place += i != e && beats(l, i, e);
+        for (int64_t i = 0; i < z_n; i++)
+            place += i != e && beats(r->l, key, i, e);
         if (place < k_n)
             xp_dense_put_int(&a->idx, xp_dense_at(&a->idx, t, place, 0, 0), e);
     }
 }
 
-void xp_dense_score(const double *l, int64_t e_n, double *p) {
-    int numbers = 0;
-    for (int64_t e = 0; e < e_n; e++) {
-        numbers |= !isnan(l[e]);
-        p[e] = isnan(l[e]) ? -HUGE_VAL : l[e];
-    }
-    xp_dense_softmax(p, e_n, p);
-    for (int64_t e = 0; e < e_n; e++) {
-        if (isnan(l[e]))
-            p[e] = numbers ? 0 : (double)NAN;
+static void look_up(const xp_route_args *a, int64_t t) {
+    const int64_t id = xp_dense_int(&a->token, xp_dense_at(&a->token, t, 0, 0, 0));
+    for (int64_t k = 0; k < a->idx.dim[1]; k++)
+        xp_dense_put_int(&a->idx, xp_dense_at(&a->idx, t, k, 0, 0), chosen(&a->table, id, k));
+}
+
+/* ---- weights ---- */
+
+static void put_step(const token *r, int64_t k, double v) {
+    r->exact_w[k] = v;
+    r->w[k] = xp_dense_round(r->q, v);
+}
+
+/* Weights before they are divided. */
+static void first_weights(const xp_route_args *a, int64_t t, const token *r) {
+    const xp_dialect *d = a->dialect;
+    const int64_t z_n = a->logits.dim[1], k_n = a->idx.dim[1];
+    for (int64_t k = 0; k < k_n && d->score == XP_SCORE_SOFTMAX_TOPK; k++)
+        r->w[k] = r->l[chosen(&a->idx, t, k)];
+    if (d->score == XP_SCORE_SOFTMAX_TOPK)
+        xp_dense_share_out(r->w, k_n, r->slot);
+    double *gone = r->key; /* the choice has been made */
+    memset(gone, 0, (size_t)z_n * sizeof *gone);
+    for (int64_t k = 0; k < k_n; k++) {
+        const int64_t e = chosen(&a->idx, t, k);
+        double v = r->exact_s[e];
+        if (d->score == XP_SCORE_SOFTMAX_TOPK) {
+            v = r->slot[k];
+        } else if (d->score == XP_SCORE_SPARSEMIXER) {
+            xp_dense_sparse(d, r->q, r->l, gone, z_n, r->p);
+            v = r->p[e];
+            gone[e] = 1;
+        } else if (d->masked_weight && r->kept[e] == 0) {
+            v = 0;
+        }
+        put_step(r, k, v);
     }
 }
 
-static void weigh(const xp_route_args *a, int64_t t, const double *p, double *w) {
+static void weigh(const xp_route_args *a, int64_t t, const token *r) {
+    const xp_dialect *d = a->dialect;
     const int64_t k_n = a->idx.dim[1];
+    first_weights(a, t, r);
     double sum = 0;
     for (int64_t k = 0; k < k_n; k++)
-        sum += w[k] = p[xp_dense_int(&a->idx, xp_dense_at(&a->idx, t, k, 0, 0))];
-    for (int64_t k = 0; k < k_n; k++)
-        w[k] = a->dialect->scale * (a->dialect->renorm == XP_RENORM_SUM ? w[k] / sum : w[k]);
-    xp_dense_write(&a->w, xp_dense_at(&a->w, t, 0, 0, 0), k_n, w);
+        sum += r->w[k];
+    for (int64_t k = 0; k < k_n; k++) {
+        if (d->renorm != XP_RENORM_NONE)
+            put_step(r, k, r->w[k] / xp_dense_divisor(d, r->q, sum));
+        if (d->scale_at == XP_SCALE_WEIGHT && d->scale != 1)
+            put_step(r, k, r->w[k] * d->scale);
+        if (d->expert_scale)
+            put_step(r, k, r->w[k] * scale_of(&a->scale_e, chosen(&a->idx, t, k)));
+    }
+    xp_dense_write(&a->w, xp_dense_at(&a->w, t, 0, 0, 0), k_n, a->w.dtype == XP_F64 ? r->exact_w : r->w);
 }
 
 static xp_status run(const xp_exec *x, const void *args) {
     const xp_route_args *a = args;
-    const int64_t e_n = a->logits.dim[1];
-    char *ws = x->ws;
-    double *l = xp_dense_carve(&ws, e_n, sizeof *l);
-    double *p = xp_dense_carve(&ws, e_n, sizeof *p);
-    double *w = xp_dense_carve(&ws, a->idx.dim[1], sizeof *w);
+    const xp_dialect *d = a->dialect;
+    const int64_t z_n = a->logits.dim[1];
+    token r = token_carve(z_n, a->idx.dim[1], x->ws);
+    r.q = xp_dense_step(d, a->logits.dtype);
     for (int64_t t = 0; t < a->logits.dim[0]; t++) {
-        xp_dense_read(&a->logits, xp_dense_at(&a->logits, t, 0, 0, 0), e_n, l);
-        xp_dense_score(l, e_n, p);
-        if (!a->replay)
-            choose(a, t, l);
-        weigh(a, t, p, w);
-        xp_dense_write(&a->scores, xp_dense_at(&a->scores, t, 0, 0, 0), e_n, p);
+        xp_dense_read(&a->logits, xp_dense_at(&a->logits, t, 0, 0, 0), z_n, r.l);
+        xp_dense_logits(d, z_n, r.l);
+        xp_dense_scores(d, r.q, r.l, z_n, r.exact_s);
+        memcpy(r.s, r.exact_s, (size_t)z_n * sizeof *r.s);
+        xp_dense_round_all(r.q, z_n, r.s);
+        xp_dense_keys(d, r.l, r.s, &a->bias, z_n, r.p, r.key, r.kept);
+        if (!a->replay && d->select_on == XP_ON_TOKEN_TABLE)
+            look_up(a, t);
+        else if (!a->replay)
+            choose(a, t, &r);
+        weigh(a, t, &r);
+        xp_dense_write(&a->scores, xp_dense_at(&a->scores, t, 0, 0, 0), z_n,
+                       a->scores.dtype == XP_F64 ? r.exact_s : r.s);
     }
     return XP_OK;
 }
 
+/* ---- gradient ---- */
+
 static const char *bwd_why_not(const void *args, const xp_mesh *m) {
     (void)m;
-    return xp_dense_route_why_not(((const xp_route_bwd_args *)args)->dialect);
+    const xp_route_bwd_args *a = args;
+    const char *why = xp_dense_route_why_not(a->dialect);
+    if (why || a->logits.data)
+        return why;
+    const xp_dialect *d = a->dialect;
+    return d->score == XP_SCORE_SQRT_SOFTPLUS || d->score == XP_SCORE_SPARSEMIXER || d->logit_softcap > 0 ||
+                   (d->masked_weight && d->group_reduce != XP_GROUP_NONE && d->select_on == XP_ON_LOGIT)
+               ? "not without the logits"
+               : NULL;
 }
 
 static size_t bwd_workspace(const void *args, const xp_mesh *m) {
     (void)m;
     const xp_route_bwd_args *a = args;
-    return 3 * xp_dense_room(a->scores.dim[1], sizeof(double)) + xp_dense_room(a->idx.dim[1], sizeof(double));
+    const int64_t z_n = a->scores.dim[1], k_n = a->idx.dim[1];
+    return token_ws(z_n, k_n) + xp_dense_room(k_n * z_n, sizeof(double));
 }
 
-/* dw[m] ds[e]: w[m] = s[m] or s[m] / sum over slots; a slot counts as often as it is named. */
-static void to_scores(const xp_route_bwd_args *a, int64_t t, const double *p, const double *dw, double *ds) {
+/* v [K], weights before they are divided, into r->w; J [K,Z] = dv / dl. r->key counts the experts that are gone. */
+static void slots_by_logits(const xp_route_bwd_args *a, int64_t t, const token *r, double *j) {
+    const xp_dialect *d = a->dialect;
+    const int64_t z_n = a->scores.dim[1], k_n = a->idx.dim[1];
+    double among = 0;
+    for (int64_t k = 0; k < k_n; k++)
+        among += r->s[chosen(&a->idx, t, k)];
+    memset(r->key, 0, (size_t)z_n * sizeof *r->key);
+    memset(r->p, 0, (size_t)z_n * sizeof *r->p);
+    for (int64_t k = 0; k < k_n && d->score == XP_SCORE_SOFTMAX_TOPK; k++)
+        r->p[chosen(&a->idx, t, k)] += r->s[chosen(&a->idx, t, k)] / among;
+    for (int64_t k = 0; k < k_n; k++) {
+        const int64_t e = chosen(&a->idx, t, k);
+        const double part = d->masked_weight ? r->kept[e] : 1;
+        const double *p = d->score == XP_SCORE_SOFTMAX ? r->s : r->p; /* of dv / dl = v (delta - p) */
+        r->w[k] = d->score == XP_SCORE_SOFTMAX_TOPK ? r->s[e] / among : part * r->s[e];
+        if (d->score == XP_SCORE_SPARSEMIXER) {
+            xp_dense_sparse(d, r->q, r->l, r->key, z_n, r->p);
+            r->w[k] = r->p[e];
+            r->key[e] = 1;
+        }
+        for (int64_t z = 0; z < z_n; z++) {
+            const double same = z == e;
+            if (d->score == XP_SCORE_SIGMOID || d->score == XP_SCORE_SQRT_SOFTPLUS)
+                j[k * z_n + z] = z == e ? part * xp_dense_score_slope(d, r->l[z], r->s[z]) : 0;
+            else
+                j[k * z_n + z] = r->w[k] * (same - p[z]);
+        }
+    }
+}
+
+/* Through w[m] = f[m] v[m] / D(sum v): the slots' dw becomes dv, in r->slot. */
+static void through_division(const xp_route_bwd_args *a, int64_t t, const token *r, const double *dw) {
+    const xp_dialect *d = a->dialect;
     const int64_t k_n = a->idx.dim[1];
     double sum = 0;
     for (int64_t k = 0; k < k_n; k++)
-        sum += p[xp_dense_int(&a->idx, xp_dense_at(&a->idx, t, k, 0, 0))];
+        sum += r->w[k];
+    const double by = xp_dense_divisor(d, r->q, sum), slope = xp_dense_divisor_slope(d, sum);
+    memset(r->slot, 0, (size_t)k_n * sizeof *r->slot);
     for (int64_t m = 0; m < k_n; m++) {
-        const int64_t em = xp_dense_int(&a->idx, xp_dense_at(&a->idx, t, m, 0, 0));
-        for (int64_t k = 0; k < k_n; k++) {
-            const int64_t ek = xp_dense_int(&a->idx, xp_dense_at(&a->idx, t, k, 0, 0));
-            double j = k == m ? 1 : 0;
-            if (a->dialect->renorm == XP_RENORM_SUM)
-                j = (j - p[em] / sum) / sum;
-            ds[ek] += dw[m] * (a->dialect->scale * j);
-        }
+        double f = d->scale_at == XP_SCALE_WEIGHT ? d->scale : 1;
+        f *= d->expert_scale ? scale_of(&a->scale_e, chosen(&a->idx, t, m)) : 1;
+        for (int64_t k = 0; k < k_n; k++)
+            r->slot[k] += dw[m] * (f * (((k == m) - slope * (r->w[m] / by)) / by));
     }
+}
+
+static void token_gradient(const xp_route_bwd_args *a, int64_t t, const token *r, double *j) {
+    const xp_dialect *d = a->dialect;
+    const int64_t z_n = a->scores.dim[1], k_n = a->idx.dim[1];
+    xp_dense_read(&a->scores, xp_dense_at(&a->scores, t, 0, 0, 0), z_n, r->s);
+    memset(r->l, 0, (size_t)z_n * sizeof *r->l);
+    if (a->logits.data)
+        xp_dense_read(&a->logits, xp_dense_at(&a->logits, t, 0, 0, 0), z_n, r->l);
+    memcpy(r->exact_s, r->l, (size_t)z_n * sizeof *r->l); /* raw logits */
+    xp_dense_logits(d, z_n, r->l);
+    xp_dense_keys(d, r->l, r->s, &a->bias, z_n, r->p, r->key, r->kept);
+    slots_by_logits(a, t, r, j);
+    xp_dense_read(&a->dw, xp_dense_at(&a->dw, t, 0, 0, 0), k_n, r->exact_w);
+    through_division(a, t, r, r->exact_w);
+    for (int64_t z = 0; z < z_n; z++) {
+        double g = 0;
+        for (int64_t k = 0; k < k_n; k++)
+            g += r->slot[k] * j[k * z_n + z];
+        r->p[z] = g == 0 ? 0 : g * xp_dense_logit_slope(d, r->exact_s[z]);
+        if (a->daux.data)
+            r->p[z] += xp_dense_get(&a->daux, xp_dense_at(&a->daux, t, z, 0, 0));
+    }
+    xp_dense_write(&a->dlogits, xp_dense_at(&a->dlogits, t, 0, 0, 0), z_n, r->p);
 }
 
 static xp_status bwd_run(const xp_exec *x, const void *args) {
     const xp_route_bwd_args *a = args;
-    const int64_t e_n = a->scores.dim[1], k_n = a->idx.dim[1];
+    const int64_t z_n = a->scores.dim[1], k_n = a->idx.dim[1];
     char *ws = x->ws;
-    double *p = xp_dense_carve(&ws, e_n, sizeof *p);
-    double *ds = xp_dense_carve(&ws, e_n, sizeof *ds);
-    double *dl = xp_dense_carve(&ws, e_n, sizeof *dl);
-    double *dw = xp_dense_carve(&ws, k_n, sizeof *dw);
-    for (int64_t t = 0; t < a->scores.dim[0]; t++) {
-        xp_dense_read(&a->scores, xp_dense_at(&a->scores, t, 0, 0, 0), e_n, p);
-        xp_dense_read(&a->dw, xp_dense_at(&a->dw, t, 0, 0, 0), k_n, dw);
-        memset(ds, 0, (size_t)e_n * sizeof *ds);
-        to_scores(a, t, p, dw, ds);
-        for (int64_t j = 0; j < e_n; j++) {
-            dl[j] = a->daux.data ? xp_dense_get(&a->daux, xp_dense_at(&a->daux, t, j, 0, 0)) : 0;
-            for (int64_t e = 0; e < e_n; e++)
-                dl[j] += ds[e] * (p[e] * ((e == j ? 1 : 0) - p[j]));
-        }
-        xp_dense_write(&a->dlogits, xp_dense_at(&a->dlogits, t, 0, 0, 0), e_n, dl);
-    }
+    double *j = xp_dense_carve(&ws, k_n * z_n, sizeof *j);
+    token r = token_carve(z_n, k_n, ws);
+    r.q = a->logits.data ? xp_dense_step(a->dialect, a->logits.dtype) : XP_F64;
+    for (int64_t t = 0; t < a->scores.dim[0]; t++)
+        token_gradient(a, t, &r, j);
     return XP_OK;
 }
 

@@ -89,6 +89,10 @@ static xp_status add_block(const scattering *s, xp_queue *q, int64_t j, int64_t 
     return XP_OK;
 }
 
+static double base_of(const xp_scatter_args *a, int64_t g, int64_t r, int64_t k) {
+    return a->base.data ? xp_dense_get(&a->base, xp_dense_at(&a->base, g, r, k, 0)) : 0;
+}
+
 /* The divisor is used as f32, unless the gradient is f64. */
 static void put_window(const scattering *s, int64_t g, int64_t lo, int64_t n) {
     const xp_scatter_args *a = s->a;
@@ -99,7 +103,7 @@ static void put_window(const scattering *s, int64_t g, int64_t lo, int64_t n) {
         if (r < 0 || r >= a->rows[s->comm->rank])
             continue;
         for (int64_t k = 0; k < n_n; k++)
-            s->sum[i * n_n + k] /= divisor;
+            s->sum[i * n_n + k] = (s->sum[i * n_n + k] + base_of(a, g, r, k)) / divisor;
         xp_dense_write(&a->shard, xp_dense_at(&a->shard, g, r, 0, 0), n_n, s->sum + i * n_n);
     }
 }

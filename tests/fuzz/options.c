@@ -65,6 +65,7 @@ static void write_line(const xp_options *o, line *l) {
     add_number(l, "--steps", o->has_steps, (unsigned long long)o->steps);
     add_number(l, "--experts", o->experts != 0, (unsigned long long)o->experts);
     add_number(l, "--topk", o->topk != 0, (unsigned long long)o->topk);
+    add_number(l, "--micro-batches", o->micro != 0, (unsigned long long)o->micro);
     add_number(l, "--random", o->random != 0, (unsigned long long)o->random);
     add_number(l, "--seed", o->has_seed, o->seed);
     snprintf(lr, sizeof lr, "%.17g", o->lr);
@@ -93,7 +94,7 @@ static void check_same(const xp_options *a, const xp_options *b) {
     FUZZ_CHECK(same_text(a->fault, b->fault) && same_text(a->json_file, b->json_file), "%s", a->command);
     FUZZ_CHECK(a->layers == b->layers && a->shrink == b->shrink && a->tokens == b->tokens, "%s", a->command);
     FUZZ_CHECK(a->steps == b->steps && a->experts == b->experts && a->topk == b->topk, "%s", a->command);
-    FUZZ_CHECK(a->random == b->random && a->seed == b->seed, "%s", a->command);
+    FUZZ_CHECK(a->micro == b->micro && a->random == b->random && a->seed == b->seed, "%s", a->command);
     FUZZ_CHECK(memcmp(&a->lr, &b->lr, sizeof a->lr) == 0, "lr %.17g and %.17g", a->lr, b->lr);
     FUZZ_CHECK(a->deterministic == b->deterministic && a->json == b->json, "%s", a->command);
     FUZZ_CHECK(a->quiet == b->quiet && a->verbose == b->verbose && a->color == b->color, "%s", a->command);

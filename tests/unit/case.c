@@ -175,6 +175,8 @@ static void refusals(void **state) {
         {"layer shrink=0", "shrink: '0'", "from 1"},
         {"layer layers=0", "layers: '0'", "from 1"},
         {"step steps=0", "steps: '0'", "from 1"},
+        {"step micro=0", "micro: '0'", "from 1"},
+        {"layer micro=2", "micro", "layer"},
         {"step deterministic=2", "deterministic: '2'", "from 0 to 1"},
         {"layer shrink=4294967297", "shrink: '4294967297'", "to 4096"},
         /* a stage's own scalars and optional operands */
@@ -280,7 +282,8 @@ static void same_case(const xp_case *a, const xp_case *b, const char *line) {
         memcmp(a->dtype, b->dtype, sizeof a->dtype) || a->seed != b->seed || a->expect != b->expect ||
         strcmp(a->model, b->model) || strcmp(a->dialect, b->dialect) || strcmp(a->with, b->with) ||
         a->shrink != b->shrink || a->layers != b->layers || a->steps != b->steps ||
-        a->deterministic != b->deterministic || a->order != b->order || a->align != b->align || a->params != b->params)
+        a->deterministic != b->deterministic || a->order != b->order || a->align != b->align ||
+        a->params != b->params || a->micro != b->micro)
         fail_msg("not the same case after reading '%s' back", line);
     for (int i = 0; i < a->params; i++) {
         assert_string_equal(a->param[i].name, b->param[i].name);

@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <jansson.h>
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -149,6 +150,78 @@ static void published_mixtral(void **state) {
     assert_non_null(strstr(model.assumed, "router_jitter_noise absent"));
 }
 
+/* Billions of parameters of the whole models, counted by building each class without weights, as their names and cards
+ * say them. Blocks with experts are most of a model and never more than it: a wrong width, count or layer rule shows.
+ */
+static xp_status count_name(const char *name, void *arg) {
+    (void)name;
+    ++*(int *)arg;
+    return XP_OK;
+}
+
+static void published_files_have_their_sizes(void **state) {
+    (void)state;
+    static const struct {
+        const char *name;
+        int moe, E, K, S;
+        double scale, billions;
+    } file[] = {
+        {"deepseek-v2", 59, 160, 6, 3072, 16, 235.7},
+        {"deepseek-v2-lite", 26, 64, 6, 2816, 1, 15.7},
+        {"deepseek-v3", 58, 256, 8, 2048, 2.5, 671},
+        {"deepseek-v4-flash", 43, 256, 6, 2048, 1.5, 284},
+        {"dots.llm1", 61, 128, 6, 2816, 2.5, 142.8},
+        {"ernie-4.5-21b-a3b", 27, 64, 6, 3072, 1, 21.8},
+        {"glm-4.5", 89, 160, 8, 1536, 2.5, 352.8},
+        {"glm-4.5-air", 45, 128, 8, 1408, 1, 106.9},
+        {"glm-4.7-flash", 46, 64, 4, 1536, 1.8, 29.9},
+        {"gpt-oss-120b", 36, 128, 4, 0, 1, 116.8},
+        {"gpt-oss-20b", 24, 32, 4, 0, 1, 20.9},
+        {"granite-3.1-1b-a400m", 24, 32, 8, 0, 1, 1.33},
+        {"jamba-1.5-mini", 16, 16, 2, 0, 1, 51.6},
+        {"k-exaone-236b-a23b", 47, 128, 8, 2048, 2.5, 236},
+        {"kimi-k2-thinking", 60, 384, 8, 2048, 2.827, 1026},
+        {"kimi-linear-48b-a3b", 26, 256, 8, 1024, 2.446, 49.1},
+        {"lfm2-8b-a1b", 22, 32, 4, 0, 1, 8.34},
+        {"llama-4-maverick", 24, 128, 1, 8192, 1, 400.7},
+        {"llama-4-scout", 48, 16, 1, 8192, 1, 107.8},
+        {"longcat-flash", 28, 512, 12, 0, 6, 561},
+        {"minimax-m2", 62, 256, 8, 0, 1, 228.7},
+        {"minimax-m3", 57, 128, 4, 3072, 2, 426},
+        {"mixtral-8x22b", 56, 8, 2, 0, 1, 140.6},
+        {"mixtral-8x7b", 32, 8, 2, 0, 1, 46.7},
+        {"moonlight-16b-a3b", 26, 64, 6, 2816, 2.446, 15.96},
+        {"nemotron-3-nano-30b-a3b", 23, 128, 6, 3712, 2.5, 31.6},
+        {"olmoe-1b-7b", 16, 64, 8, 0, 1, 6.92},
+        {"phi-3.5-moe", 32, 16, 2, 0, 1, 41.9},
+        {"qwen1.5-moe-a2.7b", 24, 60, 4, 5632, 1, 14.3},
+        {"qwen3-235b-a22b", 94, 128, 8, 0, 1, 235.1},
+        {"qwen3-30b-a3b", 48, 128, 8, 0, 1, 30.5},
+        {"qwen3-next-80b-a3b", 48, 512, 10, 512, 1, 79.7},
+        {"qwen3.5-35b-a3b", 40, 256, 8, 512, 1, 34.7},
+        {"trinity-mini", 30, 128, 8, 1024, 2.826, 26.1},
+    };
+    const int files = (int)(sizeof file / sizeof file[0]);
+    for (int i = 0; i < files; i++) {
+        if (xp_model_open(file[i].name, &model) != XP_OK)
+            fail_msg("%s", xp_error_text());
+        assert_int_equal(xp_model_moe_layers(&model), file[i].moe);
+        assert_int_equal(model.E, file[i].E);
+        assert_int_equal(model.K, file[i].K);
+        assert_int_equal(model.S, file[i].S);
+        assert_true(fabs(model.dialect.scale - file[i].scale) < 1e-12);
+        double all, active;
+        xp_model_moe_params(&model, &all, &active);
+        if (!(all < 1e9 * file[i].billions && all > 0.86e9 * file[i].billions))
+            fail_msg("%s: %.4g parameters in MoE blocks, %.4g in all", file[i].name, all, 1e9 * file[i].billions);
+        assert_true(active > 0 && active < all);
+    }
+    int found = 0;
+    assert_int_equal(xp_model_list(count_name, &found), XP_OK);
+    assert_int_equal(found, files);
+    assert_true(files >= 24);
+}
+
 static void norm_flag_chooses_the_dialect(void **state) {
     (void)state;
     assert_int_equal(parse_with(qwen3, "norm_topk_prob", "false"), XP_OK);
@@ -273,6 +346,63 @@ static void words_choose(void **state) {
     has("mlp_layer_types has 2 words, expected one for each of the 3 layers");
     assert_int_equal(parse_with(lite, "mlp_layer_types", "[\"sparse\", \"dense\", 3]"), XP_E_FORMAT);
     has("mlp_layer_types[2] is 3, expected a word");
+    assert_int_equal(parse_with(lite, "mlp_layer_types", "[\"sparse\", \"dense\", 1]"), XP_E_FORMAT);
+    has("mlp_layer_types[2] is 1, expected a word");
+    assert_int_equal(parse_with(lite, "mlp_layer_types", "\"sds\""), XP_E_FORMAT);
+    has("mlp_layer_types is \"sds\", expected a list of words");
+}
+
+/* Published files of two families tell a layer's kind in an older way: a letter a layer, a list of 0 and 1. */
+static void letters_and_numbers_a_layer(void **state) {
+    (void)state;
+    static const char nemotron[] =
+        "{\"model_type\": \"nemotron_h\", \"hidden_size\": 64, \"num_hidden_layers\": 4, \"n_routed_experts\": 16,"
+        " \"num_experts_per_tok\": 4, \"moe_intermediate_size\": 48, \"intermediate_size\": 96, \"n_group\": 1,"
+        " \"topk_group\": 1, \"moe_shared_expert_intermediate_size\": 80, \"routed_scaling_factor\": 2.5,"
+        " \"norm_topk_prob\": true, \"mlp_hidden_act\": \"relu2\", \"layer_norm_epsilon\": 1e-05,"
+        " \"vocab_size\": 1000, \"hybrid_override_pattern\": \"ME*E\"}";
+    assert_int_equal(xp_config_parse(nemotron, strlen(nemotron), "f.json", &model), XP_OK);
+    for (int i = 0; i < 4; i++)
+        assert_int_equal(xp_model_is_moe(&model, i), i % 2);
+    assert_int_equal(parse_with(nemotron, "hybrid_override_pattern", "\"ME*\""), XP_E_FORMAT);
+    has("hybrid_override_pattern has 3 letters, expected one for each of the 4 layers");
+    assert_int_equal(parse_with(nemotron, "hybrid_override_pattern", "\"M*M*\""), XP_E_FORMAT);
+    has("none of the 4 layers is a MoE block");
+    assert_int_equal(parse_with(nemotron, "hybrid_override_pattern", NULL), XP_E_FORMAT);
+    has("names tried: layers_block_type, hybrid_override_pattern");
+    /* The class looks at the pattern only when there are no words. */
+    assert_int_equal(parse_with(nemotron, "layers_block_type", "[\"moe\", \"mamba\", \"mlp\", \"mamba\"]"), XP_OK);
+    for (int i = 0; i < 4; i++)
+        assert_int_equal(xp_model_is_moe(&model, i), i == 0);
+    assert_int_equal(parse_with(nemotron, "layers_block_type", "null"), XP_OK);
+    assert_int_equal(xp_model_is_moe(&model, 3), 1);
+
+    static const char m3[] =
+        "{\"model_type\": \"minimax_m3_vl\", \"text_config\": {\"hidden_size\": 64, \"num_hidden_layers\": 3,"
+        " \"num_local_experts\": 16, \"num_experts_per_tok\": 4, \"intermediate_size\": 48,"
+        " \"dense_intermediate_size\": 96, \"shared_intermediate_size\": 40, \"hidden_act\": \"%s\","
+        " \"rms_norm_eps\": 1e-06, \"routed_scaling_factor\": 2.0, \"swiglu_alpha\": 1.702, \"swiglu_limit\": 7.0,"
+        " \"vocab_size\": 1000, \"moe_layer_freq\": %s, \"sparse_attention_config\": {\"sparse_topk_blocks\": 16}}}";
+    static const struct {
+        const char *act, *layers, *want;
+    } file[] = {
+        {"swigluoai", "[0, 1, 1]", NULL},
+        {"silu", "[0, 1, 1]", NULL},
+        {"gelu", "[0, 1, 1]", "hidden_act is \"gelu\", expected one of swigluoai|silu"},
+        {"silu", "[0, 1, 2]", "moe_layer_freq[2] is 2, expected a word, 0 or 1"},
+        {"silu", "[0, 1]", "moe_layer_freq has 2 words, expected one for each of the 3 layers"},
+        {"silu", "\"011\"", "moe_layer_freq is \"011\", expected a list of words"},
+        {"silu", "1", "moe_layer_freq is 1, expected a list of words"},
+    };
+    for (size_t i = 0; i < sizeof file / sizeof file[0]; i++) {
+        char text[1024];
+        snprintf(text, sizeof text, m3, file[i].act, file[i].layers);
+        assert_int_equal(xp_config_parse(text, strlen(text), "f.json", &model), file[i].want ? XP_E_FORMAT : XP_OK);
+        if (file[i].want)
+            has(file[i].want);
+        else
+            assert_int_equal(xp_model_moe_layers(&model), 2);
+    }
 }
 
 /* Layer i is a MoE block when (i + 1) % step == 0 and it is not listed. */
@@ -708,12 +838,14 @@ int main(void) {
         cmocka_unit_test(published_qwen3),
         cmocka_unit_test(published_qwen2),
         cmocka_unit_test(published_mixtral),
+        cmocka_unit_test(published_files_have_their_sizes),
         cmocka_unit_test(norm_flag_chooses_the_dialect),
         cmocka_unit_test(presets_are_found_by_name),
         cmocka_unit_test(deepseek_v3),
         cmocka_unit_test(one_name_two_meanings),
         cmocka_unit_test(nested_fields),
         cmocka_unit_test(words_choose),
+        cmocka_unit_test(letters_and_numbers_a_layer),
         cmocka_unit_test(layer_rule),
         cmocka_unit_test(aliases),
         cmocka_unit_test(required_fields_have_no_default),

@@ -80,7 +80,9 @@ static void test_narrow_special(void **state) {
     expect_code(XP_E8M0, 3, 0, 129); /* a tie, up; 128 is even */
     expect_code(XP_E8M0, nextafter(3, 0), 0, 128);
     expect_code(XP_E8M0, 0x1.8p127, 0, 255);
-    expect_code(XP_E8M0, 0x1.8p-127, 0, 1);
+    expect_code(XP_E8M0, nextafter(0x1p-127, 1), 0, 1);
+    expect_code(XP_E8M0, nextafter(0x1p-127, 0), 0, 0);
+    expect_code(XP_E8M0, 0x1.7p-126, 0, 1);
     expect_code(XP_E8M0, 0, 0, 255);
     expect_code(XP_E8M0, 0, 1, 0);
     expect_code(XP_E2M1, -(double)NAN, 0, 7);
@@ -322,6 +324,247 @@ static void test_route_bwd(void **state) {
     }
 }
 
+/* The record that the cases below start from. */
+static xp_dialect record(xp_score score, xp_select_on on) {
+    xp_dialect d = RAW;
+    d.score = score;
+    d.select_on = on;
+    return d;
+}
+
+/* One token of f64 logits. */
+typedef struct {
+    double l[8], s[8], w[4], bias[8], scale[8];
+    int32_t idx[4];
+    xp_route_args a;
+} one_token;
+
+static void open_token(one_token *c, const xp_dialect *d, const double *l, int64_t z, int64_t k) {
+    memset(c, 0, sizeof *c);
+    memcpy(c->l, l, (size_t)z * sizeof *l);
+    c->a = (xp_route_args){.logits = xp_tensor_2d(c->l, XP_F64, 1, z),
+                           .scores = xp_tensor_2d(c->s, XP_F64, 1, z),
+                           .idx = xp_tensor_2d(c->idx, XP_I32, 1, k),
+                           .w = xp_tensor_2d(c->w, XP_F64, 1, k),
+                           .dialect = d};
+}
+
+static void expect_choice(one_token *c, int k0, int k1, int k2) {
+    const int want[3] = {k0, k1, k2};
+    dense_ok(&xp_dense_route, &c->a);
+    for (int64_t k = 0; k < c->a.idx.dim[1]; k++) {
+        if (c->idx[k] != want[k])
+            fail_msg("slot %d is %d, expected %d", (int)k, c->idx[k], want[k]);
+    }
+}
+
+static void expect_weights(one_token *c, double w0, double w1) {
+    dense_ok(&xp_dense_route, &c->a);
+    near(c->w[0], w0, 8 * 0x1p-53 * fabs(w0), "w", 0);
+    near(c->w[1], w1, 8 * 0x1p-53 * fabs(w1), "w", 1);
+}
+
+static void test_route_scores(void **state) {
+    (void)state;
+    const double l[4] = {0, log(3), -log(3), 0}, bias[4] = {0, -.5, .45, .1}, scale[4] = {1, 1, 4, .5};
+    xp_dialect d = record(XP_SCORE_SIGMOID, XP_ON_SCORE);
+    one_token c;
+    open_token(&c, &d, l, 4, 2); /* scores 1/2 3/4 1/4 1/2 */
+    memcpy(c.bias, bias, sizeof bias);
+    memcpy(c.scale, scale, sizeof scale);
+    expect_choice(&c, 1, 0, 0);
+    near(c.s[2], .25, 0x1p-53, "sigmoid", 2);
+    d.select_bias = 1;
+    c.a.bias = xp_tensor_1d(c.bias, XP_F64, 4);
+    expect_choice(&c, 2, 3, 0); /* 0.5 0.25 0.7 0.6 */
+    expect_weights(&c, .25, .5);
+    d.renorm = XP_RENORM_SUM;
+    expect_weights(&c, 1.0 / 3, 2.0 / 3);
+    d.renorm = XP_RENORM_SUM_PLUS_EPS;
+    d.renorm_eps = .25;
+    expect_weights(&c, .25, .5);
+    d.renorm = XP_RENORM_MAX_EPS;
+    expect_weights(&c, 1.0 / 3, 2.0 / 3);
+    d.renorm_eps = 2;
+    expect_weights(&c, .125, .25);
+    d.scale = 2;
+    d.expert_scale = 1;
+    c.a.scale_e = xp_tensor_1d(c.scale, XP_F64, 4);
+    expect_weights(&c, 1, .25);
+    d.scale_at = XP_SCALE_OUTPUT;
+    expect_weights(&c, .5, .125);
+    d.select_on = XP_ON_LOGIT;
+    expect_choice(&c, 1, 3, 0); /* 0 0.6 -0.65 0.1 */
+    d = record(XP_SCORE_SOFTMAX_TOPK, XP_ON_LOGIT);
+    expect_choice(&c, 1, 0, 0);
+    expect_weights(&c, .75, .25);
+    near(c.s[1], 9.0 / 16, 4 * 0x1p-53, "softmax of all", 1);
+    d = record(XP_SCORE_SQRT_SOFTPLUS, XP_ON_SCORE);
+    expect_weights(&c, sqrt(log(4)), sqrt(log(2)));
+    d = record(XP_SCORE_SIGMOID, XP_ON_SCORE);
+    d.logit_scale = 2;
+    d.logit_softcap = 3;
+    expect_weights(&c, 1 / (1 + exp(-3 * tanh(2 * log(3) / 3))), .5);
+}
+
+static void test_route_table(void **state) {
+    (void)state;
+    const double l[4] = {0, log(3), -log(3), 0};
+    int32_t id[1] = {1}, table[4] = {0, 1, 3, 2};
+    const xp_dialect d = record(XP_SCORE_SIGMOID, XP_ON_TOKEN_TABLE);
+    one_token c;
+    open_token(&c, &d, l, 4, 2);
+    c.a.token = I1(id);
+    c.a.table = I2(table, 2);
+    expect_choice(&c, 3, 2, 0);
+    expect_weights(&c, .5, .25);
+}
+
+static double logit(double p) {
+    return log(p / (1 - p));
+}
+
+static void test_route_groups(void **state) {
+    (void)state;
+    const double l[6] = {logit(.9), logit(.1), logit(.6), logit(.5), logit(.8), logit(.05)};
+    xp_dialect d = record(XP_SCORE_SIGMOID, XP_ON_SCORE);
+    d.group_reduce = XP_GROUP_TOP2SUM; /* 1.0, 1.1, 0.85 */
+    d.n_group = 3;
+    d.topk_group = 1;
+    one_token c;
+    open_token(&c, &d, l, 6, 3);
+    expect_choice(&c, 2, 3, 0);
+    near(c.w[2], .9, 4 * 0x1p-53, "its own score", 2);
+    d.masked_weight = 1;
+    expect_choice(&c, 2, 3, 0);
+    assert_true(c.w[2] == 0 && c.w[0] > .5);
+    d.topk_group = 2;
+    expect_choice(&c, 0, 2, 3);
+    d.topk_group = 1;
+    d.group_reduce = XP_GROUP_MAX;
+    expect_choice(&c, 0, 1, 2);
+    /* all keys negative: zeros of other groups beat those that stay */
+    d.select_bias = 1;
+    c.a.bias = xp_tensor_1d(c.bias, XP_F64, 6);
+    for (int i = 0; i < 6; i++)
+        c.bias[i] = -1;
+    expect_choice(&c, 2, 3, 4);
+    assert_true(c.w[0] == 0 && c.w[1] == 0 && c.w[2] == 0);
+    d.group_mask = XP_MASK_NEGINF;
+    expect_choice(&c, 0, 1, 2);
+    c.l[0] = (double)NAN; /* scores 0, ranks last even behind what is masked */
+    c.bias[0] = c.bias[1] = 1;
+    expect_choice(&c, 1, 2, 3);
+    for (int i = 0; i < 6; i++)
+        c.l[i] = 0;
+    c.a.bias.data = NULL;
+    expect_choice(&c, 0, 1, 2); /* equal groups: the first */
+}
+
+static void test_route_sparsemixer(void **state) {
+    (void)state;
+    const double l[4] = {1, .99, .5, .97}, zero[4] = {-1, 0, 0, -2};
+    xp_dialect d = record(XP_SCORE_SPARSEMIXER, XP_ON_LOGIT);
+    d.sparse_eps = .01;
+    one_token c;
+    open_token(&c, &d, l, 4, 2);
+    expect_choice(&c, 0, 1, 0);
+    expect_weights(&c, 1 / (1 + exp(-.01)), 1); /* 0.03 and 0.02 / 0.99 are out */
+    d.sparse_eps = .0102;
+    expect_weights(&c, 1 / (1 + exp(-.01)), 1 / (1 + exp(-.02)));
+    open_token(&c, &d, zero, 4, 2);
+    expect_choice(&c, 1, 2, 0);
+    expect_weights(&c, .5, 1); /* 0 / 0 is in */
+}
+
+/* bf16 logits, every step in bf16. sigmoid(1) = 0.7311 is 187/256, and 187/256 + 1/2 lies in the middle of 157/128 and
+ * 158/128; softplus(0) = 0.6931 is 177/256, and its root 0.83151 is 213/256. */
+static void test_route_rounding(void **state) {
+    (void)state;
+    uint16_t l[3] = {0x3F80, 0, 0xC2C8}; /* 1, 0, -100 */
+    float s[3], w[2];
+    double exact[3];
+    int32_t idx[2];
+    xp_dialect d = record(XP_SCORE_SIGMOID, XP_ON_SCORE);
+    d.logits_dtype = d.score_dtype = XP_WIDE_ACT;
+    d.renorm = XP_RENORM_SUM;
+    xp_route_args a = {.logits = xp_tensor_2d(l, XP_BF16, 1, 3),
+                       .scores = xp_tensor_2d(s, XP_F32, 1, 3),
+                       .idx = I2(idx, 1),
+                       .w = xp_tensor_2d(w, XP_F32, 1, 2),
+                       .dialect = &d};
+    dense_ok(&xp_dense_route, &a);
+    assert_true(s[0] == 187.f / 256 && w[0] == 151.f / 256 && w[1] == 207.f / 512);
+    d.scale = 1.5;
+    dense_ok(&xp_dense_route, &a);
+    assert_true(w[0] == 113.f / 128 && w[1] == 155.f / 256); /* 226.5/256 to even, 310.5/512 to even */
+    d.score_dtype = XP_WIDE_F32;
+    dense_ok(&xp_dense_route, &a);
+    near((double)s[0], 1 / (1 + exp(-1)), 0x1p-25, "f32", 0);
+    d = record(XP_SCORE_SQRT_SOFTPLUS, XP_ON_SCORE);
+    d.score_dtype = XP_WIDE_ACT;
+    dense_ok(&xp_dense_route, &a);
+    assert_true(s[1] == 213.f / 256);
+    a.scores = xp_tensor_2d(exact, XP_F64, 1, 3);
+    dense_ok(&xp_dense_route, &a);
+    near(exact[1], sqrt(177.0 / 256), 0x1p-53, "before the last rounding", 1);
+}
+
+/* Every score, division, factor and mask: J^T dw is the slope of <dw, w>. */
+static void test_route_bwd_dialects(void **state) {
+    (void)state;
+    double l[24], s[24], w[9], dw[9], dl[24], bias[8], scale[8];
+    for (int i = 0; i < 40; i++) {
+        const xp_score score = (xp_score)(i % 5);
+        xp_dialect d = record(score, score == XP_SCORE_SOFTMAX_TOPK || score == XP_SCORE_SPARSEMIXER ? XP_ON_LOGIT
+                                                                                                     : XP_ON_SCORE);
+        const int free = score != XP_SCORE_SPARSEMIXER && score != XP_SCORE_SOFTMAX_TOPK;
+        d.sparse_eps = .3;
+        d.renorm = free ? (xp_renorm)(i / 5 % 4) : XP_RENORM_NONE;
+        d.renorm_eps = .25;
+        d.scale = 1.5;
+        d.expert_scale = i / 5 % 2;
+        d.logit_softcap = i / 10 % 2 ? 1.25 : 0;
+        d.logit_scale = i / 10 % 2 ? .75 : 1;
+        if (i >= 20 && free) {
+            d.group_reduce = i & 1 ? XP_GROUP_MAX : XP_GROUP_TOP2SUM;
+            d.n_group = 4;
+            d.topk_group = 2;
+            d.masked_weight = d.select_bias = 1;
+        }
+        const int64_t k = score == XP_SCORE_SPARSEMIXER ? 2 : 1 + i % 3;
+        int32_t idx[9] = {0, 3, 1, 4, 7, 2, 1, 5, 6};
+        draw_all(l, 24, (uint64_t)i);
+        draw_all(dw, 9, 100);
+        draw_all(bias, 8, 101);
+        draw_all(scale, 8, 102);
+        const xp_route_args a = {.logits = D2(l, 3),
+                                 .scores = D2(s, 3),
+                                 .idx = xp_tensor_2d(idx, XP_I32, 3, k),
+                                 .w = xp_tensor_2d(w, XP_F64, 3, k),
+                                 .bias = D1(bias),
+                                 .scale_e = D1(scale),
+                                 .dialect = &d,
+                                 .replay = 1};
+        const void *ctx[2] = {&a, dw};
+        route_loss(ctx);
+        const xp_route_bwd_args b = {.scores = D2(s, 3),
+                                     .idx = a.idx,
+                                     .dw = xp_tensor_2d(dw, XP_F64, 3, k),
+                                     .dlogits = D2(dl, 3),
+                                     .logits = a.logits,
+                                     .bias = a.bias,
+                                     .scale_e = a.scale_e,
+                                     .dialect = &d};
+        dense_ok(&xp_dense_route_bwd, &b);
+        check_gradient(route_loss, ctx, l, 24, dl, "dlogits");
+        double size = 0;
+        for (int j = 0; j < 24; j++)
+            size += fabs(dl[j]);
+        assert_true(size > 0 || (k == 1 && score == XP_SCORE_SOFTMAX_TOPK) || d.masked_weight);
+    }
+}
+
 typedef struct {
     xp_balance_args a;
     double aux, z, scale;
@@ -503,6 +746,173 @@ static void test_expert(void **state) {
     assert_true(y[5 * H] == 77);
 }
 
+/* x 1, first matrix (g, u), second 1: act and y of one unit. */
+static double unit_of(const xp_dialect *d, double g, double u) {
+    double x[1] = {1}, w1[2] = {g, u}, w2[1] = {1}, pre[2], act[1], y[1];
+    int64_t offsets[2] = {0, 1};
+    const int64_t rows = d->gated ? 2 : 1;
+    const xp_expert_args a = {.x = D2(x, 1),
+                              .offsets = L1(offsets),
+                              .w1 = xp_tensor_3d(w1, XP_F64, 1, rows, 1),
+                              .w2 = D3(w2, 1, 1),
+                              .pre = xp_tensor_2d(pre, XP_F64, 1, rows),
+                              .act = D2(act, 1),
+                              .y = D2(y, 1),
+                              .dialect = d};
+    dense_ok(&xp_dense_expert, &a);
+    assert_true(y[0] == act[0]);
+    return act[0];
+}
+
+static void expect_unit(const xp_dialect *d, double g, double u, double want) {
+    near(unit_of(d, g, u), want, 8 * 0x1p-53 * fabs(want), "unit", (int64_t)(g * 100));
+}
+
+static double sigmoid(double v) {
+    return 1 / (1 + exp(-v));
+}
+
+static void test_activations(void **state) {
+    (void)state;
+    xp_dialect d = RAW;
+    d.act_alpha = 2;
+    expect_unit(&d, 1.5, 2, 1.5 * sigmoid(3) * 2);
+    d.up_offset = 1;
+    expect_unit(&d, 1.5, 2, 1.5 * sigmoid(3) * 3);
+    d.limit = 1;
+    expect_unit(&d, 1.5, 2, sigmoid(2) * 2);
+    expect_unit(&d, -3, -2, 0);
+    expect_unit(&d, -3, -.5, -3 * sigmoid(-6) * .5);
+    d = RAW;
+    d.limit = 1;
+    d.limit_when = XP_LIMIT_AFTER;
+    expect_unit(&d, 1.2, .5, 1.2 * sigmoid(1.2) * .5);
+    expect_unit(&d, 2, -3, -1); /* silu(2) = 1.76 */
+    d = RAW;
+    d.act = XP_ACT_GELU_TANH;
+    expect_unit(&d, 1, 2, 1 + tanh(sqrt(2 / acos(-1)) * 1.044715));
+    d.act = XP_ACT_RELU;
+    expect_unit(&d, 1.5, -2, -3);
+    expect_unit(&d, -1.5, -2, 0);
+    d.gated = 0;
+    expect_unit(&d, 1.5, 0, 1.5);
+    d.act = XP_ACT_RELU2;
+    expect_unit(&d, 1.5, 0, 2.25);
+    expect_unit(&d, -1.5, 0, 0);
+    d.gated = 1;
+    expect_unit(&d, 1.5, 2, 4.5);
+    d.act = XP_ACT_SOFTCAP;
+    d.gate_cap = 4;
+    d.up_cap = 2;
+    expect_unit(&d, 1, 3, 4 * tanh(.25) * sigmoid(1) * 2 * tanh(1.5));
+}
+
+/* Two units, rows in turn, both biases. */
+static void test_expert_bias_and_layout(void **state) {
+    (void)state;
+    double x[1] = {2}, w1[4] = {1, 10, 2, 20}, b1[4] = {-1, .5, -5, .25}, w2[2] = {3, 5}, b2[1] = {.125};
+    double pre[4], act[2], y[1];
+    int64_t offsets[2] = {0, 1};
+    xp_dialect d = RAW;
+    d.act = XP_ACT_RELU;
+    d.gate_layout = XP_GATE_INTERLEAVED;
+    d.expert_bias = 1;
+    const xp_expert_args a = {.x = D2(x, 1),
+                              .offsets = L1(offsets),
+                              .w1 = D3(w1, 1, 4),
+                              .w2 = D3(w2, 1, 1),
+                              .b1 = D2(b1, 1),
+                              .b2 = D2(b2, 1),
+                              .pre = D2(pre, 1),
+                              .act = D2(act, 1),
+                              .y = D2(y, 1),
+                              .dialect = &d};
+    dense_ok(&xp_dense_expert, &a);
+    const double want[4] = {1, 20.5, -1, 40.25};
+    assert_memory_equal(pre, want, sizeof pre);
+    assert_true(act[0] == 20.5 && act[1] == 0 && y[0] == 61.625);
+    d.gate_layout = XP_GATE_CONCAT;
+    dense_ok(&xp_dense_expert, &a);
+    assert_true(act[0] == 0 && act[1] == 20.5 * 40.25 && y[0] == 5 * 20.5 * 40.25 + .125);
+}
+
+/* bf16: silu(1) = 0.7311 is 187/256; times u = 142/128 that is 207.45/256, but 207.62/256 when rounded once. */
+static void test_expert_rounding(void **state) {
+    (void)state;
+    uint16_t x[1] = {0x3F80}, w1[2] = {0x3F80, 0x3F8E}, w2[1] = {0x3F80}, pre[2], act[1], y[1], dpre[2], dx[1];
+    double exact[2];
+    int64_t offsets[2] = {0, 1};
+    xp_dialect d = RAW;
+    xp_expert_args a = {.x = xp_tensor_2d(x, XP_BF16, 1, 1),
+                        .offsets = L1(offsets),
+                        .w1 = xp_tensor_3d(w1, XP_BF16, 1, 2, 1),
+                        .w2 = xp_tensor_3d(w2, XP_BF16, 1, 1, 1),
+                        .pre = xp_tensor_2d(pre, XP_BF16, 1, 2),
+                        .act = xp_tensor_2d(act, XP_BF16, 1, 1),
+                        .y = xp_tensor_2d(y, XP_BF16, 1, 1),
+                        .dialect = &d};
+    dense_ok(&xp_dense_expert, &a);
+    assert_true(xp_widen(act, XP_BF16, 0) == 207.0 / 256 && y[0] == act[0]);
+    a.act = xp_tensor_2d(exact, XP_F64, 1, 1);
+    dense_ok(&xp_dense_expert, &a);
+    assert_true(exact[0] == 187.0 / 256 * (142.0 / 128) && xp_widen(y, XP_BF16, 0) == 207.0 / 256);
+    a.act = xp_tensor_2d(act, XP_BF16, 1, 1);
+    d.act_rounding = XP_ROUND_ONCE;
+    dense_ok(&xp_dense_expert, &a);
+    assert_true(xp_widen(act, XP_BF16, 0) == 208.0 / 256);
+    /* 1.702 is 218/128, sigmoid(218/128) = 0.84594 is 217/256 */
+    d.act_rounding = XP_ROUND_EACH;
+    d.act_alpha = 1.702;
+    d.up_offset = 1;
+    w1[1] = 0x3F00; /* 1/2 */
+    dense_ok(&xp_dense_expert, &a);
+    assert_true(xp_widen(act, XP_BF16, 0) == 163.0 / 128); /* 162.75 */
+    d = RAW;
+    w1[1] = 0x3F8E;
+    dense_ok(&xp_dense_expert, &a);
+    xp_expert_bwd_args b = {.dy = a.x,
+                            .pre = a.pre,
+                            .offsets = L1(offsets),
+                            .w1 = a.w1,
+                            .w2 = a.w2,
+                            .dpre = xp_tensor_2d(dpre, XP_BF16, 1, 2),
+                            .dx = xp_tensor_2d(dx, XP_BF16, 1, 1),
+                            .dialect = &d};
+    dense_ok(&xp_dense_expert_bwd, &b);
+    assert_true(xp_widen(dpre, XP_BF16, 1) == 187.0 / 256); /* du = s, rounded */
+    const double s = sigmoid(1), dg = 142.0 / 128 * (s + s * (1 - s));
+    near(xp_widen(dpre, XP_BF16, 0), dg, 0x1p-8, "dg", 0);
+    near(xp_widen(dx, XP_BF16, 0), xp_widen(dpre, XP_BF16, 0) + 187.0 / 256 * (142.0 / 128), 0x1p-8, "dx", 0);
+    b.dpre = xp_tensor_2d(exact, XP_F64, 1, 2);
+    dense_ok(&xp_dense_expert_bwd, &b);
+    near(exact[0], dg, 4 * 0x1p-53, "unrounded dg", 0);
+    assert_true(exact[1] == 187.0 / 256);
+}
+
+/* Parameters in bf16 under activations in f32: x is cast on the way in, y on the way out. */
+static void test_expert_casts(void **state) {
+    (void)state;
+    float x[1] = {0x1.01p0f}, y[1]; /* 1 + 2^-8: in the middle, to 1 */
+    uint16_t w1[1] = {0x4040}, w2[1] = {0x3F8E}, pre[1], act[1];
+    int64_t offsets[2] = {0, 1};
+    xp_dialect d = RAW;
+    d.gated = 0;
+    d.act = XP_ACT_RELU;
+    const xp_expert_args a = {.x = xp_tensor_2d(x, XP_F32, 1, 1),
+                              .offsets = L1(offsets),
+                              .w1 = xp_tensor_3d(w1, XP_BF16, 1, 1, 1),
+                              .w2 = xp_tensor_3d(w2, XP_BF16, 1, 1, 1),
+                              .pre = xp_tensor_2d(pre, XP_BF16, 1, 1),
+                              .act = xp_tensor_2d(act, XP_BF16, 1, 1),
+                              .y = xp_tensor_2d(y, XP_F32, 1, 1),
+                              .dialect = &d};
+    dense_ok(&xp_dense_expert, &a);
+    assert_true(pre[0] == 0x4040 && y[0] == 213.f / 64); /* 3 * 142/128 = 3.328125, which bf16 holds */
+    w1[0] = 0x3F8E;
+    dense_ok(&xp_dense_expert, &a);
+    assert_true(y[0] == 158.f / 128); /* (142/128)^2 is 157.53/128 */
+}
+
 static void test_wgrad_blocks(void **state) {
     (void)state;
     double dy[5] = {1, 2, 3, 4, 5}, x[10] = {1, 10, 1, 10, 1, 10, 1, 10, 1, 10}, dw[8];
@@ -582,6 +992,59 @@ static void test_shared(void **state) {
                 dv[h] += dz[t] * x[t * H + h];
         }
         check_gradient(shared_loss, &c, v, H, dv, "dgate");
+    }
+}
+
+/* Slopes of every activation, limit and offset, through the shared expert with and without its limit. */
+static void test_activation_slopes(void **state) {
+    (void)state;
+    enum { T = 7, H = 2, S = 3 };
+    double x[T * H], w1[2 * S * H], w2[H * S], pre[T * 2 * S], act[T * S], mlp[T * H], y[T * H], dy[T * H], dmlp[T * H];
+    double dpre[T * 2 * S], dx[T * H];
+    draw_all(x, T * H, 11);
+    draw_all(w1, 2 * S * H, 12);
+    draw_all(w2, H * S, 13);
+    draw_all(dy, T * H, 14);
+    for (int i = 0; i < 80; i++) {
+        xp_dialect d = RAW;
+        d.act = (xp_act)(i % 5);
+        d.gated = i / 5 % 2 || d.act == XP_ACT_SOFTCAP;
+        d.limit = d.gated && i / 10 % 2 ? .375 : 0;
+        d.limit_when = i / 20 % 2 ? XP_LIMIT_AFTER : XP_LIMIT_BEFORE;
+        d.shared_limit = i / 20 % 3 != 0;
+        d.act_alpha = i / 40 % 2 ? 1.5 : 1;
+        d.up_offset = i / 40 % 2 && d.gated && d.act != XP_ACT_SOFTCAP ? 1 : 0;
+        d.gate_cap = .75;
+        d.up_cap = .5;
+        d.gate_layout = i & 1 ? XP_GATE_INTERLEAVED : XP_GATE_CONCAT;
+        const int64_t rows = d.gated ? 2 * S : S;
+        shared_case c = {.a = {.x = D2(x, T),
+                               .w1 = xp_tensor_2d(w1, XP_F64, rows, H),
+                               .w2 = D2(w2, H),
+                               .pre = xp_tensor_2d(pre, XP_F64, T, rows),
+                               .act = D2(act, T),
+                               .mlp = D2(mlp, T),
+                               .y = D2(y, T),
+                               .dialect = &d},
+                         .dy = dy};
+        const xp_shared_bwd_args b = {.dy = D2(dy, T),
+                                      .pre = c.a.pre,
+                                      .w1 = c.a.w1,
+                                      .w2 = D2(w2, H),
+                                      .dmlp = D2(dmlp, T),
+                                      .dpre = xp_tensor_2d(dpre, XP_F64, T, rows),
+                                      .dx = D2(dx, T),
+                                      .dialect = &d};
+        shared_loss(&c);
+        dense_ok(&xp_dense_shared_bwd, &b);
+        check_gradient(shared_loss, &c, x, T * H, dx, "dx");
+        int beyond = 0, moved = 0;
+        for (int j = 0; j < T * S && d.limit > 0; j++) {
+            const double u = pre[j / S * 2 * S + (i & 1 ? 2 * (j % S) + 1 : S + j % S)];
+            beyond += fabs(u) > d.limit;
+            moved += fabs(u) > d.limit && dpre[j / S * 2 * S + (i & 1 ? 2 * (j % S) + 1 : S + j % S)] != 0;
+        }
+        assert_true(d.limit == 0 || (beyond > 0 && (moved == 0) == d.shared_limit));
     }
 }
 
@@ -766,15 +1229,38 @@ static void test_moe_no_tokens(void **state) {
 static void test_refused_dialects(void **state) {
     (void)state;
     xp_dialect d = RAW;
+    xp_moe_args a = moe_case(&d, 0, 0);
     assert_null(xp_dense_route_why_not(&d));
     assert_null(xp_dense_mlp_why_not(&d));
-    assert_null(xp_dense_sum_why_not(&d));
-    d.score = XP_SCORE_SIGMOID;
-    d.limit = 7;
-    d.weight_at = XP_AT_INPUT;
+    assert_null(xp_dense_moe.why_not(&a, one_rank()));
+    d.score = XP_SCORE_SPARSEMIXER;
+    d.group_reduce = XP_GROUP_MAX;
+    d.n_group = 2;
+    d.act = XP_ACT_SOFTCAP;
+    d.up_offset = 1;
     assert_non_null(xp_dense_route_why_not(&d));
     assert_non_null(xp_dense_mlp_why_not(&d));
-    assert_non_null(xp_dense_sum_why_not(&d));
+    d = RAW;
+    d.gated = 0;
+    d.limit = 7;
+    assert_non_null(xp_dense_mlp_why_not(&d));
+    d = RENORM;
+    d.score = XP_SCORE_SOFTMAX_TOPK;
+    assert_non_null(xp_dense_moe.why_not(&a, one_rank()));
+    d = RAW;
+    d.weight_at = XP_AT_INPUT;
+    assert_null(xp_dense_moe.why_not(&a, one_rank()));
+    d.null_experts = 1;
+    assert_non_null(xp_dense_moe.why_not(&a, one_rank()));
+    double s[4], dw[2], dl[4];
+    int32_t idx[2] = {0, 1};
+    xp_route_bwd_args b = {
+        .scores = D2(s, 1), .idx = I2(idx, 1), .dw = D2(dw, 1), .dlogits = D2(dl, 1), .dialect = &RAW};
+    assert_null(xp_dense_route_bwd.why_not(&b, one_rank()));
+    d = RAW;
+    d.logit_softcap = 30;
+    b.dialect = &d;
+    assert_non_null(xp_dense_route_bwd.why_not(&b, one_rank()));
 }
 
 /* ---- loss ---- */

@@ -842,15 +842,26 @@ static xp_dialect changed; /* the record that a spoiler changed */
 #define RECORD(name, type, field, value_) \
     SPOIL(name, type, changed = *a->dialect; changed.field = value_; a->dialect = &changed)
 
-RECORD(expert_act, xp_expert_args, act, XP_ACT_RELU)
-RECORD(expert_gated, xp_expert_args, gated, 0)
-RECORD(expert_rounding, xp_expert_args, act_rounding, XP_ROUND_ONCE)
-RECORD(expert_layout, xp_expert_args, gate_layout, XP_GATE_INTERLEAVED)
-RECORD(expert_orient, xp_expert_args, orient, XP_EIO)
+RECORD(expert_act, xp_expert_args, act, (xp_act)5)
+RECORD(expert_gated, xp_expert_args, gated, 2)
+RECORD(expert_ungated, xp_expert_args, gated, 0)
+RECORD(expert_rounding, xp_expert_args, act_rounding, (xp_act_rounding)2)
+RECORD(expert_layout, xp_expert_args, gate_layout, (xp_gate_layout)2)
+RECORD(expert_when, xp_expert_args, limit_when, (xp_limit_when)2)
+RECORD(expert_alpha, xp_expert_args, act_alpha, 0.0)
+RECORD(expert_limit, xp_expert_args, limit, -1.0)
+RECORD(expert_no_limit, xp_expert_args, limit, (double)NAN)
+RECORD(expert_offset, xp_expert_args, up_offset, (double)INFINITY)
+RECORD(expert_cap, xp_expert_args, act, XP_ACT_SOFTCAP)
 RECORD(expert_bias, xp_expert_args, expert_bias, 1)
-RECORD(expert_weight, xp_expert_args, weight_at, XP_AT_INPUT)
-RECORD(expert_limit, xp_expert_args, limit, 7.0)
-RECORD(expert_offset, xp_expert_args, up_offset, 1.0)
+SPOIL(expert_free_limit, xp_expert_args, expert_ungated(a); changed.limit = 7.0)
+SPOIL(expert_free_offset, xp_expert_args, expert_ungated(a); changed.up_offset = 1.0)
+SPOIL(expert_free_cap, xp_expert_args, expert_cap(a); changed.gate_cap = changed.up_cap = 1.0; changed.gated = 0)
+SPOIL(expert_up_cap, xp_expert_args, expert_cap(a); changed.gate_cap = 1.0)
+SPOIL(expert_b1, xp_expert_args, a->b1 = a->pre)
+SPOIL(expert_b2_dtype, xp_expert_args, expert_bias(a); a->b1 = a->pre; a->b2 = a->y; a->b2.dtype = XP_F32)
+SPOIL(expert_b2, xp_expert_args, expert_bias(a); a->b1 = a->pre)
+SPOIL(expert_b1_width, xp_expert_args, expert_bias(a); a->b1 = a->act; a->b2 = a->y)
 SPOIL(expert_record, xp_expert_args, a->dialect = NULL)
 SPOIL(expert_dtype, xp_expert_args, a->w2.dtype = XP_F32)
 SPOIL(expert_width, xp_expert_args, a->w1.dim[2]++)
@@ -859,15 +870,26 @@ SPOIL(expert_border, xp_expert_args, set(&a->offsets, 1, 0, 3.0))
 SPOIL(expert_row0, xp_expert_args, a->row0 = -1)
 SPOIL(expert_stride, xp_expert_args, a->x.stride[1] = 2)
 static const refusal expert_refusals[] = {
-    {expert_act, "act 2, expected 0 (silu)"},
-    {expert_gated, "gated 0, expected 1"},
-    {expert_rounding, "act_rounding 1, expected 0"},
-    {expert_layout, "gate_layout 1, expected 0"},
-    {expert_orient, "orient 1, expected 0"},
-    {expert_bias, "expert_bias 1, expected 0"},
-    {expert_weight, "weight_at 1, expected 0"},
-    {expert_limit, "limit 7, expected 0"},
-    {expert_offset, "up_offset 1, expected 0"},
+    {expert_act, "act 5, expected 0 to 4"},
+    {expert_gated, "gated 2, expected 0 to 1"},
+    {expert_ungated, "w1 has U = 4 rows, expected F = 2: dialect hf-5.24/qwen3_moe has gated 0"},
+    {expert_rounding, "act_rounding 2, expected 0 to 1"},
+    {expert_layout, "gate_layout 2, expected 0 to 1"},
+    {expert_when, "limit_when 2, expected 0 to 1"},
+    {expert_alpha, "act_alpha 0, expected > 0"},
+    {expert_limit, "limit -1, expected >= 0"},
+    {expert_no_limit, "limit nan, expected >= 0"},
+    {expert_offset, "up_offset inf, expected a number"},
+    {expert_cap, "gate_cap 0, expected > 0 with act softcap"},
+    {expert_up_cap, "up_cap 0, expected > 0 with act softcap"},
+    {expert_free_limit, "limit 7, expected 0 without a gate"},
+    {expert_free_offset, "up_offset 1, expected 0 without a gate"},
+    {expert_free_cap, "act 4, expected another one than softcap"},
+    {expert_bias, "b1 is absent, expected it: dialect hf-5.24/qwen3_moe"},
+    {expert_b2, "b2 is absent, expected it"},
+    {expert_b1, "b1 is present, expected none: dialect hf-5.24/qwen3_moe"},
+    {expert_b1_width, "b1 dim 1 is 2, expected U = 4"},
+    {expert_b2_dtype, "b2 has dtype f32, expected bf16, as w1 has"},
     {expert_record, "dialect is absent"},
     {expert_dtype, "w2 has dtype f32, expected bf16, as w1 has"},
     {expert_width, "w1 dim 2 is 5, expected H = 4"},
@@ -876,12 +898,14 @@ static const refusal expert_refusals[] = {
     {expert_stride, "x has stride 2"},
     {expert_border, "offsets[2] is 2, expected >= 3"}, /* last: it writes through the view */
 };
-RECORD(back_act, xp_expert_bwd_args, act, XP_ACT_GELU_TANH)
+RECORD(back_act, xp_expert_bwd_args, act, (xp_act)-1)
+RECORD(back_ungated, xp_expert_bwd_args, gated, 0)
 SPOIL(back_border, xp_expert_bwd_args, set(&a->offsets, 0, 0, -1.0))
 SPOIL(back_width, xp_expert_bwd_args, a->dpre.dim[1] = 3)
 static const refusal back_refusals[] = {
-    {back_width, "dpre dim 1 is 3, expected 2*F = 4"},
-    {back_act, "act 1, expected 0 (silu)"},
+    {back_width, "dpre dim 1 is 3, expected U = 4"},
+    {back_act, "act -1, expected 0 to 4"},
+    {back_ungated, "expert_bwd: w1 has U = 4 rows, expected F = 2"},
     {back_border, "offsets[0] is -1, expected >= 0"},
 };
 
@@ -912,17 +936,21 @@ static const refusal wgrad_refusals[] = {
     {wgrad_width, "dw dim 3 is 3, expected R = 2"},
 };
 
-RECORD(shared_act, xp_shared_args, act, XP_ACT_RELU2)
+RECORD(shared_act, xp_shared_args, act, (xp_act)7)
+RECORD(shared_rows, xp_shared_args, gated, 0)
+RECORD(shared_limit, xp_shared_args, shared_limit, 2)
 RECORD(shared_ungated, xp_shared_args, shared_gate, 0)
 SPOIL(shared_no_gate, xp_shared_args, a->gate.data = NULL)
 SPOIL(shared_no_sig, xp_shared_args, a->sig.data = NULL)
 SPOIL(shared_width, xp_shared_args, a->w2.dim[1]++)
 static const refusal shared_refusals[] = {
-    {shared_act, "act 3, expected 0 (silu)"},
+    {shared_act, "act 7, expected 0 to 4"},
+    {shared_rows, "shared: w1 has X = 4 rows, expected S = 2: dialect hf-5.24/qwen2_moe has gated 0"},
+    {shared_limit, "shared_limit 2, expected 0 to 1"},
     {shared_ungated, "gate is present, expected none"},
     {shared_no_gate, "gate is absent, expected a tensor"},
     {shared_no_sig, "sig is absent, expected a tensor"},
-    {shared_width, "w2 dim 1 is 3, expected S = 2"},
+    {shared_width, "act dim 1 is 2, expected S = 3"},
 };
 SPOIL(shared_back_mlp, xp_shared_bwd_args, a->mlp.data = NULL)
 SPOIL(shared_back_dz, xp_shared_bwd_args, a->dz.dim[1] = 2)

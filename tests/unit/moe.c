@@ -481,14 +481,13 @@ static xp_dialect changed;
 #define RECORD(name, field, value_) \
     SPOIL(name, xp_moe_args, changed = *a->dialect; changed.field = value_; a->dialect = &changed)
 
-RECORD(other_act, act, XP_ACT_RELU)
-RECORD(other_limit, limit, 7.0)
-RECORD(other_score, score, XP_SCORE_SIGMOID)
-RECORD(other_renorm, renorm, XP_RENORM_MAX_EPS)
-RECORD(other_groups, group_reduce, XP_GROUP_MAX)
-RECORD(other_sum, accumulate, XP_ACC_EAGER_ACT)
-RECORD(other_scale, scale_at, XP_SCALE_OUTPUT)
-RECORD(other_bias, select_bias, 1)
+RECORD(no_eps, renorm, XP_RENORM_MAX_EPS)
+RECORD(odd_groups, group_reduce = XP_GROUP_MAX; changed.n_group, 3)
+RECORD(no_rbias, router_bias, 1)
+RECORD(no_b1, expert_bias, 1)
+RECORD(no_scale_e, expert_scale, 1)
+RECORD(no_bias, select_bias = changed.masked_weight, 1)
+RECORD(nulls, null_experts, 2)
 RECORD(other_gate, shared_gate, 0)
 SPOIL(no_record, xp_moe_args, a->dialect = NULL)
 SPOIL(no_sw2, xp_moe_args, a->sw2.data = NULL)
@@ -500,14 +499,13 @@ SPOIL(narrow_dtype, xp_moe_args, a->x.dtype = XP_BF16)
 SPOIL(wide_idx, xp_moe_args, a->idx.dim[1] = 5)
 SPOIL(far_idx, xp_moe_args, set(&a->idx, 1, 1, 4))
 static const refusal table[] = {
-    {other_act, "act 2, expected 0 (silu)"},
-    {other_limit, "limit 7, expected 0"},
-    {other_score, "score 2, expected 0"},
-    {other_renorm, "renorm 3, expected 0 (none) or 1 (sum)"},
-    {other_groups, "group_reduce 1, expected 0"},
-    {other_sum, "accumulate 1, expected 0"},
-    {other_scale, "scale_at 1, expected 0"},
-    {other_bias, "select_bias 1, expected 0"},
+    {no_eps, "renorm_eps: 0 is out of range"},
+    {odd_groups, "n_group: 3, expected a divisor of the 4 experts"},
+    {no_rbias, "moe: rbias is absent, expected it"},
+    {no_b1, "moe: b1 is absent, expected it"},
+    {no_scale_e, "moe: scale_e is absent, expected it"},
+    {no_bias, "moe: bias is absent, expected it"},
+    {nulls, "moe: wr dim 0 is 4, expected E + null_experts = 6"},
     {other_gate, "sgate is present, expected none: the dialect has none"},
     {no_record, "dialect is absent"},
     {no_sw2, "sw2 is absent, expected a tensor: sw1 is present"},
@@ -515,7 +513,7 @@ static const refusal table[] = {
     {no_gate, "sgate is absent, expected a tensor: the dialect has a gate"},
     {no_shared, "sw2 is present, expected none: sw1 is absent"},
     {mixed, "w1 has dtype f32, expected f64, as x has"},
-    {narrow_dtype, "x has dtype bf16, expected f64|f32"},
+    {narrow_dtype, "dy has dtype f64, expected bf16, as x has"},
     {wide_idx, "idx dim 1 is 5, expected 1 to E = 4"},
     {far_idx, "idx[1][1] is 4, expected 0 to E-1 = 3"},
 };

@@ -847,13 +847,13 @@ static const refusal permute_refusals[] = {
     {p_align, "align is 8, expected 1, 16 or 128"},
     {p_room, "M is 8, expected at least T*K + E*(align-1) = 51"},
     {p_token0, "token0 is -1, expected >= 0"},
-    {p_index, "idx[0][1] is 3, expected 0 to E-1 = 2"},
+    {p_index, "idx[0][1] is 3, expected -1 to 2, the last of E = 3 and 0 null experts"},
 };
 
 SPOIL(pb_row, xp_permute_bwd_args, a->pos.data = bad_index; a->pos.stride[0] = 0; a->drows.dim[0] = 3)
 SPOIL(pb_dtype, xp_permute_bwd_args, a->dx.dtype = XP_F32)
 static const refusal permute_bwd_refusals[] = {
-    {pb_row, "pos[0][1] is 3, expected 0 to M-1 = 2"},
+    {pb_row, "pos[0][1] is 3, expected -1 to M-1 = 2"},
     {pb_dtype, "dx has dtype f32, expected bf16, as drows has"},
 };
 
@@ -875,9 +875,9 @@ static const refusal dispatch_refusals[] = {
 };
 
 static int64_t far_offsets[8] = {0, 1, 1, 2, 2, 2, 3, 99}, lost_counts[8], wide_counts[8] = {0, 0, 2};
-static const xp_dialect eager_f32 = {.name = "e32", .scale = 1.0, .accumulate = XP_ACC_EAGER_F32};
-static const xp_dialect out_scaled = {.name = "scaled", .scale = 2.5, .scale_at = XP_SCALE_OUTPUT};
-SPOIL(c_mode, xp_combine_args, a->dialect = &eager_f32)
+static const xp_dialect no_mode = {.name = "none", .scale = 1.0, .accumulate = (xp_accumulate)4};
+static const xp_dialect out_scaled = {.name = "scaled", .scale = (double)INFINITY, .scale_at = XP_SCALE_OUTPUT};
+SPOIL(c_mode, xp_combine_args, a->dialect = &no_mode)
 SPOIL(c_scale, xp_combine_args, a->dialect = &out_scaled)
 SPOIL(c_none, xp_combine_args, a->dialect = NULL)
 SPOIL(c_weight, xp_combine_args, a->w.dtype = XP_F64)
@@ -887,22 +887,22 @@ SPOIL(c_room, xp_combine_args, a->recv_offsets.data = far_offsets)
 SPOIL(c_pos, xp_combine_args, a->pos.data = bad_index)
 SPOIL(c_index, xp_combine_args, a->idx.data = far_offsets + 7)
 static const refusal combine_refusals[] = {
-    {c_mode, "dialect e32 has accumulate eager_f32, expected slots_f32 or eager_act"},
-    {c_scale, "dialect scaled has scale_at output with scale 2.5"},
+    {c_mode, "dialect none has accumulate 4, expected 0 to 3"},
+    {c_scale, "dialect scaled has scale inf, expected a finite number"},
     {c_none, "dialect is absent"},
     {c_weight, "w has dtype f64, expected f32 or narrower beside rows of bf16"},
-    {c_counts, "counts add up to 0, expected T*K = 3"},
+    {c_counts, "counts add up to 0, expected 3, the slots whose pos is not -1"},
     {c_recv, "recv_counts[0][2] is 2, expected 0 to 1"},
     {c_room, "recv_offsets[7] is 99, expected at most C = 3 rows"},
-    {c_pos, "pos[0][1] is 3, expected 0 to M-1 = 2"},
-    {c_index, "idx[0][0] is 99, expected 0 to E-1 = 6"},
+    {c_pos, "pos[0][1] is 3, expected -1 to M-1 = 2"},
+    {c_index, "idx[0][0] is 99, expected -1 to 6, the last of E = 7 and 0 null experts"},
 };
 
-SPOIL(cb_mode, xp_combine_bwd_args, a->dialect = &eager_f32)
+SPOIL(cb_mode, xp_combine_bwd_args, a->dialect = &no_mode)
 SPOIL(cb_pos, xp_combine_bwd_args, a->pos.data = bad_index)
 SPOIL(cb_dw, xp_combine_bwd_args, a->dw.dtype = XP_BF16)
 static const refusal combine_bwd_refusals[] = {
-    {cb_mode, "combine_bwd: dialect e32 has accumulate eager_f32"},
+    {cb_mode, "combine_bwd: dialect none has accumulate 4"},
     {cb_pos, "combine_bwd: pos[0][1] is 3"},
     {cb_dw, "dw has dtype bf16, expected f64|f32"},
 };

@@ -421,6 +421,49 @@ static void foreach_needs_one_placement(void **state) {
     each_mesh(check_foreach, &o);
 }
 
+/* By hand: lists of tensors are fused only where every parameter has the same copies and the same rows on the same axes
+ * of one mesh. Equal shard sizes (fsdp=2,ep=2), equal copies (dp=2,fsdp=2,ep=2,ep_fsdp=1) and ep 1 are not enough. */
+static void mixed_placements_refuse_foreach(void **state) {
+    static const struct {
+        const char *mesh;
+        int legal;
+        const char *why;
+    } row[] = {
+        {"sim:fsdp=1", 1, "1 copies x 1"},
+        {"sim:fsdp=3", 1, "1 copies x 3"},
+        {"sim:dp=3,fsdp=1,ep=1,ep_fsdp=1", 1, "3 copies x 1"},
+        {"sim:dp=2,fsdp=3,ep=1,ep_fsdp=3", 1, "2 copies x 3"},
+        {"sim:dp=3,fsdp=1", 0, "(dp 3, fsdp 1), experts on (ep_dp 1, ep 1, ep_fsdp 3)"},
+        {"sim:fsdp=2,ep=2", 0, "(dp 1, fsdp 2), experts on (ep_dp 1, ep 2, ep_fsdp 1)"},
+        {"sim:fsdp=6,ep=2", 0, "(dp 1, fsdp 6), experts on (ep_dp 1, ep 2, ep_fsdp 3)"},
+        {"sim:dp=2,fsdp=2,ep=2,ep_fsdp=1", 0, "(dp 2, fsdp 2), experts on (ep_dp 2, ep 2, ep_fsdp 1)"},
+        {"sim:dp=2,fsdp=2,ep=1,ep_fsdp=1", 0, "(dp 2, fsdp 2), experts on (ep_dp 4, ep 1, ep_fsdp 1)"},
+        {"sim:dp=2,fsdp=2,ep=1,ep_fsdp=4", 0, "(dp 2, fsdp 2), experts on (ep_dp 1, ep 1, ep_fsdp 4)"},
+        {"sim:dp=3,fsdp=2,ep=1,ep_fsdp=3", 0, "(dp 3, fsdp 2), experts on (ep_dp 2, ep 1, ep_fsdp 3)"},
+    };
+    (void)state;
+    for (size_t i = 0; i < 2 * (sizeof row / sizeof *row); i++) {
+        const size_t r = i / 2;
+        const xp_mesh_spec s = mesh_of(row[r].mesh);
+        xp_step_options o = xp_step_defaults();
+        o.path = XP_PATH_FOREACH;
+        o.optimizer = i % 2 ? XP_SGD : XP_ADAMW;
+        odd_model(6);
+        const xp_status st = xp_plan_make(&model, &s, &o, &plan);
+        if (st != (row[r].legal ? XP_OK : XP_E_ARG))
+            fail_msg("%s: %s", row[r].mesh, xp_error_text());
+        if (st == XP_OK && !strstr(plan.foreach_why, row[r].why))
+            fail_msg("%s: '%s' does not say '%s'", row[r].mesh, plan.foreach_why, row[r].why);
+        if (st != XP_OK)
+            has(row[r].why);
+        xp_plan_close(&plan);
+        o.path = XP_PATH_AUTO; /* what is chosen is legal everywhere */
+        must(xp_plan_make(&model, &s, &o, &plan));
+        assert_true(plan.opt.path == XP_PATH_FLAT && plan.foreach_legal == row[r].legal);
+        xp_plan_close(&plan);
+    }
+}
+
 static void coefficients_come_from_the_model(void **state) {
     (void)state;
     xp_step_options o = xp_step_defaults();
@@ -471,6 +514,9 @@ static void options_are_refused_by_name(void **state) {
         {AT(clip_eps), 'd', -1, "clip_eps: -1"},
         {AT(aux_coef), 'd', -1, "aux_coef: -1"},
         {AT(z_coef), 'd', -1, "z_coef: -1"},
+        {AT(micro), 'i', 0, "micro: 0, expected a divisor of the 512 tokens"},
+        {AT(micro), 'i', 3, "micro: 3, expected a divisor of the 512 tokens"},
+        {AT(micro), 'i', 1024, "micro: 1024, expected a divisor"},
         {AT(optimizer), 'i', 2, "optimizer: 2, expected adamw or sgd"},
         {AT(path), 'i', 9, "path: 9, expected auto, flat, for-loop or foreach"},
     };
@@ -499,6 +545,14 @@ static void options_are_refused_by_name(void **state) {
     o.grad = XP_BF16;
     assert_int_equal(xp_plan_make(&model, &s, &o, &plan), XP_E_ARG);
     has("grad: bf16, expected f32: deterministic");
+    o = xp_step_defaults();
+    o.deterministic = 1;
+    o.micro = 64;
+    assert_int_equal(xp_plan_make(&model, &s, &o, &plan), XP_E_ARG);
+    has("micro: 64 of 8 tokens each, expected a multiple of 16 in deterministic mode");
+    o.micro = 32;
+    must(xp_plan_make(&model, &s, &o, &plan));
+    xp_plan_close(&plan);
     o = xp_step_defaults();
     o.grad = XP_F64;
     assert_int_equal(xp_plan_make(&model, &s, &o, &plan), XP_E_ARG);
@@ -569,6 +623,42 @@ static void printed_plan_says_what_it_is(void **state) {
     xp_plan_close(&plan);
 }
 
+/* Micro-batches hold a part of the tokens, move and compute as one batch would, but gather every time. */
+static void micro_batches_cost(void **state) {
+    (void)state;
+    xp_step_options o = xp_step_defaults();
+    xp_plan_cost one, four;
+    o.tokens = 512;
+    must(xp_model_of("hand", xp_dialect_find("hf-5.24/qwen3_moe"), 1, 4, 3, 4, 2, 0, &model));
+    make("sim:fsdp=4,ep=2", &o);
+    assert_int_equal(xp_plan_micro_tokens(&plan), 512);
+    xp_plan_cost_of(&plan, 1, &one);
+    xp_plan_close(&plan);
+    o.micro = 4;
+    make("sim:fsdp=4,ep=2", &o);
+    assert_int_equal(xp_plan_micro_tokens(&plan), 128);
+    xp_plan_cost_of(&plan, 1, &four);
+    assert_true(one.token0 == 128 && one.tokens == 128 && four.token0 == 32 && four.tokens == 32);
+    assert_true(four.flop_forward == one.flop_forward && four.flop_backward == one.flop_backward);
+    assert_true(four.sent[XP_FSDP] == 4 * one.sent[XP_FSDP] && four.sent[XP_WORLD] == 4 * one.sent[XP_WORLD]);
+    assert_true(four.sent[XP_EDP] == 4 * one.sent[XP_EDP] && four.sent[XP_EP] == one.sent[XP_EP]);
+    /* a quarter, but for the counts by expert: 4 x E x 8 bytes */
+    assert_true(4 * (four.bytes[XP_KIND_ACT] - 128) == one.bytes[XP_KIND_ACT] - 128);
+    assert_true(four.bytes[XP_KIND_GRAD] == one.bytes[XP_KIND_GRAD] + 4 * (double)one.elements);
+    assert_non_null(strstr(printed(), "micro      4 micro-batches of 128 tokens"));
+    xp_plan_close(&plan);
+    /* deterministic: an expert of one rank is no longer folded where it lies; 8 blocks of its first matrix are held */
+    o.deterministic = 1;
+    must(xp_model_of("hand", xp_dialect_find("hf-5.24/qwen3_moe"), 1, 400, 300, 4, 2, 0, &model));
+    for (o.micro = 1; o.micro <= 4; o.micro += 3) {
+        make("sim:fsdp=4,ep=4", &o);
+        xp_plan_cost_of(&plan, 0, &four);
+        const double shards = (o.micro > 1 ? 8.0 : 4.0) * (double)four.elements, embed = 8.0 * 256 * 400 * 4;
+        assert_true(four.bytes[XP_KIND_GRAD] == shards + (o.micro > 1 ? 8.0 * 600 * 400 * 4 : embed));
+        xp_plan_close(&plan);
+    }
+}
+
 static void json_covers_every_rank_once(void **state) {
     (void)state;
     xp_step_options o = xp_step_defaults();
@@ -616,6 +706,8 @@ int main(void) {
         cmocka_unit_test(costs_by_hand),
         cmocka_unit_test(deterministic_mode_moves_block_partials),
         cmocka_unit_test(foreach_needs_one_placement),
+        cmocka_unit_test(mixed_placements_refuse_foreach),
+        cmocka_unit_test(micro_batches_cost),
         cmocka_unit_test(coefficients_come_from_the_model),
         cmocka_unit_test(options_are_refused_by_name),
         cmocka_unit_test(meshes_are_refused_by_name),
