@@ -8,7 +8,7 @@ import torch
 MASK = (1 << 64) - 1
 
 
-def words(name, n, seed=1):
+def words(name: str, n: int, seed: int = 1) -> np.ndarray:
     """n well mixed 64-bit words."""
     with np.errstate(over="ignore"):
         z = np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
@@ -18,7 +18,7 @@ def words(name, n, seed=1):
     return z ^ (z >> np.uint64(31))
 
 
-def real(name, shape, std=1.0, dtype=torch.float32, seed=1):
+def real(name: str, shape, std: float = 1.0, dtype: torch.dtype = torch.float32, seed: int = 1) -> torch.Tensor:
     """Near normal: the sum of four uniform numbers, exact in f64 on every machine."""
     n = int(np.prod(shape)) if shape else 1
     u = (words(name, 4 * n, seed) >> np.uint64(11)).astype(np.float64) * 2.0 ** -53
@@ -26,15 +26,15 @@ def real(name, shape, std=1.0, dtype=torch.float32, seed=1):
     return torch.tensor(v.reshape(shape)).to(dtype)
 
 
-def whole(name, shape, low, high, dtype=torch.float32, seed=1):
+def whole(name: str, shape, low: int, high: int, dtype: torch.dtype = torch.float32, seed: int = 1) -> torch.Tensor:
     """Integers in [low, high]."""
     n = int(np.prod(shape)) if shape else 1
     v = (words(name, n, seed) % np.uint64(high - low + 1)).astype(np.int64) + low
     return torch.tensor(v.reshape(shape)).to(dtype)
 
 
-def sparse(name, shape, ones, dtype=torch.float32, seed=1):
-    """Rows with `ones` entries of +-1: sums of a few bf16 numbers stay exact in f32."""
+def sparse(name: str, shape, ones: int, dtype: torch.dtype = torch.float32, seed: int = 1) -> torch.Tensor:
+    """Rows with at most `ones` entries of +-1: sums of a few bf16 numbers stay exact in f32."""
     rows = int(np.prod(shape[:-1]))
     out = np.zeros((rows, shape[-1]))
     w = words(name, rows * ones * 2, seed).reshape(rows, ones, 2)

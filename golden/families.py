@@ -1,176 +1,183 @@
-"""Tiny MoE blocks of the installed transformers, and how their parameters map to expar's operands.
+"""The families: which class, which record of expar, and where the class keeps its parts."""
 
-Every block is the library's own class, built from its own configuration class; only sizes and seeded values are ours.
-A family says where its router, experts and shared expert are; everything else is read off the objects.
-"""
+from parts import E, F, H, Family
 
-import importlib
-
-import torch
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-
-class Family:
-    def __init__(self, name, preset, block, config, *, experts="experts", gate="gate", shared=None, shared_gate=None,
-                 bias=None, router_bias=None, fields="", module=None, hidden="hidden_size", transpose=False,
-                 gate_extra=None, k=3, scores="softmax", nested=False, expert_biases=False, block_args=(), gated=True,
-                 route=True, logits32=False, weights32=False):
-        self.__dict__.update(locals())
-
-    def build(self, dtype, kernels, **more):
-        """The block, in eval mode, built in dtype: what the class itself makes f32 stays so."""
-        kw = dict(self.config)
-        kw.update(more)
-        config = CONFIG_MAPPING[self.module or self.name](**kw)
-        config._experts_implementation = kernels
-        mod = importlib.import_module(f"transformers.models.{self.name}.modeling_{self.name}")
-        torch.set_default_dtype(dtype)
-        try:
-            block = getattr(mod, self.block)(config, *self.block_args)
-        finally:
-            torch.set_default_dtype(torch.float32)
-        return block.eval(), config
-
-
-def attribute(obj, path):
-    for part in path.split("."):
-        obj = getattr(obj, part)
-    return obj
-
-
-E, H, F = 6, 16, 8
 SIZES = {"hidden_size": H, "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_act": "silu"}
-N1 = dict(SIZES, num_experts=E, moe_intermediate_size=F)
-N2 = dict(SIZES, num_local_experts=E, intermediate_size=F)
-N3 = dict(SIZES, n_routed_experts=E, moe_intermediate_size=F, n_shared_experts=1, n_group=1, topk_group=1)
-SHARED = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
+N1 = {**SIZES, "num_experts": E, "moe_intermediate_size": F}
+N2 = {**SIZES, "num_local_experts": E, "intermediate_size": F}
+N3 = {**SIZES, "n_routed_experts": E, "moe_intermediate_size": F, "n_shared_experts": 1, "n_group": 1, "topk_group": 1}
+# Sizes of classes that store [in, out]: no two equal, so that a matrix the wrong way round has the wrong shape.
+IN_OUT = {**N2, "intermediate_size": 3 * F}
+PLAIN = {**SIZES, "num_experts": E, "intermediate_size": F}
+GROUPS = {"n_group": 3, "topk_group": 2}
+S = 12  # width of a shared expert that has one of its own
+BIAS = "gate.e_score_correction_bias"
+
+
+def family(name, block, preset, config, **more):
+    return Family(name, block, "hf-5.24/" + preset, config, **more)
+
+
+def sigmoid_f32(name, block, preset, config, **more):
+    """DeepSeek-V3 and its kin: sigmoid of f32 logits, chosen with a bias, a shared expert."""
+    more = {"score": "sigmoid", "bias": BIAS, "logits32": True, "shared": "shared_experts", **more}
+    return family(name, block, preset, config, **more)
+
+
+GATED_SHARED = {"shared": "shared_expert", "shared_gate": "shared_expert_gate"}
+V2 = {**SIZES, "n_routed_experts": E, "moe_intermediate_size": F, "n_shared_experts": 1, "routed_scaling_factor": 1.5}
+COHERE = {**PLAIN, "num_shared_experts": 1, "shared_expert_combination_strategy": "average", "norm_topk_prob": True}
+MISTRAL = {**N3, **GROUPS, "routed_scaling_factor": 1.5}
+V4 = {**SIZES, "n_routed_experts": E, "moe_intermediate_size": F, "n_shared_experts": 1, "swiglu_limit": 1.25,
+      "routed_scaling_factor": 1.5, "vocab_size": 16}
 
 FAMILIES = [
-    Family("qwen3_moe", "hf-5.24/qwen3_moe", "Qwen3MoeSparseMoeBlock", dict(N1, norm_topk_prob=True)),
-    Family("qwen3_moe", "hf-5.24/qwen3_moe-raw", "Qwen3MoeSparseMoeBlock", dict(N1, norm_topk_prob=False)),
-    Family("qwen2_moe", "hf-5.24/qwen2_moe", "Qwen2MoeSparseMoeBlock",
-           dict(N1, norm_topk_prob=False, shared_expert_intermediate_size=12), shared="shared_expert",
-           shared_gate="shared_expert_gate"),
-    Family("qwen3_next", "hf-5.24/qwen2_moe-renorm", "Qwen3NextSparseMoeBlock",
-           dict(N1, norm_topk_prob=True, shared_expert_intermediate_size=12), shared="shared_expert",
-           shared_gate="shared_expert_gate"),
-    Family("qwen3_5_moe", "hf-5.24/qwen2_moe-renorm", "Qwen3_5MoeSparseMoeBlock",
-           dict(N1, shared_expert_intermediate_size=12), shared="shared_expert", shared_gate="shared_expert_gate",
-           module="qwen3_5_moe_text"),
-    Family("mixtral", "hf-5.24/mixtral", "MixtralSparseMoeBlock", dict(N2), weights32=True),
-    Family("olmoe", "hf-5.24/olmoe", "OlmoeSparseMoeBlock",
-           dict(SIZES, num_experts=E, intermediate_size=F, norm_topk_prob=False)),
-    Family("hunyuan_v1_moe", "hf-5.24/hunyuan_v1_moe", "HunYuanMoEV1Moe",
-           dict(SIZES, num_experts=E, intermediate_size=F, head_dim=8), shared="shared_mlp", gate_extra="wg",
-           logits32=True, weights32=True),
-    Family("gpt_oss", "hf-5.24/gpt_oss", "GptOssMLP", dict(N2, head_dim=8), gate="router", router_bias="bias",
-           transpose=True, expert_biases=True, scores="softmax_topk"),
-    Family("granitemoe", "hf-5.24/granitemoe", "GraniteMoeMoE", dict(N2), gate="router", scores="softmax_topk"),
-    Family("deepseek_v2", "hf-5.24/deepseek_v2", "DeepseekV2Moe",
-           dict(SIZES, n_routed_experts=E, moe_intermediate_size=F, n_shared_experts=1, routed_scaling_factor=1.5,
-                topk_method="greedy"), shared="shared_experts", fields="scale=1.5", logits32=True, weights32=True),
-    Family("deepseek_v2", "hf-5.24/deepseek_v2-groups", "DeepseekV2Moe",
-           dict(SIZES, n_routed_experts=E, moe_intermediate_size=F, n_shared_experts=1, routed_scaling_factor=1.5,
-                topk_method="group_limited_greedy", n_group=3, topk_group=2), shared="shared_experts",
-           fields="n_group=3 topk_group=2 scale=1.5", logits32=True, weights32=True),
-    Family("deepseek_v3", "hf-5.24/deepseek_v3", "DeepseekV3MoE",
-           dict(N3, n_group=3, topk_group=2, routed_scaling_factor=2.5, norm_topk_prob=True), shared="shared_experts",
-           bias="gate.e_score_correction_bias", fields="n_group=3 topk_group=2", scores="sigmoid", logits32=True,
-           weights32=True),
-    Family("dots1", "hf-5.24/dots1", "Dots1MoE", dict(N3, routed_scaling_factor=1.0, norm_topk_prob=False),
-           shared="shared_experts", bias="gate.e_score_correction_bias", scores="sigmoid", logits32=True,
-           weights32=True),
-    Family("glm4_moe", "hf-5.24/glm4_moe", "Glm4MoeMoE", dict(N3, routed_scaling_factor=1.0, norm_topk_prob=True),
-           shared="shared_experts", bias="gate.e_score_correction_bias", scores="sigmoid", logits32=True,
-           weights32=True),
-    Family("kimi_linear", "hf-5.24/kimi_linear", "KimiLinearMoE",
-           dict(SIZES, num_experts=E, moe_intermediate_size=F, num_shared_experts=1, num_expert_group=1, topk_group=1,
-                routed_scaling_factor=2.446, moe_renormalize=True),
-           shared="shared_experts", bias="gate.e_score_correction_bias", scores="sigmoid", logits32=True,
-           weights32=True),
-    Family("deepseek_v4", "hf-5.24/deepseek_v4", "DeepseekV4SparseMoeBlock",
-           dict(SIZES, n_routed_experts=E, moe_intermediate_size=F, n_shared_experts=1, swiglu_limit=1.25,
-                routed_scaling_factor=1.5, mlp_layer_types=["moe", "moe"], num_hidden_layers=2),
-           shared="shared_experts", bias="gate.e_score_correction_bias", block_args=(1,), fields="limit=1.25",
-           scores="sqrt_softplus"),
-    Family("minimax_m2", "hf-5.24/minimax_m2", "MiniMaxM2SparseMoeBlock", dict(N2), bias="e_score_correction_bias",
-           scores="sigmoid", gate_extra="bias", weights32=True),
-    Family("lfm2_moe", "hf-5.24/lfm2_moe", "Lfm2MoeSparseMoeBlock",
-           dict(SIZES, num_experts=E, moe_intermediate_size=F, norm_topk_prob=True, use_expert_bias=True,
-                routed_scaling_factor=1.0, num_dense_layers=0), bias="expert_bias", scores="sigmoid", gate_extra="bias"),
-    Family("ernie4_5_moe", "hf-5.24/ernie4_5_moe", "Ernie4_5_MoeSparseMoeBlock",
-           dict(SIZES, moe_num_experts=E, moe_intermediate_size=F, moe_num_shared_experts=1), shared="shared_experts",
-           bias="gate.moe_statics.e_score_correction_bias", logits32=True),
-    Family("afmoe", "hf-5.24/afmoe", "AfmoeSparseMoeBlock",
-           dict(SIZES, num_experts=E, moe_intermediate_size=F, num_shared_experts=1, route_scale=1.0, head_dim=8),
-           shared="shared_experts", bias="expert_bias", scores="sigmoid", gate="router", gate_extra="bias", weights32=True),
-    Family("phimoe", "hf-5.24/phimoe", "PhimoeSparseMoeBlock",
-           dict(N2, router_jitter_noise=0.2, input_jitter_noise=0.0), gate="router", fields="sparse_eps=0.2",
-           scores="sparsemixer", k=2),
-    Family("longcat_flash", "hf-5.24/longcat_flash", "LongcatFlashMoE",
-           dict(hidden_size=H, n_routed_experts=E, expert_ffn_hidden_size=F, zero_expert_num=2, moe_topk=3,
-                routed_scaling_factor=6.0, num_layers=2, num_attention_heads=2), gate="router",
-           bias="router.e_score_correction_bias", fields="null_experts=2", logits32=True, weights32=True),
-    Family("nemotron_h", "hf-5.24/nemotron_h", "NemotronHMoE",
-           dict(hidden_size=H, n_routed_experts=E, moe_intermediate_size=F, moe_shared_expert_intermediate_size=12,
-                n_group=1, topk_group=1, routed_scaling_factor=1.0, norm_topk_prob=True, num_attention_heads=2,
-                layers_block_type=["moe", "moe"]), shared="shared_experts", bias="gate.e_score_correction_bias",
-           scores="sigmoid", gated=False, logits32=True, weights32=True),
-    Family("olmoe", "hf-5.24/olmoe-renorm", "OlmoeSparseMoeBlock",
-           dict(SIZES, num_experts=E, intermediate_size=F, norm_topk_prob=True)),
-    Family("cohere2_moe", "hf-5.24/cohere2_moe", "Cohere2MoeSparseMoeBlock",
-           dict(SIZES, num_experts=E, intermediate_size=F, num_shared_experts=1, expert_selection_fn="softmax",
-                shared_expert_combination_strategy="average"), shared="shared_experts", scores="softmax_topk"),
-    Family("cohere2_moe", "hf-5.24/cohere2_moe-sigmoid", "Cohere2MoeSparseMoeBlock",
-           dict(SIZES, num_experts=E, intermediate_size=F, num_shared_experts=1, expert_selection_fn="sigmoid",
-                norm_topk_prob=True, shared_expert_combination_strategy="average"), shared="shared_experts",
-           scores="sigmoid"),
-    Family("minimax_m3_vl", "hf-5.24/minimax_m3_vl", "MiniMaxM3VLSparseMoeBlock",
-           dict(N2, shared_intermediate_size=12, dense_intermediate_size=12, routed_scaling_factor=2.0,
-                swiglu_alpha=1.702, swiglu_limit=1.25), shared="shared_experts", module="minimax_m3_vl_text",
-           bias="gate.e_score_correction_bias", fields="limit=1.25", scores="sigmoid", weights32=True),
-    Family("hy_v3", "hf-5.24/hy_v3", "HYV3MoE",
-           dict(N1, num_shared_experts=1, router_scaling_factor=2.826), shared="shared_experts",
-           bias="e_score_correction_bias", gate_extra="bias", scores="sigmoid", logits32=True, weights32=True),
-    Family("flint", "hf-5.24/flint", "FlintSparseMoeBlock", dict(N1, shared_expert_intermediate_size=12),
-           shared="shared_expert", scores="sigmoid", logits32=True, weights32=True),
-    Family("mistral4", "hf-5.24/mistral4", "Mistral4MoE",
-           dict(N3, n_group=3, topk_group=2, routed_scaling_factor=1.5), shared="shared_experts",
-           fields="n_group=3 topk_group=2 scale=1.5"),
-    Family("mistral_large4", "hf-5.24/mistral_large4", "MistralLarge4TextMoE",
-           dict(N3, n_group=3, topk_group=2, routed_scaling_factor=1.5), shared="shared_experts",
-           module="mistral_large4_text", fields="n_group=3 topk_group=2 scale=1.5", logits32=True, weights32=True),
-    Family("kolibri1", "hf-5.24/kolibri1", "Kolibri1SparseMoeBlock",
-           dict(N1, shared_expert_intermediate_size=12, norm_topk_prob=False), shared="shared_experts",
-           bias="gate.e_score_correction_bias", scores="sigmoid", logits32=True, weights32=True),
-    Family("step3p7", "hf-5.24/step3p7", "Step3p7SparseMoeBlock",
-           dict(SIZES, n_routed_experts=E, moe_intermediate_size=F, share_expert_dim=12, intermediate_size=12,
-                moe_router_scaling_factor=3.0, swiglu_limits=[1.25, 1.25], swiglu_limits_shared=[1.25, 1.25],
-                mlp_layer_types=["sparse", "sparse"]), shared="shared_experts", module="step3p5", block_args=(1,),
-           bias="gate.e_score_correction_bias", fields="limit=1.25", scores="sigmoid", weights32=True),
-    Family("llama4", "hf-5.24/llama4", "Llama4TextMoe", dict(N2, num_key_value_heads=2), module="llama4_text",
-           gate="router", shared="shared_expert", transpose=True, scores="sigmoid", route=False),
+    # A: softmax over all experts, then the largest
+    family("qwen3_moe", "Qwen3MoeSparseMoeBlock", "qwen3_moe", {**N1, "norm_topk_prob": True}, own_expert=True),
+    family("qwen3_moe", "Qwen3MoeSparseMoeBlock", "qwen3_moe-raw", {**N1, "norm_topk_prob": False}),
+    family("qwen2_moe", "Qwen2MoeSparseMoeBlock", "qwen2_moe",
+           {**N1, "norm_topk_prob": False, "shared_expert_intermediate_size": S}, **GATED_SHARED),
+    family("qwen2_moe", "Qwen2MoeSparseMoeBlock", "qwen2_moe-renorm",
+           {**N1, "norm_topk_prob": True, "shared_expert_intermediate_size": S}, **GATED_SHARED, tests="f32"),
+    family("qwen3_next", "Qwen3NextSparseMoeBlock", "qwen2_moe-renorm",
+           {**N1, "norm_topk_prob": True, "shared_expert_intermediate_size": S}, **GATED_SHARED),
+    family("qwen3_5_moe", "Qwen3_5MoeSparseMoeBlock", "qwen2_moe-renorm",
+           {**N1, "shared_expert_intermediate_size": S}, config_name="qwen3_5_moe_text", **GATED_SHARED),
+    family("mixtral", "MixtralSparseMoeBlock", "mixtral", N2),
+    family("olmoe", "OlmoeSparseMoeBlock", "olmoe", {**PLAIN, "norm_topk_prob": False}, tests="f32"),
+    family("olmoe", "OlmoeSparseMoeBlock", "olmoe-renorm", {**PLAIN, "norm_topk_prob": True}, tests="f32"),
+    family("hunyuan_v1_moe", "HunYuanMoEV1Moe", "hunyuan_v1_moe", {**PLAIN, "head_dim": 8}, topk="moe_topk",
+           shared="shared_mlp", logits32=True, tests="f32"),
+    # B: the largest logits, softmax over them
+    family("gpt_oss", "GptOssMLP", "gpt_oss", {**IN_OUT, "head_dim": 8}, gate="router", router_bias=True, in_out=True,
+           expert_biases=True, score="softmax_topk", rounds_back=True, own_expert=True),
+    family("granitemoe", "GraniteMoeMoE", "granitemoe", N2, gate="router", score="softmax_topk"),
+    family("jetmoe", "JetMoeMoE", "granitemoe", {"hidden_size": H, "num_local_experts": E, "intermediate_size": F,
+                                                 "activation_function": "silu", "num_hidden_layers": 2},
+           gate="router", score="softmax_topk", kernels=("eager",), eager_sum="products_act_f32", tests="f32"),
+    family("cohere2_moe", "Cohere2MoeSparseMoeBlock", "cohere2_moe", {**COHERE, "expert_selection_fn": "softmax"},
+           shared="shared_experts", score="softmax_topk", tests="f32"),
+    # C: softmax of f32 logits, times a factor
+    family("deepseek_v2", "DeepseekV2Moe", "deepseek_v2", {**V2, "topk_method": "greedy"}, shared="shared_experts",
+           fields="scale=1.5", logits32=True, tests="f32"),
+    family("deepseek_v2", "DeepseekV2Moe", "deepseek_v2-groups",
+           {**V2, **GROUPS, "topk_method": "group_limited_greedy"}, shared="shared_experts", fields="scale=1.5",
+           logits32=True),
+    # D: sigmoid, groups
+    sigmoid_f32("deepseek_v3", "DeepseekV3MoE", "deepseek_v3",
+                {**N3, **GROUPS, "routed_scaling_factor": 2.5, "norm_topk_prob": True}),
+    sigmoid_f32("dots1", "Dots1MoE", "dots1", {**N3, "routed_scaling_factor": 1.0, "norm_topk_prob": False},
+                tests="f32"),
+    sigmoid_f32("glm4_moe", "Glm4MoeMoE", "glm4_moe", {**N3, "routed_scaling_factor": 1.0, "norm_topk_prob": True},
+                tests="f32"),
+    sigmoid_f32("kimi_linear", "KimiLinearMoE", "kimi_linear",
+                {**N1, "num_shared_experts": 1, "num_expert_group": 1, "topk_group": 1, "routed_scaling_factor": 2.446,
+                 "moe_renormalize": True}, topk="num_experts_per_token"),
+    sigmoid_f32("nemotron_h", "NemotronHMoE", "nemotron_h",
+                {"hidden_size": H, "n_routed_experts": E, "moe_intermediate_size": F, "num_attention_heads": 2,
+                 "moe_shared_expert_intermediate_size": S, "n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.0,
+                 "norm_topk_prob": True, "layers_block_type": ["moe", "moe"]}, gated=False, eager_sum="eager_f32",
+                 own_expert=True),
+    # E: the experts' input is multiplied
+    family("llama4", "Llama4TextMoe", "llama4", {**IN_OUT, "num_key_value_heads": 2}, config_name="llama4_text",
+           gate="router", shared="shared_expert", in_out=True, score="sigmoid", kernels=("eager",), eager_sum=""),
+    # F: sqrt(softplus)
+    family("deepseek_v4", "DeepseekV4SparseMoeBlock", "deepseek_v4", {**V4, "mlp_layer_types": ["moe", "moe"]},
+           shared="shared_experts", bias=BIAS, block_args=(1,), fields="limit=1.25", score="sqrt_softplus",
+           own_expert=True),
+    family("deepseek_v4", "DeepseekV4SparseMoeBlock", "deepseek_v4-hash",
+           {**V4, "mlp_layer_types": ["hash_moe", "hash_moe"]}, shared="shared_experts", block_args=(1,),
+           gate_takes="ids", fields="limit=1.25", score="sqrt_softplus"),
+    # G: sigmoid without groups
+    family("minimax_m2", "MiniMaxM2SparseMoeBlock", "minimax_m2", N2, bias="e_score_correction_bias", score="sigmoid",
+           gate_takes="bias"),
+    family("minimax_m3_vl", "MiniMaxM3VLSparseMoeBlock", "minimax_m3_vl",
+           {**N2, "shared_intermediate_size": S, "dense_intermediate_size": S, "routed_scaling_factor": 2.0,
+            "swiglu_alpha": 1.702, "swiglu_limit": 1.25}, config_name="minimax_m3_vl_text", shared="shared_experts",
+           bias=BIAS, fields="limit=1.25", score="sigmoid", own_expert=True),
+    family("step3p7", "Step3p7SparseMoeBlock", "step3p7",
+           {**SIZES, "n_routed_experts": E, "moe_intermediate_size": F, "share_expert_dim": S, "intermediate_size": S,
+            "moe_router_scaling_factor": 3.0, "swiglu_limits": [1.25, 1.25], "swiglu_limits_shared": [1.25, 1.25],
+            "mlp_layer_types": ["sparse", "sparse"]}, config_name="step3p5", shared="shared_experts",
+           block_args=(1,), bias=BIAS, fields="limit=1.25", score="sigmoid", own_expert=True, tests="f32"),
+    family("afmoe", "AfmoeSparseMoeBlock", "afmoe", {**N1, "num_shared_experts": 1, "route_scale": 1.0, "head_dim": 8},
+           shared="shared_experts", bias="expert_bias", score="sigmoid", gate="router", gate_takes="bias", tests="f32"),
+    family("hy_v3", "HYV3MoE", "hy_v3", {**N1, "num_shared_experts": 1, "router_scaling_factor": 2.826},
+           shared="shared_experts", bias="e_score_correction_bias", gate_takes="bias", score="sigmoid",
+           logits32=True, tests="f32"),
+    family("flint", "FlintSparseMoeBlock", "flint", {**N1, "shared_expert_intermediate_size": S},
+           shared="shared_expert", score="sigmoid", logits32=True, tests="f32"),
+    family("lfm2_moe", "Lfm2MoeSparseMoeBlock", "lfm2_moe",
+           {**N1, "norm_topk_prob": True, "use_expert_bias": True, "routed_scaling_factor": 1.0,
+            "num_dense_layers": 0}, bias="expert_bias", score="sigmoid_act", gate_takes="bias"),
+    # H: softmax, chosen with a bias
+    family("longcat_flash", "LongcatFlashMoE", "longcat_flash",
+           {"hidden_size": H, "n_routed_experts": E, "expert_ffn_hidden_size": F, "zero_expert_num": 2, "num_layers": 2,
+            "routed_scaling_factor": 6.0, "num_attention_heads": 2}, topk="moe_topk", gate="router",
+           bias="router.e_score_correction_bias", fields="null_experts=2", logits32=True, fixed_k=True),
+    family("ernie4_5_moe", "Ernie4_5_MoeSparseMoeBlock", "ernie4_5_moe",
+           {**SIZES, "moe_num_experts": E, "moe_intermediate_size": F, "moe_num_shared_experts": 1}, topk="moe_k",
+           shared="shared_experts", bias="gate.moe_statics.e_score_correction_bias", logits32=True),
+    # I: softmax, groups
+    family("mistral4", "Mistral4MoE", "mistral4", MISTRAL, shared="shared_experts", fields="scale=1.5",
+           score="softmax_act"),
+    family("mistral_large4", "MistralLarge4TextMoE", "mistral_large4", MISTRAL, config_name="mistral_large4_text",
+           shared="shared_experts", fields="scale=1.5", logits32=True, tests="f32"),
+    # J: sigmoid of the largest logits
+    family("cohere2_moe", "Cohere2MoeSparseMoeBlock", "cohere2_moe-sigmoid",
+           {**COHERE, "expert_selection_fn": "sigmoid"}, shared="shared_experts", score="sigmoid_act", tests="f32"),
+    family("kolibri1", "Kolibri1SparseMoeBlock", "kolibri1",
+           {**N1, "shared_expert_intermediate_size": S, "norm_topk_prob": False}, shared="shared_experts", bias=BIAS,
+           score="sigmoid", logits32=True, tests="f32"),
+    # K: sparsemixer
+    family("phimoe", "PhimoeSparseMoeBlock", "phimoe", {**N2, "router_jitter_noise": 0.2, "input_jitter_noise": 0.0},
+           gate="router", fields="sparse_eps=0.2", score="sparsemixer", k=2, fixed_k=True),
+    # Records that are a preset with other fields
+    family("qwen3_moe", "Qwen3MoeSparseMoeBlock", "qwen3_moe",
+           {**N1, "norm_topk_prob": True, "hidden_act": "gelu_pytorch_tanh"}, fields="activation=gelu_tanh",
+           stages=("moe",), own_expert=True, loses_bits=True),
+    family("qwen3_moe", "Qwen3MoeSparseMoeBlock", "qwen3_moe", {**N1, "norm_topk_prob": True, "hidden_act": "relu"},
+           fields="activation=relu", stages=("moe",), own_expert=True, tests="f32"),
+    sigmoid_f32("axk2", "AXK2MoE", "deepseek_v3",
+                {**N3, **GROUPS, "routed_scaling_factor": 2.5, "norm_topk_prob": True}, fields="group_mask=0",
+                tests="f32"),
+    sigmoid_f32("hy_v4", "HYV4MoE", "deepseek_v3",
+                {**N3, **GROUPS, "routed_scaling_factor": 2.5, "norm_topk_prob": True, "swiglu_limit": 1.25},
+                fields="limit=1.25", tests="f32", redraw=".2"),
+    sigmoid_f32("beam", "BeamMoE", "deepseek_v3",
+                {**N1, **GROUPS, "routed_scaling_factor": 2.5, "norm_topk_prob": True, "num_key_value_heads": 2},
+                shared="", fields="scale_at=output act_rounding=once", own_expert=True, tests="f32"),
+    sigmoid_f32("inkling2", "Inkling2SparseMoeBlock", "hy_v3",
+                {**SIZES, "n_routed_experts": E, "moe_intermediate_size": F, "routed_scaling_factor": 1.5,
+                 "mlp_gate_softcap": 2.0, "mlp_up_softcap": 3.0, "scoring_func": "sigmoid"},
+                config_name="inkling2_text", shared="", eager_sum="eager_f32",
+                fields="scale=1.5 activation=softcap gate_cap=2 up_cap=3 act_rounding=once", own_expert=True),
+    family("laguna", "LagunaSparseMoeBlock", "minimax_m2",
+           {**N1, "shared_expert_intermediate_size": S, "moe_router_logit_softcapping": 2.0,
+            "moe_routed_scaling_factor": 2.5}, shared="shared_experts", bias=BIAS, score="sigmoid",
+           grouped_sum="products_act_f32", stages=("route", "moe"),
+           fields="logit_softcap=2 weight_dtype=act scale_at=output scale=2.5"),
+    sigmoid_f32("muse_spark", "MuseSparkMoE", "hy_v3",
+                {**SIZES, "num_local_experts": E, "moe_intermediate_size": F, "routed_scaling_factor": 1.5,
+                 "output_multiplier": 0.5, "moe_hidden_size": H}, config_name="muse_spark_text", shared="",
+                stages=("route",), fields="logit_scale=0.5 renorm_eps=1e-15 scale=1.5"),
+    # Other classes with the same record
+    family("minimax", "MiniMaxSparseMoeBlock", "mixtral", N2, tests="few"),
+    family("jamba", "JambaSparseMoeBlock", "qwen3_moe-raw", PLAIN, gate="router", tests="few"),
+    family("mellum", "MellumSparseMoeBlock", "qwen3_moe", {**N1, "norm_topk_prob": True}, tests="few"),
+    family("qwen3_vl_moe", "Qwen3VLMoeTextSparseMoeBlock", "qwen3_moe", N1, config_name="qwen3_vl_moe_text",
+           tests="few"),
+    family("granitemoeshared", "GraniteMoeSharedMoE", "granitemoe", N2, gate="router", score="softmax_topk",
+           tests="few"),
+    sigmoid_f32("deepseek_v32", "DeepseekV32MoE", "deepseek_v3",
+                {**N3, **GROUPS, "routed_scaling_factor": 2.5, "norm_topk_prob": True}, tests="few"),
+    sigmoid_f32("exaone_moe", "ExaoneMoeSparseMoEBlock", "deepseek_v3",
+                {**N1, **GROUPS, "num_shared_experts": 1, "routed_scaling_factor": 2.5, "norm_topk_prob": True},
+                tests="few"),
+    sigmoid_f32("glm4_moe_lite", "Glm4MoeLiteMoE", "glm4_moe",
+                {**N3, "routed_scaling_factor": 1.8, "norm_topk_prob": True}, fields="scale=1.8", tests="few"),
+    sigmoid_f32("glm_moe_dsa", "GlmMoeDsaMoE", "glm4_moe",
+                {**N3, "routed_scaling_factor": 2.5, "norm_topk_prob": True}, fields="scale=2.5", tests="few"),
+    sigmoid_f32("solar_open", "SolarOpenMoE", "glm4_moe",
+                {**N3, "routed_scaling_factor": 1.0, "norm_topk_prob": True}, tests="few"),
 ]
-TOPK = {"hunyuan_v1_moe": "moe_topk", "kimi_linear": "num_experts_per_token", "ernie4_5_moe": "moe_k",
-        "longcat_flash": "moe_topk"}
-
-
-def with_k(family, k):
-    return {TOPK.get(family.name, "num_experts_per_tok"): k}
-
-
-def router_weight(block, family):
-    gate = attribute(block, family.gate)
-    for name in ("weight", "wg.weight", "classifier.weight", "gate.weight"):
-        try:
-            return attribute(gate, name)
-        except AttributeError:
-            continue
-    raise AttributeError(f"{family.name}: no router weight in {[n for n, _ in gate.named_parameters()]}")
-
-
-def expert_weights(block, family):
-    """W1 [E,U,H], W2 [E,H,F] as parameters and whether they are stored [in,out]."""
-    experts = attribute(block, family.experts)
-    w1 = experts.gate_up_proj if hasattr(experts, "gate_up_proj") else experts.up_proj
-    return w1, experts.down_proj

@@ -25,20 +25,36 @@ import safetensors
 import torch
 import transformers
 
-import families as fam
-import layers
-import numbers_of
+import blocks
+import formats
+import gloo
+import invalid
+import routes
+import training
 import vectors
 import wrong
+from families import FAMILIES
 
 SEED = 1
 
 
-def generator():
-    packages = {"torch": torch.__version__, "transformers": transformers.__version__,
+def generator() -> dict:
+    packages = {"torch": torch.__version__.split("+")[0], "transformers": transformers.__version__,
                 "ml_dtypes": ml_dtypes.__version__, "safetensors": safetensors.__version__, "numpy": np.__version__}
     return {"name": "golden/generate.py", "version": 1, "packages": packages,
             "python": ".".join(platform.python_version_tuple()[:2]), "environment": ENVIRONMENT, "seed": SEED}
+
+
+def add_core(out: vectors.Set):
+    for family in FAMILIES:
+        routes.add_family(out, family)
+        blocks.add_family(out, family)
+    routes.add_gemma4(out)
+    routes.add_balance(out)
+    training.add_all(out)
+    gloo.add_all(out)
+    formats.add_all(out)
+    invalid.add_all(out)
 
 
 def main():
@@ -46,19 +62,15 @@ def main():
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     root = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else pathlib.Path(__file__).parent
-    for name in ("core", "layer"):
+    for name in ("core", "layer", "wrong"):
         shutil.rmtree(root / name, ignore_errors=True)
     core = vectors.Set(root / "core", "core", generator())
-    for family in fam.FAMILIES:
-        layers.add_family(core, family)
-    layers.add_invalid(core)
-    numbers_of.add_all(core)
+    add_core(core)
     # The test that the wrong answers are answers to; a set of its own, so that one response answers all of it.
-    one = vectors.Set(root / "layer", "layer", generator())
-    qwen2 = wrong.family()
-    layers.add_block(one, qwen2, torch.float32, False, "grouped_mm", qwen2.k)
-    print("core:", core.finish(), "tests; layer:", one.finish())
-    wrong.add_all(root, "moe-qwen2_moe-1.expected.safetensors")
+    layer = vectors.Set(root / "layer", "layer", generator())
+    blocks.add_block(layer, wrong.family(), torch.float32, False, "grouped_mm", wrong.family().k)
+    print("core:", core.finish(), "tests; layer:", layer.finish())
+    wrong.add_all(root)
 
 
 if __name__ == "__main__":

@@ -12,39 +12,41 @@ import ml_dtypes
 import numpy as np
 import torch
 
+from flags import NOTES
+
 # The order of the safetensors library's own list of dtypes; files are sorted from the last to the first.
 ORDER = ["BOOL", "F4", "F6_E2M3", "F6_E3M2", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ",
          "I16", "U16", "F16", "BF16", "I32", "U32", "F32", "C64", "F64", "I64", "U64"]
 NAMES = {
     "float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16", "float8_e4m3fn": "F8_E4M3",
     "float8_e5m2": "F8_E5M2", "float8_e4m3fnuz": "F8_E4M3FNUZ", "float8_e5m2fnuz": "F8_E5M2FNUZ",
-    "float8_e8m0fnu": "F8_E8M0", "int64": "I64", "int32": "I32", "uint64": "U64", "uint8": "U8",
+    "float8_e8m0fnu": "F8_E8M0", "float4_e2m1fn": "F4", "int64": "I64", "int32": "I32", "uint64": "U64", "uint8": "U8",
 }
 
 
-def to_numpy(t):
+def to_numpy(t) -> np.ndarray:
     """A tensor as a contiguous array; bf16 by way of ml_dtypes, bit for bit."""
-    if isinstance(t, torch.Tensor):
-        t = t.detach().contiguous()
-        if t.dtype == torch.bfloat16:
-            return t.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-        return t.numpy()
-    return np.ascontiguousarray(t)
+    if not isinstance(t, torch.Tensor):
+        return np.ascontiguousarray(t)
+    t = t.detach().contiguous()
+    if t.dtype == torch.bfloat16:
+        return t.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return t.numpy()
 
 
-def pack_e2m1(a):
+def pack_e2m1(a: np.ndarray) -> bytes:
     """Two codes a byte, the even one in the low half."""
     codes = a.view(np.uint8).reshape(-1) & 15
     return (codes[0::2] | (codes[1::2] << 4)).astype(np.uint8).tobytes()
 
 
-def file_bytes(tensors, metadata):
+def file_bytes(tensors: dict, metadata: dict) -> bytes:
     """The canonical bytes of a safetensors file."""
     entries = []
     for name, t in tensors.items():
         a = to_numpy(t)
-        fp4 = a.dtype.name == "float4_e2m1fn"
-        entries.append((name, "F4" if fp4 else NAMES[a.dtype.name], list(a.shape), pack_e2m1(a) if fp4 else a.tobytes()))
+        dtype = NAMES[a.dtype.name]
+        entries.append((name, dtype, list(a.shape), pack_e2m1(a) if dtype == "F4" else a.tobytes()))
     entries.sort(key=lambda e: (-ORDER.index(e[1]), e[0]))
     header = {"__metadata__": dict(sorted(metadata.items()))}
     at = 0
@@ -56,66 +58,66 @@ def file_bytes(tensors, metadata):
     return len(text).to_bytes(8, "little") + text + b"".join(e[3] for e in entries)
 
 
+def metadata_of(stage: str) -> dict:
+    return {"expar.schema": "expar.tensors/1", "expar.stage": stage}
+
+
 class Set:
     """One vector set, written by finish()."""
 
-    def __init__(self, root, name, generator):
-        self.root = pathlib.Path(root)
+    def __init__(self, root: pathlib.Path, name: str, generator: dict):
+        self.root = root
         self.name = name
         self.generator = generator
-        self.groups = {}
-        self.files = {}
+        self.groups = {}  # name: {source: [test]}
+        self.files = {}  # path: sha256
+        self.prompts = {}  # sha256: path; tests of one prompt share its file
 
-    def write(self, path, data):
+    def write(self, path: str, data: bytes):
         target = self.root / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(data)
         self.files[path] = hashlib.sha256(data).hexdigest()
 
-    def note(self, group, flag, bug_type, description, effect=None, links=()):
-        notes = self.groups.setdefault(group, {"notes": {}, "sources": {}})["notes"]
-        notes[flag] = {"bugType": bug_type, "description": description}
-        if effect:
-            notes[flag]["effect"] = effect
-        if links:
-            notes[flag]["links"] = list(links)
+    def write_prompt(self, path: str, data: bytes) -> str:
+        digest = hashlib.sha256(data).hexdigest()
+        if digest not in self.prompts:
+            self.write(path, data)
+            self.prompts[digest] = path
+        return self.prompts[digest]
 
-    def add(self, group, source, comment, case, prompt, expected=None, *, compare="bound", flags=(), unchecked=(),
-            result="valid", refusal=None):
-        """Adds a test; prompt and expected map operand names to tensors."""
-        tests = self.groups.setdefault(group, {"notes": {}, "sources": {}})["sources"].setdefault(source, [])
-        number = 1 + sum(len(v) for v in self.groups[group]["sources"].values())
-        stage = case.split()[0]
-        meta = {"expar.schema": "expar.tensors/1", "expar.stage": stage}
-        stem = f"data/{group}-{number}"
-        test = {"comment": comment, "flags": sorted(flags), "result": result, "case": case,
-                "prompt": f"{stem}.prompt.safetensors"}
-        self.write(test["prompt"], file_bytes({f"in.{k}": v for k, v in prompt.items()}, meta))
-        if result == "invalid":
-            test["refusal"] = refusal
+    def add(self, group: str, source: str, comment: str, case: str, prompt: dict, expected: dict = None, *,
+            compare: str = "bound", flags=(), unchecked=(), refusal: str = ""):
+        """Adds a test; prompt and expected map operand names to tensors. A refusal makes it an invalid one."""
+        sources = self.groups.setdefault(group, {})
+        stem = f"data/{group}-{1 + sum(map(len, sources.values()))}"
+        meta = metadata_of(case.split()[0])
+        test = {"comment": comment, "flags": sorted(flags), "case": case}
+        data = file_bytes({f"in.{k}": v for k, v in prompt.items()}, meta)
+        test["prompt"] = self.write_prompt(f"{stem}.prompt.safetensors", data)
+        if refusal:
+            test |= {"result": "invalid", "refusal": refusal}
         else:
-            test["compare"] = compare
-            test["expected"] = f"{stem}.expected.safetensors"
+            test |= {"result": "valid", "compare": compare, "expected": f"{stem}.expected.safetensors"}
             self.write(test["expected"], file_bytes({f"exp.{k}": v for k, v in expected.items()}, meta))
-            if unchecked:
-                test["unchecked"] = sorted(unchecked)
-        test["number"] = number
-        tests.append(test)
+        if unchecked:
+            test["unchecked"] = sorted(unchecked)
+        sources.setdefault(source, []).append(test)
 
-    def finish(self):
-        count = 0
-        for name, group in sorted(self.groups.items()):
-            listed = []
-            for source, tests in group["sources"].items():
-                listed.append({"source": source, "tests": tests})
-            for number, test in enumerate((t for g in listed for t in g["tests"]), 1):
-                test.pop("number")
-                test["tcId"] = number
-                count += 1
-            text = json.dumps({"schema": "expar.group/1", "name": name, "notes": group["notes"], "testGroups": listed},
-                              indent=1, sort_keys=True)
-            self.write(f"groups/{name}.json", text.encode() + b"\n")
+    def write_group(self, name: str) -> int:
+        tests = [t for part in self.groups[name].values() for t in part]
+        for number, test in enumerate(tests, 1):
+            test["tcId"] = number
+        text = {"schema": "expar.group/1", "name": name,
+                "notes": {flag: NOTES[flag] for t in tests for flag in t["flags"]},
+                "testGroups": [{"source": s, "tests": part} for s, part in self.groups[name].items()]}
+        self.write(f"groups/{name}.json", json.dumps(text, indent=1, sort_keys=True).encode() + b"\n")
+        return len(tests)
+
+    def finish(self) -> int:
+        """Writes groups and manifest; the number of tests."""
+        count = sum(self.write_group(name) for name in sorted(self.groups))
         manifest = {"schema": "expar.vectors/1", "name": self.name, "version": 1, "generator": self.generator,
-                    "tests": count, "files": dict(sorted(self.files.items()))}
+                    "tests": count, "files": self.files}
         (self.root / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
         return count

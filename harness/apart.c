@@ -18,23 +18,24 @@
 
 enum { T = 24, E = 16, NULLS = 16, Z = E + NULLS, K = 2, H = 32, F = 16, S = 8, V = 8, BLOCKS = 160 };
 
-/* x is a multiple of step_x up to 8 steps; the router's rows likewise; offset is added to every logit. */
+/* Steps of x, of the router's rows and of the experts' weights, which are up to 8 of them; offset is added to every
+ * logit, bias to every selection bias. */
 static const struct {
-    double x, router, offset, expert;
+    double x, router, offset, bias, expert;
 } places[XP_APART_CASES] = {
-    {0.125, 1.0 / 64, 0, 1.0 / 16}, /* ordinary */
-    {0.125, 1.0 / 64, -100, 1.0 / 16} /* sigmoids near the smallest f32 */,
-    {0.125, 8, 0, 1.0 / 16},     /* saturated */
-    {0.125, 512, 0, 1.0 / 16},   /* softmax of one expert, the others 0 even in f64 */
-    {1.0, 1.0 / 512, 0, 1.0 / 4} /* beyond every limit of an activation */
+    {0.125, 1.0 / 64, 0, 0, 1.0 / 16},      /* ordinary */
+    {0.125, 1.0 / 64, -60, -0.5, 1.0 / 16}, /* sigmoids far below every eps, keys below 0 */
+    {0.125, 8, 0, 0, 1.0 / 16},             /* saturated */
+    {0.125, 512, 0, 0, 1.0 / 16},           /* softmax of one expert, the others 0 even in f64 */
+    {1.0, 1.0 / 512, 0, 0, 1.0 / 4}         /* beyond every limit of an activation */
 };
 
 char xp_apart_letter(xp_apart a) {
-    return "-cwyb"[a];
+    return "-cwybr"[a];
 }
 
 const char *xp_apart_name(xp_apart a) {
-    static const char *const name[] = {"nothing", "choice", "weight", "output", "balance"};
+    static const char *const name[] = {"nothing", "choice", "weight", "output", "balance", "rounding"};
     return name[a];
 }
 
@@ -131,6 +132,9 @@ static xp_status routed(bench *b, const xp_dialect *d, side *out) {
         out->rbias = numbers(b, XP_BF16, "router bias", 1.0 / 16, 1, out->experts, 1, 1);
     if (d->select_bias)
         out->bias = numbers(b, XP_F32, "selection bias", 1.0 / 32, 1, out->experts, 1, 1);
+    for (int64_t e = 0; out->bias.data && e < out->experts; e++)
+        xp_fill_store(&out->bias, e,
+                      value(&out->bias, e) + places[b->place].bias + (double)(e * e) / 4096); /* no ties */
     if (d->expert_scale)
         out->scale_e = numbers(b, XP_F32, "expert scale", 1.0 / 4, 1, out->experts, 1, 1);
     const xp_router_args gate = {.x = out->x, .w = out->router, .bias = out->rbias, .logits = out->logits};
@@ -209,8 +213,8 @@ static xp_status judged(bench *b, const xp_stage *s, void *right, void *wrong, c
     XP_TRY(run(b, s, wrong));
     *mine = xp_tensor_of(take(b, sizeof(double) * (size_t)xp_tensor_count(&typed)), XP_F64, typed.ndim, typed.dim);
     const xp_tensor ref = *mine;
-    xp_tensor tol = xp_tensor_of(take(b, sizeof(double) * (size_t)xp_tensor_count(&typed)), XP_F64, typed.ndim,
-                                 typed.dim);
+    xp_tensor tol =
+        xp_tensor_of(take(b, sizeof(double) * (size_t)xp_tensor_count(&typed)), XP_F64, typed.ndim, typed.dim);
     XP_TRY(run_as_judge(b, s, right)); /* the typed call is known to be good: its outputs alone may be f64 */
     *mine = typed;
     void *ws = take(b, s->bound_workspace(right, &b->mesh));
@@ -278,6 +282,16 @@ static xp_status output_apart(bench *b, const side *right, const side *wrong, in
     return judged(b, &xp_stage_moe, &r, &w, "y", out);
 }
 
+/* Sums of such numbers leave nothing to the order: other bits are another rounding. */
+static xp_status rounding_apart(bench *b, const side *right, const side *wrong, int *out) {
+    const xp_tensor *idx = common_choice(right, wrong);
+    xp_moe_args r = block_of(b, right, idx), w = block_of(b, wrong, idx);
+    XP_TRY(run(b, &xp_stage_moe, &r));
+    XP_TRY(run(b, &xp_stage_moe, &w));
+    *out = memcmp(r.y.data, w.y.data, xp_dtype_bytes(XP_BF16, T * H)) != 0;
+    return XP_OK;
+}
+
 static xp_status balance_apart(bench *b, const side *right, const side *wrong, int *out) {
     const int64_t dim[] = {1, T, E}, chosen[] = {1, T, K};
     const xp_tensor logits = numbers(b, XP_BF16, "balance", 0.25, 3, 1, T, E);
@@ -310,11 +324,12 @@ static xp_status balance_apart(bench *b, const side *right, const side *wrong, i
 /* ---- all of it ---- */
 
 static xp_status judge_place(bench *b, const xp_dialect *right, const xp_dialect *wrong, xp_apart what, int *out) {
-    static xp_status (*const ways[])(bench *, const side *, const side *, int *) = {
-        [XP_APART_CHOICE] = choice_apart,
-        [XP_APART_WEIGHT] = weight_apart,
-        [XP_APART_OUTPUT] = output_apart,
-        [XP_APART_BALANCE] = balance_apart};
+    static xp_status (*const ways[])(bench *, const side *, const side *,
+                                     int *) = {[XP_APART_CHOICE] = choice_apart,
+                                               [XP_APART_WEIGHT] = weight_apart,
+                                               [XP_APART_OUTPUT] = output_apart,
+                                               [XP_APART_BALANCE] = balance_apart,
+                                               [XP_APART_ROUNDING] = rounding_apart};
     side r, w;
     XP_TRY(routed(b, right, &r));
     XP_TRY(routed(b, wrong, &w));
@@ -323,7 +338,7 @@ static xp_status judge_place(bench *b, const xp_dialect *right, const xp_dialect
 
 xp_status xp_apart_judge(const xp_dialect *right, const xp_dialect *wrong, xp_apart *out) {
     *out = XP_APART_NOT;
-    for (xp_apart what = XP_APART_CHOICE; what <= XP_APART_BALANCE; what++) {
+    for (xp_apart what = XP_APART_CHOICE; what <= XP_APART_ROUNDING; what++) {
         for (int place = 0; place < XP_APART_CASES; place++) {
             bench b = {.place = place, .alone = {.size = 1}};
             int apart = 0;

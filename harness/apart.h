@@ -9,13 +9,14 @@
 extern "C" {
 #endif
 
-/* What the two differ in, the first of these that a bound can see. */
+/* What the two differ in, the first of these that shows. All but the last exceed a bound. */
 typedef enum {
     XP_APART_NOT = 0, /* no case tells them apart */
     XP_APART_CHOICE,  /* other experts, decided beyond both bounds */
     XP_APART_WEIGHT,  /* same experts, other routing weights */
     XP_APART_OUTPUT,  /* same experts, another output of the whole block */
-    XP_APART_BALANCE  /* another gradient of the balance losses */
+    XP_APART_BALANCE, /* another gradient of the balance losses */
+    XP_APART_ROUNDING /* outputs within the bounds, with other bits: only vectors of exact data tell them apart */
 } xp_apart;
 enum { XP_APART_CASES = 5 };
 /* "c" for a choice, and so on; "-" for XP_APART_NOT. And a word: "choice". */

@@ -29,6 +29,8 @@ typedef struct {
     const char *pattern;
     int64_t matched;
     uint8_t *text;
+    xp_model model;
+    xp_weights weights;
 } checking;
 
 static void progress(const checking *s, const char *name) {
@@ -250,7 +252,7 @@ static xp_status model_case(const xp_options *o, xp_case *out) {
         out->dim['K' - 'A'] = o->topk;
         out->dim_set['K' - 'A'] = 1;
     }
-    out->layers = o->layers ? (int)o->layers : 1;
+    out->layers = o->has_layer ? (int)o->layer + 1 : o->layers ? (int)o->layers : 1;
     out->shrink = (int)o->shrink;
     out->seed = o->seed;
     out->deterministic = 1;
@@ -259,14 +261,84 @@ static xp_status model_case(const xp_options *o, xp_case *out) {
     return xp_cmd_mesh(o, "sim:fsdp=1", &out->mesh);
 }
 
+/* With --layer the other layers are no MoE blocks to this run. */
+static xp_status choose_layer(const xp_options *o, xp_model *m) {
+    if (!o->has_layer)
+        return XP_OK;
+    const int layer = (int)o->layer;
+    if (!xp_model_is_moe(m, layer))
+        return XP_FAIL(XP_E_ARG, "--layer: %d is no MoE block of %s, which has %d layers, %d of them MoE blocks", layer,
+                       m->name, m->layers, xp_model_moe_layers(m));
+    memset(m->moe, 0, sizeof m->moe);
+    m->moe[layer] = 1;
+    return XP_OK;
+}
+
+/* The record as the layers' tensors complete it: one record for all of them. */
+static xp_status complete_dialect(xp_checkpoint *ck, xp_model *m) {
+    const xp_dialect given = m->dialect;
+    int before = -1;
+    for (int i = 0; i < m->layers; i++) {
+        xp_dialect d = given;
+        if (!m->moe[i])
+            continue;
+        XP_TRY(xp_checkpoint_dialect(ck, m, i, &d));
+        if (before >= 0 && d.select_on != m->dialect.select_on)
+            return XP_FAIL(XP_E_ARG,
+                           "--layers: layers %d and %d choose experts in different ways; give one with --layer", before,
+                           i);
+        m->dialect = d;
+        before = i;
+    }
+    return XP_OK;
+}
+
+static xp_status check_tables(const xp_weights *w) {
+    for (int i = 0; i < XP_MAX_LAYERS; i++) {
+        const xp_tensor *t = w->layer[i] ? &w->layer[i]->part[XP_PART_TABLE] : NULL;
+        if (t && t->data && t->dim[0] < XP_VOCAB)
+            return XP_FAIL(XP_E_FORMAT,
+                           "--weights: layer %d's table has %" PRId64 " token ids, expected %d: tokens are bytes", i,
+                           t->dim[0], (int)XP_VOCAB);
+    }
+    return XP_OK;
+}
+
+static xp_status load_weights(checking *s, int layers) {
+    xp_checkpoint *ck;
+    if (s->o->shrink != 1 || s->o->experts)
+        return XP_FAIL(XP_E_ARG, "--weights: the file has the published sizes, %s excludes it",
+                       s->o->experts ? "--experts" : "--shrink");
+    XP_TRY(xp_model_override(&s->model, layers, 0, 0));
+    XP_TRY(xp_checkpoint_open(s->o->weights, &ck));
+    xp_status st = complete_dialect(ck, &s->model);
+    if (st == XP_OK)
+        st = xp_weights_load(ck, &s->model, &s->weights);
+    xp_checkpoint_close(ck);
+    XP_TRY(st);
+    s->run.weights = &s->weights;
+    return check_tables(&s->weights);
+}
+
+static void print_layers(const checking *s, const xp_case *c, const xp_model *m) {
+    if (s->o->has_layer)
+        fprintf(s->style.out, "layer %lld of %d layers; ", s->o->layer, m->layers);
+    else
+        fprintf(s->style.out, "%d of %d layers; ", c->layers, m->layers);
+    if (s->o->weights)
+        fprintf(s->style.out, "MoE weights of %s, seeded norms and embedding\n", s->o->weights);
+    else
+        fputs("seeded weights, not the published ones\n", s->style.out);
+}
+
 static void print_model(const checking *s, const xp_case *c, const xp_model *m) {
     char mesh[XP_MESH_TEXT];
     (void)xp_mesh_spec_print(&c->mesh, mesh, sizeof mesh);
     fprintf(s->style.out,
             "model %s (%s, dialect %s): E %" PRId64 ", k %" PRId64 ", H %" PRId64 ", F %" PRId64 ", shared %" PRId64
-            "; %d of %d layers; seeded weights, not the published ones\n",
-            m->name, m->model_type, m->dialect.name, m->E, m->K, m->H / c->shrink, m->F / c->shrink, m->S / c->shrink,
-            c->layers, m->layers);
+            "; ",
+            m->name, m->model_type, m->dialect.name, m->E, m->K, m->H / c->shrink, m->F / c->shrink, m->S / c->shrink);
+    print_layers(s, c, m);
     fprintf(s->style.out,
             "mesh %s: world %d; %" PRId64 " tokens of the global batch, bytes of %s (vocabulary 256); bf16 compute, "
             "f32 gradients, deterministic\n",
@@ -276,13 +348,17 @@ static void print_model(const checking *s, const xp_case *c, const xp_model *m) 
 static xp_status run_model(checking *s) {
     struct rusage usage;
     xp_run_result r;
-    xp_model model;
     xp_case c;
     XP_TRY(model_case(s->o, &c));
-    XP_TRY(xp_case_model(&c, &model));
+    XP_TRY(xp_case_model(&c, &s->model));
+    XP_TRY(choose_layer(s->o, &s->model));
+    const xp_model published = s->model;
+    if (s->o->weights)
+        XP_TRY(load_weights(s, c.layers));
+    s->run.model = &s->model;
     s->run.sample_units = SAMPLE_UNITS;
     s->run.calls = 1; /* of each site: the first chunk of a parameter; every row is compared with the one-rank run */
-    print_model(s, &c, &model);
+    print_model(s, &c, &published);
     const xp_status st = xp_case_run(&c, &s->run, &r);
     if (st == XP_OK) {
         tally(s, &c, &r);
@@ -371,6 +447,10 @@ static xp_status open_checking(checking *s) {
                        o->model  ? "--model"
                        : o->mesh ? "--mesh"
                                  : "--deterministic");
+    if (!o->model && (o->weights || o->has_layer))
+        return XP_FAIL(XP_E_ARG, "check: %s needs --model", o->weights ? "--weights" : "--layer");
+    if (o->layers && o->has_layer)
+        return XP_FAIL(XP_E_ARG, "check: --layers and --layer exclude each other");
     if (!o->model && (o->has_tokens || o->layers || o->shrink != 1 || o->experts || o->topk))
         return XP_FAIL(XP_E_ARG, "check: --tokens, --layers, --shrink, --experts and --topk need --model");
     XP_TRY(check_mesh(o));
@@ -417,5 +497,6 @@ int xp_cmd_check(const xp_options *o) {
         }
     }
     free(s.text);
+    xp_weights_close(&s.weights);
     return s.exit_code;
 }

@@ -2,6 +2,7 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "checkpoint.h"
 #include "cmd.h"
 #include "dialect_text.h"
 #include "registry.h"
@@ -119,6 +120,20 @@ static int explain_dialect(sink *s, const char *name) {
     return 1;
 }
 
+static void say_tensor(const char *name, const char *shape, const char *part, void *arg) {
+    char text[256];
+    snprintf(text, sizeof text, "%s  %s", shape, part);
+    say_in(arg, "tensors", name, text);
+}
+
+/* What `check --weights` reads of the first MoE block. */
+static void explain_tensors(sink *s, const xp_model *m) {
+    int layer = 0;
+    while (layer < m->layers && !m->moe[layer])
+        layer++;
+    (void)xp_checkpoint_expect(m, layer, say_tensor, s);
+}
+
 /* A path is a model or nothing: what is wrong with the file says more than that the name is unknown. */
 static xp_status explain_model(sink *s, const char *name) {
     xp_model m;
@@ -142,6 +157,7 @@ static xp_status explain_model(sink *s, const char *name) {
         say(s, "not read", m.unread);
     if (m.assumed[0])
         say(s, "assumed", m.assumed);
+    explain_tensors(s, &m);
     return XP_OK;
 }
 

@@ -42,7 +42,7 @@ static int put_missing(FILE *out, int n, const xp_apart *cell) {
 
 static int dialects(const xp_options *o) {
     FILE *out = xp_cmd_style(o).out;
-    int n = 0, count[XP_APART_BALANCE + 1] = {0};
+    int n = 0, count[XP_APART_ROUNDING + 1] = {0};
     while (xp_dialects[n].name)
         n++;
     xp_apart *cell = calloc((size_t)n * (size_t)n, sizeof *cell);
@@ -52,16 +52,17 @@ static int dialects(const xp_options *o) {
         return xp_cmd_fail(st);
     }
     fprintf(out, "What the bounds of the row's dialect refuse of the column's, on the same numbers:\n");
-    for (int i = XP_APART_CHOICE; i <= XP_APART_BALANCE; i++)
+    for (int i = XP_APART_CHOICE; i <= XP_APART_ROUNDING; i++)
         fprintf(out, "%s%c %s", i == XP_APART_CHOICE ? "" : ", ", xp_apart_letter((xp_apart)i),
                 xp_apart_name((xp_apart)i));
-    fprintf(out, "; - nothing\n");
+    fprintf(out, "; < the other row's bounds alone; - nothing\n");
     put_heads(out, n);
     for (int a = 0; a < n; a++) {
         fprintf(out, "%2d %c %-31s", a + 1, xp_dialects[a].letter, xp_dialects[a].name);
         for (int b = 0; b < n; b++) {
-            count[cell[a * n + b]] += a != b;
-            fprintf(out, "  %c", a == b ? '=' : xp_apart_letter(cell[a * n + b]));
+            const xp_apart is = cell[a * n + b], back = cell[b * n + a];
+            count[is] += a != b;
+            fprintf(out, "  %c", a == b ? '=' : is == XP_APART_NOT && back != XP_APART_NOT ? '<' : xp_apart_letter(is));
         }
         fputc('\n', out);
     }

@@ -20,7 +20,7 @@
 
 const xp_dialect_field xp_dialect_fields[] = {
     WORD(logits_dtype, DTYPE_RULE, "dtype that the logits are rounded to"),
-    WORD(router_bias, SWITCH, "the gate has a bias, one more rounding"),
+    WORD(router_bias, SWITCH, "the gate has a bias"),
     NUMBER(logit_scale, "logits are multiplied by it"),
     NUMBER(logit_softcap, "logits become cap tanh(l / cap); 0: off"),
     WORD(score, "softmax|softmax_topk|sigmoid|sqrt_softplus|sparsemixer", "how logits become scores"),

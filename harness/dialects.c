@@ -20,6 +20,8 @@
 /* A product is made in the wider dtype of row and weight: with weights in the activation dtype it is rounded to that.
  */
 #define NARROW EXPERT(XP_GATE_CONCAT, XP_EOI, 0, PRODUCTS_ACT_F32)
+/* The library has a loop over experts only, which adds into the output's dtype. */
+#define LOOP EXPERT(XP_GATE_CONCAT, XP_EOI, 0, EAGER_ACT)
 /* down(silu(gate x) * up x), each operation rounded. */
 #define SILU .gated = 1, .act = XP_ACT_SILU, .act_alpha = 1.0, .act_rounding = XP_ROUND_EACH
 /* (u + 1) g sigmoid(alpha g), g <= limit, |u| <= limit. */
@@ -274,7 +276,7 @@ const xp_dialect xp_dialects[] = {
      .scale_at = XP_SCALE_OUTPUT,
      CLAMPED_SILU(7.0, XP_LIMIT_AFTER),
      .shared_limit = 1,
-     PLAIN},
+     LOOP},
     {.name = "hf-5.24/afmoe",
      .meaning = "sigmoid in f32 of rounded logits, choice with a bias, weights / (sum + 1e-20), left in f32; shared "
                 "experts",
@@ -308,7 +310,7 @@ const xp_dialect xp_dialects[] = {
      .null_experts = 4,
      .null_kind = XP_NULL_IDENTITY,
      SILU,
-     PLAIN},
+     LOOP},
     {.name = "hf-5.24/ernie4_5_moe",
      .meaning =
          "softmax of f32 logits, choice with a bias, weights / max(sum, 1e-12), rounded to the activation dtype; "

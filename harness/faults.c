@@ -4,11 +4,8 @@
  * where that mistake changes nothing it must change nothing. tests/faults.sh proves that each one is caught, and by
  * which class. */
 #include <math.h>
-#include <stdlib.h>
-#include <string.h>
 
-#include "fault.h"
-#include "fill.h"
+#include "faults.h"
 #include "xp/adamw.h"
 #include "xp/balance.h"
 #include "xp/clip.h"
@@ -16,41 +13,9 @@
 #include "xp/dispatch.h"
 #include "xp/expert.h"
 #include "xp/gather.h"
-#include "xp/gradnorm.h"
 #include "xp/route.h"
 #include "xp/scatter.h"
 #include "xp/shared.h"
-
-#define RUN(name) \
-    static xp_status name(const xp_fault *self, const xp_kernel *inner, const xp_exec *x, const void *args)
-
-static xp_status no_memory(const xp_fault *f) {
-    return XP_FAIL(XP_E_NOMEM, "fault %s: no memory", f->name);
-}
-
-static double get(const xp_tensor *t, int64_t i) {
-    return xp_widen(t->data, t->dtype, xp_tensor_offset(t, i));
-}
-
-static double rounded(double v, xp_dtype d) {
-    uint64_t cell = 0;
-    const xp_tensor t = xp_tensor_1d(&cell, d, 1);
-    xp_fill_store(&t, 0, v);
-    return xp_widen(&cell, d, 0);
-}
-
-/* A contiguous copy in the same dtype; the caller frees out->data. */
-static xp_status copy_of(const xp_fault *f, const xp_tensor *t, xp_tensor *out) {
-    const size_t size = (size_t)xp_dtype_bits(t->dtype) / 8;
-    const int64_t n = xp_tensor_count(t);
-    char *mem = malloc((size_t)n * size + 1);
-    if (!mem)
-        return no_memory(f);
-    for (int64_t i = 0; i < n; i++)
-        memcpy(mem + (size_t)i * size, (const char *)t->data + (size_t)xp_tensor_offset(t, i) * size, size);
-    *out = xp_tensor_of(mem, t->dtype, t->ndim, t->dim);
-    return XP_OK;
-}
 
 /* ---- gradients: scale and reduction ---------------------------------------------------------------------------------
  */
@@ -67,7 +32,7 @@ RUN(grad_undivided) {
     xp_scatter_args a = *(const xp_scatter_args *)args;
     (void)self;
     if (a.axis == XP_EDP && x->mesh->axis[XP_EP_FSDP]->size == 1)
-        a.divisor = 1;
+        a.divisor /= x->mesh->axis[XP_WORLD]->size;
     return inner->run(x, &a);
 }
 
@@ -122,16 +87,6 @@ RUN(norm_replicas) {
     const xp_status st = inner->run(x, &a);
     free(a.owner.data);
     return st;
-}
-
-static double local_square(const xp_gradnorm_args *a) {
-    double sum = 0;
-    for (int64_t q = 0; q < a->owner.dim[0]; q++) {
-        const int64_t lo = ((const int64_t *)a->seg.data)[q], hi = ((const int64_t *)a->seg.data)[q + 1];
-        for (int64_t i = lo; i < hi && ((const uint8_t *)a->owner.data)[q]; i++)
-            sum += get(&a->grad, i) * get(&a->grad, i);
-    }
-    return sum;
 }
 
 RUN(norm_averaged) {
@@ -403,28 +358,24 @@ RUN(first_expert_only) {
     return inner->run(x, &a);
 }
 
-#define FAULT(variable, text, on, what, from, by) \
-    static const xp_fault fault_##variable = {    \
-        .name = text, .stage = on, .meaning = what, .source = from, .caught_by = by, .run = variable}
-
 FAULT(grad_times_ep, "grad-times-ep", "scatter", "expert gradients are ep times too large",
       "pytorch#160285, Megatron-LM#5956", "bound");
-FAULT(grad_undivided, "grad-undivided", "scatter", "expert gradients are not divided when ep_fsdp is 1",
-      "pytorch#167178", "bound");
+FAULT(grad_undivided, "grad-undivided", "scatter", "expert gradients are not divided by the world when ep_fsdp is 1",
+      "pytorch#167178, VeOmni#577, twinkle 1a1d8845 native_fsdp.py", "bound");
 FAULT(grad_unreduced, "grad-unreduced", "scatter", "gradients are not summed over the ranks that share a parameter",
       "torchtitan#1541, transformers#48205", "bound");
 FAULT(skip_empty, "skip-empty", "scatter", "a rank whose experts got no rows leaves the reduction out",
-      "pytorch#158719, pytorch#170667", "collective");
+      "pytorch#158719, pytorch#170667, NeMo-Automodel#3540", "collective");
 FAULT(premul_zero, "premul-zero", "scatter",
       "a pre-multiplied sum reads a bf16 factor from f32 bits: gradients are zero", "pytorch#190745", "bound");
 FAULT(norm_replicas, "norm-replicas", "gradnorm", "replicated parameters enter the norm once a replica",
-      "pytorch#88955, VeOmni#862", "bound");
+      "pytorch#88955, VeOmni#862, twinkle 1a1d8845 grad_clip.py", "bound");
 FAULT(norm_averaged, "norm-averaged", "gradnorm", "the ranks' norms are averaged instead of their squares summed",
       "DeepSpeed#8475", "bound");
 FAULT(norm_max_drops_nan, "norm-max-drops-nan", "gradnorm", "the maximum norm loses a NaN",
-      "nccl fmaxf, pytorch#172605", "nan");
+      "nccl fmaxf, pytorch#172605, twinkle 1a1d8845 grad_clip.py", "nan");
 FAULT(norm_overflow, "norm-overflow", "gradnorm", "squares are summed in f32 and overflow or vanish",
-      "pytorch#193006, fairscale#263", "bound");
+      "pytorch#193006, fairscale#263, twinkle 1a1d8845 grad_clip.py", "bound");
 FAULT(clip_per_rank, "clip-per-rank", "clip", "each rank clips by its own norm", "NeMo-Automodel#3816", "bits");
 FAULT(clip_sentinel, "clip-sentinel", "clip", "an overflow mark of -1 is used as a norm: the coefficient is negative",
       "DeepSpeed#8614", "bits");
@@ -456,15 +407,43 @@ FAULT(first_expert_only, "first-expert-only", "expert", "all local experts use t
       "bound");
 
 const xp_fault *const xp_faults[] = {
-    &fault_grad_times_ep,  &fault_grad_undivided,     &fault_grad_unreduced,
-    &fault_skip_empty,     &fault_premul_zero,        &fault_norm_replicas,
-    &fault_norm_averaged,  &fault_norm_max_drops_nan, &fault_norm_overflow,
-    &fault_clip_per_rank,  &fault_clip_sentinel,      &fault_decay_unmatched,
-    &fault_weight_bf16,    &fault_ties_reversed,      &fault_softmax_axis,
-    &fault_weights_one,    &fault_balance_dropped,    &fault_weight_slot,
-    &fault_combine_bf16,   &fault_stale_tail,         &fault_pad_garbage,
-    &fault_swapped_splits, &fault_cast_truncates,     &fault_shared_missing,
-    &fault_shared_ungated, &fault_first_expert_only,  NULL,
+    &xp_fault_grad_times_ep,
+    &xp_fault_grad_undivided,
+    &xp_fault_grad_unreduced,
+    &xp_fault_skip_empty,
+    &xp_fault_premul_zero,
+    &xp_fault_norm_replicas,
+    &xp_fault_norm_averaged,
+    &xp_fault_norm_max_drops_nan,
+    &xp_fault_norm_overflow,
+    &xp_fault_clip_per_rank,
+    &xp_fault_clip_sentinel,
+    &xp_fault_decay_unmatched,
+    &xp_fault_weight_bf16,
+    &xp_fault_ties_reversed,
+    &xp_fault_softmax_axis,
+    &xp_fault_weights_one,
+    &xp_fault_balance_dropped,
+    &xp_fault_weight_slot,
+    &xp_fault_combine_bf16,
+    &xp_fault_stale_tail,
+    &xp_fault_pad_garbage,
+    &xp_fault_swapped_splits,
+    &xp_fault_cast_truncates,
+    &xp_fault_shared_missing,
+    &xp_fault_shared_ungated,
+    &xp_fault_first_expert_only,
+    &xp_fault_experts_unreduced,
+    &xp_fault_outside_undivided,
+    &xp_fault_norm_group,
+    &xp_fault_norm_local_experts,
+    &xp_fault_norm_outsiders,
+    &xp_fault_norm_empty_leaves,
+    &xp_fault_nan_unclipped,
+    &xp_fault_stale_counts,
+    &xp_fault_empty_leaves,
+    &xp_fault_replay_softmax,
+    NULL,
 };
 
 const xp_fault *xp_fault_find(const char *name) {

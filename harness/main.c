@@ -13,9 +13,9 @@ static int run(const xp_options *o) {
         const char *name;
         int (*run)(const xp_options *o);
     } commands[] = {
-        {"check", xp_cmd_check},     {"step", xp_cmd_step},       {"plan", xp_cmd_plan},
-        {"list", xp_cmd_list},       {"explain", xp_cmd_explain}, {"gen", xp_cmd_gen},
-        {"verify", xp_cmd_verify},   {"selftest", xp_cmd_selftest}, {"version", xp_cmd_version},
+        {"check", xp_cmd_check},   {"step", xp_cmd_step},         {"plan", xp_cmd_plan},
+        {"list", xp_cmd_list},     {"explain", xp_cmd_explain},   {"gen", xp_cmd_gen},
+        {"verify", xp_cmd_verify}, {"selftest", xp_cmd_selftest}, {"version", xp_cmd_version},
     };
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
         if (strcmp(o->command, commands[i].name) == 0)

@@ -7,7 +7,18 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { CHECK = 1, STEP = 2, PLAN = 4, LIST = 8, EXPLAIN = 16, VERSION = 32, VERIFY = 64, GEN = 128, SELFTEST = 256, ALL = 511 };
+enum {
+    CHECK = 1,
+    STEP = 2,
+    PLAN = 4,
+    LIST = 8,
+    EXPLAIN = 16,
+    VERSION = 32,
+    VERIFY = 64,
+    GEN = 128,
+    SELFTEST = 256,
+    ALL = 511
+};
 
 static const struct {
     const char *name, *words, *meaning;
@@ -46,6 +57,10 @@ static const option table[] = {
     {"--model", "NAME|FILE", "a config.json, or a name of `expar list models`", TEXT, CHECK | STEP | PLAN, AT(model), 0,
      0, 0},
     {"--layers", "N", "only the model's first N layers", COUNT, CHECK | STEP | PLAN, AT(layers), 0, 1, 1024},
+    {"--layer", "N", "only the model's layer N, counted from 0", COUNT, CHECK, AT(layer), AT(has_layer), 0, 1023},
+    {"--weights", "FILE|DIR",
+     "the MoE blocks' weights: a safetensors file, an index of several, or a folder with one of the two", TEXT, CHECK,
+     AT(weights), 0, 0, 0},
     {"--shrink", "N", "divide hidden, expert and shared widths by N", COUNT, CHECK | STEP | PLAN, AT(shrink), 0, 1,
      4096},
     {"--experts", "N", "replace the model's number of experts", COUNT, CHECK | STEP | PLAN, AT(experts), 0, 1, 65536},

@@ -37,13 +37,13 @@ typedef struct {
     const char *command;
     const char *word[XP_MAX_WORDS]; /* what is no option */
     int words;
-    const char *model, *mesh, *text, *impl, *fault, *json_file, *responses, *dump;
-    long long layers, shrink, tokens, steps, experts, topk, random, micro;
+    const char *model, *mesh, *text, *impl, *fault, *json_file, *responses, *dump, *weights;
+    long long layers, layer, shrink, tokens, steps, experts, topk, random, micro;
     unsigned long long seed;
     double lr;
     int deterministic, json, quiet, verbose;
     int color; /* 0 auto, 1 always, 2 never */
-    int has_tokens, has_seed, has_steps, has_lr;
+    int has_tokens, has_seed, has_steps, has_lr, has_layer;
 } xp_options;
 
 /* Reads argv[1] as the command and the rest as its options and words. XP_E_ARG naming the option and the value. */

@@ -36,12 +36,37 @@ static xp_status rank_rows(xp_flow *f, int i) {
     return XP_OK;
 }
 
-/* Generates rows of this rank's shard: groups [g0, g0+gc) of its own, [gc,R,N]. Data kind ties gives experts 2n and
- * 2n+1 one router row, so that their logits are equal in every bit. */
+/* The part of a block that a parameter is in a file; XP_NPART: in none that is read. */
+static xp_part part_of(xp_weight w) {
+    static const xp_part part[XP_NWEIGHT] = {
+        [XP_W_EMBED] = XP_NPART,
+        [XP_W_NORM] = XP_NPART,
+        [XP_W_ROUTER] = XP_PART_ROUTER,
+        [XP_W_ROUTER_BIAS] = XP_PART_ROUTER_BIAS,
+        [XP_W_UP] = XP_PART_UP,
+        [XP_W_UP_BIAS] = XP_PART_UP_BIAS,
+        [XP_W_DOWN] = XP_PART_DOWN,
+        [XP_W_DOWN_BIAS] = XP_PART_DOWN_BIAS,
+        [XP_W_SHARED_UP] = XP_PART_SHARED_UP,
+        [XP_W_SHARED_DOWN] = XP_PART_SHARED_DOWN,
+        [XP_W_SHARED_GATE] = XP_PART_SHARED_GATE,
+        [XP_W_FINAL_NORM] = XP_NPART,
+        [XP_W_HEAD] = XP_NPART,
+    };
+    return part[w];
+}
+
+/* Generates rows of this rank's shard, or copies them from a file's weights: groups [g0, g0+gc) of its own, [gc,R,N].
+ * Data kind ties gives experts 2n and 2n+1 one router row, so that their logits are equal in every bit. */
 static xp_status generate(const xp_flow *f, int i, int64_t g0, const xp_tensor *t) {
     const xp_plan_param *p = param(f, i);
     const xp_data kind = f->src->data == XP_DATA_EXACT ? XP_DATA_EXACT : XP_DATA_REAL;
     const int64_t full[3] = {p->G, p->R, p->N};
+    if (f->src->weights && part_of(p->weight) != XP_NPART) {
+        xp_layer_weights_copy(f->src->weights->layer[f->plan->layer[p->block]], part_of(p->weight), own(f, i)->g0 + g0,
+                              own(f, i)->r0, t);
+        return XP_OK;
+    }
     if (p->mean != 0) {
         /* A norm's weights start near 1, and not at 1, so that a weight in the wrong column is seen. */
         for (int64_t n = 0; n < xp_tensor_count(t); n++) {

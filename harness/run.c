@@ -91,6 +91,7 @@ static xp_status run_chain(job *j, xp_rank *r) {
         .parity = j->parity,
         .order = j->c->order,
         .align = j->c->align,
+        .weights = j->o->weights,
     };
     xp_step *st = NULL;
     XP_TRY(xp_step_open(r, j->plan, &src, &st));
@@ -154,7 +155,10 @@ static xp_status run_planned(job *j, xp_run_result *out) {
     xp_plan plan;
     xp_status st = XP_OK;
     XP_TRY(xp_case_of_chain(j->c));
-    XP_TRY(xp_case_model(j->c, &model));
+    if (j->o->model)
+        model = *j->o->model;
+    else
+        XP_TRY(xp_case_model(j->c, &model));
     XP_TRY(xp_case_options(j->c, &opt));
     XP_TRY(xp_plan_make(&model, &j->c->mesh, &opt, &plan));
     /* The one-rank run is the reference's: no other backend owes its bits. */

@@ -20,6 +20,8 @@ typedef struct {
     int64_t sample_units;        /* judge so many units of a larger stage; 0: all */
     const char *dump;            /* folder for a vector set of every call; NULL: none */
     int64_t *dumped, *dump_left; /* grow by the calls that were written, and that are no tests */
+    const xp_model *model;       /* in place of the one that the case names; NULL: that one */
+    const xp_weights *weights;   /* of that model's MoE blocks; NULL: seeded */
     int against_one_rank;        /* layer and step cases on several ranks: also compare every row with a one-rank run */
 } xp_run_options;
 

@@ -768,6 +768,11 @@ xp_status xp_safetensors_data(xp_safetensors *st, int64_t i, void **out) {
     return XP_OK;
 }
 
+void xp_safetensors_forget(xp_safetensors *st, int64_t i) {
+    free(st->tensor[i].data);
+    st->tensor[i].data = NULL;
+}
+
 xp_status xp_safetensors_view(xp_safetensors *st, int64_t i, xp_tensor *out) {
     const xp_safetensors_info *t = &st->tensor[i].info;
     void *data;

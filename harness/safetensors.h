@@ -55,6 +55,8 @@ int xp_safetensors_pair(const xp_safetensors *st, int64_t i, const char **out_ke
 /* A tensor's bytes, read at the first call and aligned for every type; they live until the close and may be written.
  * Not NULL, also for no bytes. Not for two threads at a time. XP_E_IO, XP_E_NOMEM. */
 xp_status xp_safetensors_data(xp_safetensors *st, int64_t i, void **out);
+/* Frees a tensor's bytes before the close; asking for them again reads them again. */
+void xp_safetensors_forget(xp_safetensors *st, int64_t i);
 /* A contiguous view of them. XP_E_FORMAT naming the tensor when its dtype or its rank is not one of xp_tensor's. */
 xp_status xp_safetensors_view(xp_safetensors *st, int64_t i, xp_tensor *out);
 

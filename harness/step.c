@@ -139,6 +139,13 @@ static xp_status take_own(xp_flow *f) {
     return xp_rank_tensor(f->r, XP_KIND_ACT, XP_I32, 3, picks, &f->all_idx);
 }
 
+/* A buffer of the router as a file has it: a vector of Z, or the first rows of a table [n,K]. */
+static void copy_buffer(const xp_flow *f, int y, xp_part part, const xp_tensor *t) {
+    const int64_t rows = t->dim[0], n = t->ndim == 2 ? t->dim[1] : 1;
+    const xp_tensor view = xp_tensor_3d(t->data, t->dtype, 1, rows, n);
+    xp_layer_weights_copy(f->src->weights->layer[f->plan->layer[y]], part, 0, 0, &view);
+}
+
 /* The routers' buffers: the same on every rank, so nobody gathers them. A selection bias is as wide as the numbers that
  * it is added to are apart; a token's experts are distinct. */
 static xp_status take_routers(xp_flow *f) {
@@ -153,12 +160,19 @@ static xp_status take_routers(xp_flow *f) {
         if (d->select_bias) {
             snprintf(name, sizeof name, "model.layers.%d.mlp.gate.e_score_correction_bias", f->plan->layer[y]);
             XP_TRY(flow_new1(f, XP_KIND_BUFFER, f->wide, f->Z, &s->cbias));
-            XP_TRY(xp_fill_tensor(&s->cbias, kind, f->plan->opt.seed, name, &base, &f->Z, std));
+            if (f->src->weights)
+                copy_buffer(f, y, XP_PART_SELECT_BIAS, &s->cbias);
+            else
+                XP_TRY(xp_fill_tensor(&s->cbias, kind, f->plan->opt.seed, name, &base, &f->Z, std));
         }
         if (d->select_on != XP_ON_TOKEN_TABLE)
             continue;
         snprintf(name, sizeof name, "model.layers.%d.mlp.gate.tid2eid", f->plan->layer[y]);
         XP_TRY(flow_new2(f, XP_KIND_BUFFER, XP_I32, f->V, f->K, &s->table));
+        if (f->src->weights) {
+            copy_buffer(f, y, XP_PART_TABLE, &s->table);
+            continue;
+        }
         for (int64_t i = 0; i < f->V * f->K; i++) {
             const uint64_t word = xp_rng(f->plan->opt.seed, xp_rng_stream(name), (uint64_t)(i / f->K));
             ((int32_t *)s->table.data)[i] = (int32_t)((word % (uint64_t)f->Z + (uint64_t)(i % f->K)) % (uint64_t)f->Z);

@@ -7,6 +7,7 @@
 #ifndef XP_STEP_H
 #define XP_STEP_H
 
+#include "checkpoint.h"
 #include "fill.h"
 #include "parity.h"
 #include "plan.h"
@@ -32,6 +33,7 @@ typedef struct {
     xp_run_mode mode;
     xp_parity *parity; /* NULL: nothing is recorded or compared */
     int order, align;  /* permute's row order and both alignments */
+    const xp_weights *weights; /* of the MoE blocks, whole; NULL: seeded */
 } xp_step_source;
 
 typedef struct {

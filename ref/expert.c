@@ -69,7 +69,7 @@ static xp_status check(const void *args, const xp_mesh *m) {
     xp_ref_dims dims;
     XP_TRY(xp_ref_check(&xp_stage_expert, args, &dims));
     XP_TRY(xp_ref_mlp_check("expert", a->dialect));
-    XP_TRY(xp_ref_mlp_width_check("expert", a->dialect, 'U', XP_REF_DIM(dims, 'U'), 'F', XP_REF_DIM(dims, 'F')));
+    XP_TRY(xp_ref_mlp_width_check("expert", a->dialect, "w1", XP_REF_DIM(dims, 'U'), 'F', XP_REF_DIM(dims, 'F')));
     XP_TRY(xp_ref_wanted_check(&xp_stage_expert, args, a->dialect));
     return check_rows("expert", &a->offsets, a->row0);
 }
@@ -80,7 +80,7 @@ static xp_status bwd_check(const void *args, const xp_mesh *m) {
     xp_ref_dims dims;
     XP_TRY(xp_ref_check(&xp_stage_expert_bwd, args, &dims));
     XP_TRY(xp_ref_mlp_check("expert_bwd", a->dialect));
-    XP_TRY(xp_ref_mlp_width_check("expert_bwd", a->dialect, 'U', XP_REF_DIM(dims, 'U'), 'F', XP_REF_DIM(dims, 'F')));
+    XP_TRY(xp_ref_mlp_width_check("expert_bwd", a->dialect, "w1", XP_REF_DIM(dims, 'U'), 'F', XP_REF_DIM(dims, 'F')));
     return check_rows("expert_bwd", &a->offsets, a->row0);
 }
 

@@ -87,12 +87,13 @@ xp_status xp_ref_mlp_check(const char *stage, const xp_dialect *d) {
     return XP_OK;
 }
 
-xp_status xp_ref_mlp_width_check(const char *stage, const xp_dialect *d, char rows_letter, int64_t rows, char letter,
+xp_status xp_ref_mlp_width_check(const char *stage, const xp_dialect *d, const char *name, int64_t rows, char letter,
                                  int64_t width) {
-    if (rows != (d->gated ? 2 : 1) * width)
-        return XP_FAIL(XP_E_ARG, "%s: w1 has %c = %lld rows, expected %s%c = %lld: dialect %s has gated %d", stage,
-                       rows_letter, (long long)rows, d->gated ? "2 " : "", letter,
-                       (long long)((d->gated ? 2 : 1) * width), d->name ? d->name : "?", d->gated);
+    const int64_t expected = d->gated ? 2 * width : width;
+    if (rows != expected)
+        return XP_FAIL(XP_E_ARG, "%s: %s has %lld rows, expected %s%c = %lld: dialect %s has gated %d", stage, name,
+                       (long long)rows, d->gated ? "2 " : "", letter, (long long)expected, d->name ? d->name : "?",
+                       d->gated);
     return XP_OK;
 }
 

@@ -33,8 +33,9 @@ void xp_ref_mlp_plan(xp_ref_layout *l, int64_t rows, int64_t H, int64_t F, int b
                      xp_ref_mlp_kind kind, xp_dtype param, xp_dtype act, xp_ref_mlp *out);
 /* XP_E_ARG naming a field of the record that is out of range or contradicts another. */
 xp_status xp_ref_mlp_check(const char *stage, const xp_dialect *d);
-/* XP_E_ARG when w1 has another number of rows than the record makes of width, both named by their letters. */
-xp_status xp_ref_mlp_width_check(const char *stage, const xp_dialect *d, char rows_letter, int64_t rows, char letter,
+/* XP_E_ARG when the first matrix, an operand of that name, has another number of rows than the record makes of width,
+ * which is named by its letter. */
+xp_status xp_ref_mlp_width_check(const char *stage, const xp_dialect *d, const char *name, int64_t rows, char letter,
                                  int64_t width);
 
 /* In: x, not yet cast. Writes rows [row, row+m) of pre and act; leaves in y the output, rounded to param where that is

@@ -121,6 +121,7 @@ static xp_status check(const void *args, const xp_mesh *m) {
             return XP_FAIL(XP_E_ARG, "moe: bias is absent, expected it: masked groups depend on it");
     }
     XP_TRY(xp_ref_mlp_check("moe", a->dialect));
+    XP_TRY(xp_ref_mlp_width_check("moe", a->dialect, "w1", XP_REF_DIM(dims, 'U'), 'F', XP_REF_DIM(dims, 'F')));
     const int has = a->sw1.data != NULL, gated = has && a->dialect->shared_gate;
     XP_TRY(check_together(a, has, has ? "sw1 is present" : "sw1 is absent", experts, 3));
     XP_TRY(check_together(a, gated,
@@ -128,6 +129,8 @@ static xp_status check(const void *args, const xp_mesh *m) {
                           : gated ? "the dialect has a gate"
                                   : "the dialect has none",
                           gate, 2));
+    if (has)
+        XP_TRY(xp_ref_mlp_width_check("moe", a->dialect, "sw1", XP_REF_DIM(dims, 'X'), 'S', XP_REF_DIM(dims, 'S')));
     const int64_t E = XP_REF_DIM(dims, 'Z'), K = XP_REF_DIM(dims, 'K');
     if (E != XP_REF_DIM(dims, 'E') + a->dialect->null_experts)
         return XP_FAIL(XP_E_ARG, "moe: wr dim 0 is %lld, expected E + null_experts = %lld", (long long)E,

@@ -5,7 +5,7 @@
  * may be. g_n = gamma_n(D) + gamma_n(f64). Sums are in any order. With err.h's rules for products, roundings,
  * functions:
  *
- * - logits: e = g_H sum |x| |wr|, rounded, and with a bias rounded again.
+ * - logits: e = g_H sum |x| |wr|, with a bias one term more, rounded.
  *
  * - scores, weights and their way back: routing.c, with the logits' errors on entry.
  *
@@ -273,24 +273,25 @@ static void token_weights(work *w, int64_t t) {
 }
 
 static xp_ref_val logit_of(const work *w, int64_t e, double v, double err) {
-    xp_ref_val l = xp_ref_rule_round(&w->logits_rule, (xp_ref_val){v, err});
     if (w->a->rbias.data) {
         const double b = xp_widen(w->a->rbias.data, w->a->rbias.dtype, e);
-        l = xp_ref_rule_round(&w->logits_rule, xp_ref_val_add(l, (xp_ref_val){b, 0.0}));
+        v += b;
+        err += both(w->H + 1, w->op) * fabs(b);
     }
-    return l;
+    return xp_ref_rule_round(&w->logits_rule, (xp_ref_val){v, err});
 }
 
 static void route(work *w) {
     const xp_ref_mlp *p = &w->expert; /* only its planes of H */
+    const int64_t terms = w->H + (w->a->rbias.data != NULL);
     for (int64_t row = 0; row < w->T; row += CHUNK) {
         const int64_t m = least(CHUNK, w->T - row);
         xp_ref_rows_load(&w->a->x, row, m, p->x);
         clear(p->xe, m * w->H);
         xp_ref_linear_nt(p->x, m, w->H, &w->a->wr, 0, w->lv, w->Z, p->tile);
-        xp_ref_dot_inputs(w->H, w->op, m * w->H, p->x, p->xe);
+        xp_ref_dot_inputs(terms, w->op, m * w->H, p->x, p->xe);
         xp_ref_linear_nt(p->xe, m, w->H, &w->a->wr, 1, w->le, w->Z, p->tile);
-        xp_ref_dot_outputs(w->H, w->op, m * w->Z, w->le);
+        xp_ref_dot_outputs(terms, w->op, m * w->Z, w->le);
         for (int64_t i = 0; i < m * w->Z; i++)
             w->logit[row * w->Z + i] = logit_of(w, i % w->Z, w->lv[i], w->le[i]);
         for (int64_t t = row; t < row + m; t++) {
@@ -454,6 +455,11 @@ static void expert_chunk(work *w, int64_t m, int64_t rows, int operand, const xp
     expert_dx(w, m);
 }
 
+/* Row e of [E,n]. */
+static xp_tensor row_of(const xp_tensor *t, int64_t e) {
+    return xp_tensor_1d(xp_tensor_at(t, e, 0, 0, 0), t->dtype, t->dim[1]);
+}
+
 /* An expert's part of a gradient's tolerance, as a matrix: of a bias one column. */
 static xp_tensor part_of(const xp_tensor *t, int64_t e) {
     if (t->ndim == 3)
@@ -502,10 +508,14 @@ static void experts(work *w, int operand, const xp_tensor *ref, const xp_tensor 
                      operand == XP_REF_MOE_DB2;
     for (int64_t e = 0; e < w->E; e++) {
         const xp_tensor w1 = xp_ref_matrix(&w->a->w1, e), w2 = xp_ref_matrix(&w->a->w2, e);
+        const int biased = w->a->b1.data != NULL;
+        const xp_tensor b1 = biased ? row_of(&w->a->b1, e) : w1, b2 = biased ? row_of(&w->a->b2, e) : w2;
         const int64_t rows = count_rows(w, e);
         xp_tensor part = *tol;
         w->expert.w1 = &w1;
         w->expert.w2 = &w2;
+        w->expert.b1 = biased ? &b1 : NULL;
+        w->expert.b2 = biased ? &b2 : NULL;
         if (each) {
             part = part_of(tol, e);
             clear_rows(&part);

@@ -44,6 +44,7 @@ static const xp_operand bwd_operands[] = {
 
 static const xp_param params[] = {
     {"dialect", NULL, "hf-5.24/qwen3_moe", XP_P_DIALECT, offsetof(xp_route_args, dialect)},
+    {"replay", "off|on", "off", XP_P_WORD, offsetof(xp_route_args, replay)},
 };
 
 static const xp_param bwd_params[] = {
@@ -384,11 +385,19 @@ static void fill_single(const xp_route_bwd_args *a, int64_t t) {
     }
 }
 
-/* Token ids from the logits' bits; an id's experts from the id: distinct, and the same on every mesh. */
+/* Token ids and replayed choices from the logits' bits; an id's experts from the id: distinct, and the same on every
+ * mesh. */
 static xp_status fill(void *args, const xp_mesh *m, const char *data, uint64_t seed) {
     (void)m;
     (void)data;
     const xp_route_args *a = args;
+    for (int64_t t = 0; t < a->idx.dim[0] && a->replay; t++) {
+        const int64_t Z = a->logits.dim[1];
+        const uint64_t word = xp_ref_row_word(xp_tensor_at(&a->logits, t, 0, 0, 0), a->logits.dtype, Z, seed);
+        for (int64_t k = 0; k < a->idx.dim[1]; k++)
+            *(int32_t *)xp_tensor_at(&a->idx, t, k, 0, 0) =
+                (int32_t)((word % (uint64_t)Z + (uint64_t)k) % (uint64_t)Z);
+    }
     if (!a->table.data)
         return XP_OK;
     const int64_t V = a->table.dim[0], Z = a->logits.dim[1];

@@ -1,8 +1,7 @@
 /* Stages router and router_bwd: see xp/router.h for the meaning.
  *
- * Rounding points: x to the weight's dtype (exact when that is wider), the sum to the logits' dtype, and the sum with
- * the bias again. The backward rounds once. The selection bias of some dialects is not this bias: stage route has it.
- */
+ * Rounding points: x to the weight's dtype (exact when that is wider), and the sum, bias included, to the logits'
+ * dtype. The backward rounds once. The selection bias of some dialects is not this bias: stage route has it. */
 #include "xp/router.h"
 
 #include "check.h"
@@ -58,9 +57,9 @@ static void bwd_cost(const void *args, const xp_mesh *m, xp_cost *out) {
 
 /* ---- bound ---- */
 
-/* x' = x cast to w's dtype, which one side may skip: |x - x'|. A dot product of H terms (E in the backward): gamma
- * times the gauge sum |x'| |w|, and the cast's error through |w|; then a rounding, and with a bias an addition and
- * another one: token.h, err.h. */
+/* x' = x cast to w's dtype, which one side may skip: |x - x'|. A dot product of H terms, one more with a bias (E in the
+ * backward): gamma times the gauge sum |x'| |w| + |bias|, and the cast's error through |w|; then a rounding: token.h,
+ * err.h. */
 static xp_ref_map map_of(const xp_router_args *a) {
     return (xp_ref_map){.x = &a->x, .w = &a->w, .bias = &a->bias, .y = &a->logits, .cast = 1};
 }

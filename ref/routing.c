@@ -357,9 +357,9 @@ static void base_weights(xp_ref_routing *r, const int32_t *idx) {
     }
 }
 
-/* Bounds of s'_j / s'_i, scores of two experts as an implementation has them. Those of a softmax share their divisor, so
- * that only the two logits' errors enter, and what is left of each score's own, a (at exp(2 ve) times the score).
- * 0: s_i may vanish. */
+/* Bounds of s'_j / s'_i, scores of two experts as an implementation has them. Those of a softmax share their divisor,
+ * so that only the two logits' errors enter, and what is left of each score's own, a (at exp(2 ve) times the score). 0:
+ * s_i may vanish. */
 static int ratio_bounds(const xp_ref_routing *r, int64_t i, int64_t j, double *out_lo, double *out_hi) {
     *out_lo = *out_hi = 1.0;
     if (i == j)

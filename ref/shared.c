@@ -75,7 +75,7 @@ static xp_status check(const void *args, const xp_mesh *m) {
     xp_ref_dims dims;
     XP_TRY(xp_ref_check(&xp_stage_shared, args, &dims));
     XP_TRY(xp_ref_mlp_check("shared", a->dialect));
-    XP_TRY(xp_ref_mlp_width_check("shared", a->dialect, 'X', XP_REF_DIM(dims, 'X'), 'S', XP_REF_DIM(dims, 'S')));
+    XP_TRY(xp_ref_mlp_width_check("shared", a->dialect, "w1", XP_REF_DIM(dims, 'X'), 'S', XP_REF_DIM(dims, 'S')));
     return check_gate("shared", a->dialect, with, name, 2);
 }
 
@@ -87,7 +87,7 @@ static xp_status bwd_check(const void *args, const xp_mesh *m) {
     xp_ref_dims dims;
     XP_TRY(xp_ref_check(&xp_stage_shared_bwd, args, &dims));
     XP_TRY(xp_ref_mlp_check("shared_bwd", a->dialect));
-    XP_TRY(xp_ref_mlp_width_check("shared_bwd", a->dialect, 'X', XP_REF_DIM(dims, 'X'), 'S', XP_REF_DIM(dims, 'S')));
+    XP_TRY(xp_ref_mlp_width_check("shared_bwd", a->dialect, "w1", XP_REF_DIM(dims, 'X'), 'S', XP_REF_DIM(dims, 'S')));
     return check_gate("shared_bwd", a->dialect, with, name, 4);
 }
 

@@ -290,11 +290,8 @@ void xp_ref_map_run(const xp_ref_map *f, void *ws) {
         if (f->cast)
             xp_ref_round_row(f->w->dtype, m * in, p.in);
         xp_ref_linear_nt(p.in, m, in, f->w, 0, p.out, outs, p.tile);
-        if (has_bias(f)) {
-            xp_ref_round_row(f->y->dtype, m * outs, p.out);
-            for (int64_t i = 0; i < m * outs; i++)
-                p.out[i] += p.bias[i % outs];
-        }
+        for (int64_t i = 0; i < m * outs && has_bias(f); i++)
+            p.out[i] += p.bias[i % outs];
         xp_ref_rows_store(f->y, t, m, p.out);
     }
 }
@@ -303,6 +300,7 @@ void xp_ref_map_bound(const xp_ref_map *f, const xp_tensor *ref, void *ws, xp_te
     const int64_t T = f->x->dim[0], in = f->w->dim[1], outs = f->w->dim[0];
     const xp_tensor none = {.data = NULL}, *const all[] = {f->x, f->w, f->bias ? f->bias : &none, f->y};
     const xp_dtype op = xp_ref_op_of(all, 4);
+    const int64_t terms = in + has_bias(f);
     const map_work p = map_plan(f->w, ws);
     if (has_bias(f))
         xp_widen_row(f->bias->data, f->bias->dtype, 0, outs, p.bias);
@@ -315,16 +313,12 @@ void xp_ref_map_bound(const xp_ref_map *f, const xp_tensor *ref, void *ws, xp_te
             p.in[i] = f->cast ? xp_ref_round(x, f->w->dtype) : x;
             p.in_error[i] = f->cast ? fabs(x - p.in[i]) : 0.0;
         }
-        xp_ref_dot_inputs(in, op, m * in, p.in, p.in_error);
+        xp_ref_dot_inputs(terms, op, m * in, p.in, p.in_error);
         xp_ref_linear_nt(p.in_error, m, in, f->w, 1, p.out_error, outs, p.tile);
-        xp_ref_dot_outputs(in, op, m * outs, p.out_error);
+        xp_ref_dot_outputs(terms, op, m * outs, p.out_error);
         for (int64_t i = 0; i < m * outs; i++) {
-            xp_ref_val y = {p.out[i], p.out_error[i]};
-            if (has_bias(f)) {
-                const xp_ref_val dot = {y.v - p.bias[i % outs], y.e}, add = {p.bias[i % outs], 0.0};
-                y = xp_ref_val_add(xp_ref_val_round(dot, f->y->dtype, op), add);
-            }
-            p.out_error[i] = xp_ref_val_out(y, f->y->dtype, op);
+            const double add = has_bias(f) ? xp_ref_both(terms, op) * fabs(p.bias[i % outs]) : 0.0;
+            p.out_error[i] = xp_ref_val_out((xp_ref_val){p.out[i], p.out_error[i] + add}, f->y->dtype, op);
         }
         xp_ref_rows_store(tol, t, m, p.out_error);
     }

@@ -64,7 +64,7 @@ double xp_ref_least(xp_dtype op);
 /* gamma_n in op and in double together: two computations of one value, one in each. */
 double xp_ref_both(int64_t n, xp_dtype op);
 
-/* ---- linear maps of token rows: y = r(r(x' . w^T) + bias), dx = r(dy . w) ---- */
+/* ---- linear maps of token rows: y = r(x' . w^T + bias), dx = r(dy . w) ---- */
 
 typedef struct {
     const xp_tensor *x, *w, *bias; /* [T,I], [O,I], [O]; bias NULL or absent: none */

@@ -54,7 +54,7 @@ typedef struct {
     char letter;                         /* A to Q: the dialect's family */
     /* routing; the order in which the fields act is the order below */
     xp_wide logits_dtype;
-    int router_bias;                   /* the gate has a bias of its own: l = r(r(x W^T) + b) */
+    int router_bias;                   /* the gate has a bias of its own: l = r(x W^T + b) */
     double logit_scale, logit_softcap; /* l = scale l; l = cap tanh(l / cap); 1 and 0: off */
     xp_score score;
     xp_wide score_dtype;          /* act: in the logits' dtype, and so is every step from here to the weight */

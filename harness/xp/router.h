@@ -2,7 +2,7 @@
  *
  * Its own dtype rule: x is cast to w's dtype on the way in (exact when w is wider), products are summed wide, and one
  * rounding makes the logits' dtype (the activation dtype for dialects that route on r(.), f32 for those that widen
- * first). A bias add is one more rounding. */
+ * first). The bias is a term of the sum. */
 #ifndef XP_ROUTER_H
 #define XP_ROUTER_H
 

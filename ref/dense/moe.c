@@ -12,6 +12,7 @@
  *   dL/dl_j = w_j (g_j - n_j sum_e g_e w_e).
  * The shared expert is one more expert that all tokens chose, with weight sigmoid(x . v). Nothing is rounded between x
  * and the outputs. */
+#include <math.h>
 #include <string.h>
 
 #include "dense.h"
@@ -309,7 +310,9 @@ static void token_weights(const block *b, int64_t t) {
         if (slot_of(b, t, k) >= 0)
             b->n[t * z_n + slot_of(b, t, k)] += 1;
     }
-    xp_dense_scores(b->d, XP_F64, l, z_n, s);
+    for (int64_t e = 0; e < z_n; e++) /* of the others such a score knows nothing */
+        b->key[e] = b->d->score == XP_SCORE_SOFTMAX_TOPK && b->n[t * z_n + e] == 0 ? -HUGE_VAL : l[e];
+    xp_dense_scores(b->d, XP_F64, b->key, z_n, s);
     xp_dense_keys(b->d, l, s, &b->a->bias, z_n, b->gone, b->key, kept);
     for (int64_t e = 0; e < z_n && (!b->d->masked_weight || b->d->score == XP_SCORE_SOFTMAX_TOPK); e++)
         kept[e] = 1;

@@ -176,6 +176,11 @@ static size_t bwd_workspace(const void *args, const xp_mesh *m) {
     return token_ws(z_n, k_n) + xp_dense_room(k_n * z_n, sizeof(double));
 }
 
+/* A score depends on its own logit alone. */
+static int pointwise(const xp_dialect *d) {
+    return d->score == XP_SCORE_SIGMOID || d->score == XP_SCORE_SQRT_SOFTPLUS;
+}
+
 /* v [K], weights before they are divided, into r->w; J [K,Z] = dv / dl. r->key counts the experts that are gone. */
 static void slots_by_logits(const xp_route_bwd_args *a, int64_t t, const token *r, double *j) {
     const xp_dialect *d = a->dialect;
@@ -199,7 +204,7 @@ static void slots_by_logits(const xp_route_bwd_args *a, int64_t t, const token *
         }
         for (int64_t z = 0; z < z_n; z++) {
             const double same = z == e;
-            if (d->score == XP_SCORE_SIGMOID || d->score == XP_SCORE_SQRT_SOFTPLUS)
+            if (pointwise(d))
                 j[k * z_n + z] = z == e ? part * xp_dense_score_slope(d, r->l[z], r->s[z]) : 0;
             else
                 j[k * z_n + z] = r->w[k] * (same - p[z]);
@@ -226,6 +231,7 @@ static void through_division(const xp_route_bwd_args *a, int64_t t, const token 
 
 static void token_gradient(const xp_route_bwd_args *a, int64_t t, const token *r, double *j) {
     const xp_dialect *d = a->dialect;
+    const int own = pointwise(d);
     const int64_t z_n = a->scores.dim[1], k_n = a->idx.dim[1];
     xp_dense_read(&a->scores, xp_dense_at(&a->scores, t, 0, 0, 0), z_n, r->s);
     memset(r->l, 0, (size_t)z_n * sizeof *r->l);
@@ -239,8 +245,10 @@ static void token_gradient(const xp_route_bwd_args *a, int64_t t, const token *r
     through_division(a, t, r, r->exact_w);
     for (int64_t z = 0; z < z_n; z++) {
         double g = 0;
-        for (int64_t k = 0; k < k_n; k++)
-            g += r->slot[k] * j[k * z_n + z];
+        for (int64_t k = 0; k < k_n; k++) {
+            if (!own || chosen(&a->idx, t, k) == z) /* not infinity times a zero that nothing led to */
+                g += r->slot[k] * j[k * z_n + z];
+        }
         r->p[z] = g == 0 ? 0 : g * xp_dense_logit_slope(d, r->exact_s[z]);
         if (a->daux.data)
             r->p[z] += xp_dense_get(&a->daux, xp_dense_at(&a->daux, t, z, 0, 0));

@@ -472,6 +472,10 @@ static void test_route_sparsemixer(void **state) {
     expect_weights(&c, 1 / (1 + exp(-.01)), 1); /* 0.03 and 0.02 / 0.99 are out */
     d.sparse_eps = .0102;
     expect_weights(&c, 1 / (1 + exp(-.01)), 1 / (1 + exp(-.02)));
+    const double two[4] = {2, 1.95, -9, -9};
+    d.sparse_eps = .0125 + 0x1p-40;
+    open_token(&c, &d, two, 4, 2);
+    expect_weights(&c, 1 / (1 + exp(-.05)), 1); /* 0.05 / 2 is in */
     open_token(&c, &d, zero, 4, 2);
     expect_choice(&c, 1, 2, 0);
     expect_weights(&c, .5, 1); /* 0 / 0 is in */
@@ -516,8 +520,8 @@ static void test_route_bwd_dialects(void **state) {
     double l[24], s[24], w[9], dw[9], dl[24], bias[8], scale[8];
     for (int i = 0; i < 40; i++) {
         const xp_score score = (xp_score)(i % 5);
-        xp_dialect d = record(score, score == XP_SCORE_SOFTMAX_TOPK || score == XP_SCORE_SPARSEMIXER ? XP_ON_LOGIT
-                                                                                                     : XP_ON_SCORE);
+        xp_dialect d =
+            record(score, score == XP_SCORE_SOFTMAX_TOPK || score == XP_SCORE_SPARSEMIXER ? XP_ON_LOGIT : XP_ON_SCORE);
         const int free = score != XP_SCORE_SPARSEMIXER && score != XP_SCORE_SOFTMAX_TOPK;
         d.sparse_eps = .3;
         d.renorm = free ? (xp_renorm)(i / 5 % 4) : XP_RENORM_NONE;
@@ -531,13 +535,18 @@ static void test_route_bwd_dialects(void **state) {
             d.n_group = 4;
             d.topk_group = 2;
             d.masked_weight = d.select_bias = 1;
+            d.renorm = d.renorm == XP_RENORM_SUM ? XP_RENORM_SUM_PLUS_EPS : d.renorm; /* 0 / 0 */
         }
         const int64_t k = score == XP_SCORE_SPARSEMIXER ? 2 : 1 + i % 3;
         int32_t idx[9] = {0, 3, 1, 4, 7, 2, 1, 5, 6};
         draw_all(l, 24, (uint64_t)i);
         draw_all(dw, 9, 100);
-        draw_all(bias, 8, 101);
         draw_all(scale, 8, 102);
+        for (int j = 0; j < 24; j++) { /* no step changes who is out or which groups stay */
+            static const double apart[8] = {1, .9, .7, .2, -.3, .8, .6, -1};
+            l[j] = score == XP_SCORE_SPARSEMIXER ? apart[(j * 3 + j / 8) % 8] : l[j];
+            bias[j % 8] = j / 2 % 2 ? -1 : 1;
+        }
         const xp_route_args a = {.logits = D2(l, 3),
                                  .scores = D2(s, 3),
                                  .idx = xp_tensor_2d(idx, XP_I32, 3, k),
@@ -561,7 +570,7 @@ static void test_route_bwd_dialects(void **state) {
         double size = 0;
         for (int j = 0; j < 24; j++)
             size += fabs(dl[j]);
-        assert_true(size > 0 || (k == 1 && score == XP_SCORE_SOFTMAX_TOPK) || d.masked_weight);
+        assert_true(size > 0 || k == 1 || d.masked_weight); /* one weight divided by itself has no slope */
     }
 }
 
@@ -833,7 +842,7 @@ static void test_expert_bias_and_layout(void **state) {
     assert_true(act[0] == 20.5 && act[1] == 0 && y[0] == 61.625);
     d.gate_layout = XP_GATE_CONCAT;
     dense_ok(&xp_dense_expert, &a);
-    assert_true(act[0] == 0 && act[1] == 20.5 * 40.25 && y[0] == 5 * 20.5 * 40.25 + .125);
+    assert_true(act[0] == -1 && act[1] == 20.5 * 40.25 && y[0] == 5 * 20.5 * 40.25 - 3 + .125);
 }
 
 /* bf16: silu(1) = 0.7311 is 187/256; times u = 142/128 that is 207.45/256, but 207.62/256 when rounded once. */
@@ -867,9 +876,27 @@ static void test_expert_rounding(void **state) {
     w1[1] = 0x3F00; /* 1/2 */
     dense_ok(&xp_dense_expert, &a);
     assert_true(xp_widen(act, XP_BF16, 0) == 163.0 / 128); /* 162.75 */
-    d = RAW;
-    w1[1] = 0x3F8E;
+    /* g = 3/8: 1.702 g is 163/256, its sigmoid 0.65401 is 167/256, times g in the middle of 250/1024 and 251/1024 */
+    w1[0] = 0x3EC0;
+    w1[1] = 0;
     dense_ok(&xp_dense_expert, &a);
+    assert_true(xp_widen(act, XP_BF16, 0) == 250.0 / 1024);
+    /* softcap of 5/32 and 3/2 is 218.98/2048; rounded in between it would be 218 */
+    d.act = XP_ACT_SOFTCAP;
+    d.up_offset = 0;
+    d.gate_cap = 4;
+    d.up_cap = 2;
+    w1[0] = 0x3E20;
+    w1[1] = 0x3FC0;
+    dense_ok(&xp_dense_expert, &a);
+    assert_true(xp_widen(act, XP_BF16, 0) == 219.0 / 2048);
+    d = RAW;
+    w1[0] = 0x3F80;
+    w1[1] = 0x3F8E;
+    w2[0] = 0x4040; /* 3 times 207/256, not times 207.45/256: 155.25/64, not 155.59/64 */
+    dense_ok(&xp_dense_expert, &a);
+    assert_true(xp_widen(y, XP_BF16, 0) == 155.0 / 64);
+    w2[0] = 0x3F80;
     xp_expert_bwd_args b = {.dy = a.x,
                             .pre = a.pre,
                             .offsets = L1(offsets),
@@ -887,6 +914,17 @@ static void test_expert_rounding(void **state) {
     dense_ok(&xp_dense_expert_bwd, &b);
     near(exact[0], dg, 4 * 0x1p-53, "unrounded dg", 0);
     assert_true(exact[1] == 187.0 / 256);
+    uint16_t dy[1] = {0x3F8E}; /* da u is (142/128)^2, 157.53/128 */
+    b.dy = xp_tensor_2d(dy, XP_BF16, 1, 1);
+    dense_ok(&xp_dense_expert_bwd, &b);
+    near(exact[0], 158.0 / 128 * (s + s * (1 - s)), 4 * 0x1p-53, "ds rounded", 0);
+    d.act_rounding = XP_ROUND_ONCE;
+    dense_ok(&xp_dense_expert_bwd, &b);
+    near(exact[0], 142.0 / 128 * dg, 4 * 0x1p-53, "ds as it is", 0);
+    near(exact[1], 142.0 / 128 * s, 4 * 0x1p-53, "s as it is", 1);
+    w2[0] = 0x3F8E; /* da is 157.53/128 */
+    dense_ok(&xp_dense_expert_bwd, &b);
+    near(exact[1], 158.0 / 128 * s, 4 * 0x1p-53, "da rounded", 1);
 }
 
 /* Parameters in bf16 under activations in f32: x is cast on the way in, y on the way out. */
@@ -995,13 +1033,72 @@ static void test_shared(void **state) {
     }
 }
 
+/* bf16, relu(x w1) = 142/128: sigmoid(1) is 187/256, times that 207.45/256; from the unrounded sigmoid it is 207.62. */
+static void test_shared_rounding(void **state) {
+    (void)state;
+    uint16_t one[1] = {0x3F80}, w1[1] = {0x3F8E}, pre[1], act[1], mlp[1], sig[1], y[1], dmlp[1], dpre[1], dz[1];
+    double exact[1];
+    xp_dialect d = RAW;
+    d.gated = 0;
+    d.act = XP_ACT_RELU;
+    const xp_tensor of_one = xp_tensor_2d(one, XP_BF16, 1, 1);
+    const xp_shared_args a = {.x = of_one,
+                              .w1 = xp_tensor_2d(w1, XP_BF16, 1, 1),
+                              .w2 = of_one,
+                              .gate = of_one,
+                              .pre = xp_tensor_2d(pre, XP_BF16, 1, 1),
+                              .act = xp_tensor_2d(act, XP_BF16, 1, 1),
+                              .mlp = xp_tensor_2d(mlp, XP_BF16, 1, 1),
+                              .sig = xp_tensor_2d(sig, XP_BF16, 1, 1),
+                              .y = xp_tensor_2d(y, XP_BF16, 1, 1),
+                              .dialect = &d};
+    dense_ok(&xp_dense_shared, &a);
+    assert_true(xp_widen(sig, XP_BF16, 0) == 187.0 / 256 && xp_widen(y, XP_BF16, 0) == 207.0 / 256);
+    /* dy = 142/128: dmlp is 207/256 again, dz (142/128)^2 sig (1 - sig) = 248.12/1024, both rounded before dx */
+    const xp_shared_bwd_args b = {.dy = a.w1,
+                                  .pre = a.pre,
+                                  .mlp = a.mlp,
+                                  .sig = a.sig,
+                                  .w1 = a.w1,
+                                  .w2 = of_one,
+                                  .gate = of_one,
+                                  .dmlp = xp_tensor_2d(dmlp, XP_BF16, 1, 1),
+                                  .dpre = xp_tensor_2d(dpre, XP_BF16, 1, 1),
+                                  .dz = xp_tensor_2d(dz, XP_BF16, 1, 1),
+                                  .dx = xp_tensor_2d(exact, XP_F64, 1, 1),
+                                  .dialect = &d};
+    dense_ok(&xp_dense_shared_bwd, &b);
+    assert_true(dmlp[0] == y[0] && dpre[0] == y[0] && xp_widen(dz, XP_BF16, 0) == 248.0 / 1024);
+    assert_true(exact[0] == 207.0 / 256 * (142.0 / 128) + 248.0 / 1024);
+    /* everything is 142/128: pre and x v are 157.53/128, mlp 158/128 times 142/128, 175.28/128 */
+    double exact_act[1], exact_sig[1];
+    xp_shared_args all = a;
+    all.x = all.w2 = all.gate = a.w1;
+    all.act = D2(exact_act, 1);
+    all.sig = D2(exact_sig, 1);
+    all.y = D2(exact, 1);
+    dense_ok(&xp_dense_shared, &all);
+    assert_true(exact_act[0] == 158.0 / 128 && exact[0] == 198.0 / 256 * (175.0 / 128));
+    near(exact_sig[0], sigmoid(158.0 / 128), 2 * 0x1p-53, "sigmoid of the rounded product", 0);
+    /* parameters in f32: dmlp is bf16 all the same */
+    float wide_one[1] = {1}, wide_pre[1] = {142.f / 128}, wide_dpre[1];
+    xp_shared_bwd_args wide = b;
+    wide.w1 = wide.w2 = wide.gate = xp_tensor_2d(wide_one, XP_F32, 1, 1);
+    wide.pre = xp_tensor_2d(wide_pre, XP_F32, 1, 1);
+    wide.dpre = xp_tensor_2d(wide_dpre, XP_F32, 1, 1);
+    wide.mlp = a.w1;
+    wide.sig = xp_tensor_2d(&(uint16_t){0x3F3B}, XP_BF16, 1, 1); /* 187/256 */
+    dense_ok(&xp_dense_shared_bwd, &wide);
+    assert_true(wide_dpre[0] == 207.f / 256);
+}
+
 /* Slopes of every activation, limit and offset, through the shared expert with and without its limit. */
 static void test_activation_slopes(void **state) {
     (void)state;
     enum { T = 7, H = 2, S = 3 };
     double x[T * H], w1[2 * S * H], w2[H * S], pre[T * 2 * S], act[T * S], mlp[T * H], y[T * H], dy[T * H], dmlp[T * H];
     double dpre[T * 2 * S], dx[T * H];
-    draw_all(x, T * H, 11);
+    draw_all(x, T * H, 1011);
     draw_all(w1, 2 * S * H, 12);
     draw_all(w2, H * S, 13);
     draw_all(dy, T * H, 14);
@@ -1050,10 +1147,11 @@ static void test_activation_slopes(void **state) {
 
 /* ---- the whole block ---- */
 
-enum { T = 5, E = 4, K = 2, H = 3, F = 3, S = 2 };
+enum { T = 5, E = 4, K = 2, H = 3, F = 3, S = 2, Z = E + 2 };
 static struct {
-    double x[T * H], dy[T * H], wr[E * H], w1[E * 2 * F * H], w2[E * H * F], sw1[2 * S * H], sw2[H * S], sg[H];
-    double y[T * H], dx[T * H], dwr[E * H], dw1[E * 2 * F * H], dw2[E * H * F], dsw1[2 * S * H], dsw2[H * S], dsg[H];
+    double x[T * H], dy[T * H], wr[Z * H], w1[E * 2 * F * H], w2[E * H * F], sw1[2 * S * H], sw2[H * S], sg[H];
+    double rb[Z], bias[Z], scale[Z], b1[E * 2 * F], b2[E * H], drb[Z], db1[E * 2 * F], db2[E * H];
+    double y[T * H], dx[T * H], dwr[Z * H], dw1[E * 2 * F * H], dw2[E * H * F], dsw1[2 * S * H], dsw2[H * S], dsg[H];
     int32_t idx[T * K];
 } B;
 
@@ -1070,13 +1168,13 @@ static xp_moe_args moe_case(const xp_dialect *d, int shared, int gate) {
     draw_all(B.sg, COUNT(B.sg), 8);
     xp_moe_args a = {.x = D2(B.x, T),
                      .dy = D2(B.dy, T),
-                     .wr = D2(B.wr, E),
+                     .wr = xp_tensor_2d(B.wr, XP_F64, E, H),
                      .w1 = D3(B.w1, E, 2 * F),
                      .w2 = D3(B.w2, E, H),
                      .idx = I2(B.idx, T),
                      .y = D2(B.y, T),
                      .dx = D2(B.dx, T),
-                     .dwr = D2(B.dwr, E),
+                     .dwr = xp_tensor_2d(B.dwr, XP_F64, E, H),
                      .dw1 = D3(B.dw1, E, 2 * F),
                      .dw2 = D3(B.dw2, E, H),
                      .dialect = d};
@@ -1099,12 +1197,13 @@ static double moe_loss(void *ctx) {
 }
 
 /* The row writes gradients on every call, so they are copied before the inputs move. */
-#define CHECK_MOE(a, v, d)                                      \
-    do {                                                        \
-        double kept[COUNT(d)];                                  \
-        dense_ok(&xp_dense_moe, (a));                           \
-        memcpy(kept, (d), sizeof kept);                         \
-        check_gradient(moe_loss, (a), (v), COUNT(d), kept, #d); \
+#define CHECK_MOE(a, v, d) CHECK_SOME(a, v, d, COUNT(d))
+#define CHECK_SOME(a, v, d, n)                             \
+    do {                                                   \
+        double kept[COUNT(d)];                             \
+        dense_ok(&xp_dense_moe, (a));                      \
+        memcpy(kept, (d), sizeof kept);                    \
+        check_gradient(moe_loss, (a), (v), (n), kept, #d); \
     } while (0)
 
 static void test_moe_gradients(void **state) {
@@ -1138,7 +1237,7 @@ static void test_moe_is_its_parts(void **state) {
         sum[T * H];
     int64_t tok[T * K], rtok[T * K], counts[E], offsets[E + 1], rcounts[E], roffsets[E + 1];
     int32_t src[T * K], pos[T * K];
-    const xp_router_args ro = {.x = D2(B.x, T), .w = D2(B.wr, E), .logits = D2(l, T)};
+    const xp_router_args ro = {.x = D2(B.x, T), .w = a.wr, .logits = D2(l, T)};
     dense_ok(&xp_dense_router, &ro);
     const xp_route_args rt = {
         .logits = D2(l, T), .scores = D2(s, T), .idx = I2(B.idx, T), .w = D2(w, T), .dialect = &RENORM, .replay = 1};
@@ -1199,6 +1298,185 @@ static void test_moe_is_its_parts(void **state) {
     dense_ok(&xp_dense_residual, &re);
     for (int i = 0; i < T * H; i++)
         near(B.y[i], sum[i], 1e-14, "y", i);
+}
+
+/* The block of a record of any kind: null experts 4 and 5 in the places of 1 and 2 for some tokens. */
+static xp_moe_args moe_of(const xp_dialect *d, int shared) {
+    xp_moe_args a = moe_case(d, shared > 0, shared > 1);
+    const int64_t z = E + d->null_experts, rows = d->gated ? 2 * F : F, srows = d->gated ? 2 * S : S;
+    draw_all(B.rb, Z, 9);
+    draw_all(B.bias, Z, 10);
+    draw_all(B.scale, Z, 11);
+    draw_all(B.b1, COUNT(B.b1), 12);
+    draw_all(B.b2, COUNT(B.b2), 13);
+    a.wr = xp_tensor_2d(B.wr, XP_F64, z, H);
+    a.dwr = xp_tensor_2d(B.dwr, XP_F64, z, H);
+    a.w1 = xp_tensor_3d(B.w1, XP_F64, E, rows, H);
+    a.dw1 = xp_tensor_3d(B.dw1, XP_F64, E, rows, H);
+    if (shared) {
+        a.sw1 = xp_tensor_2d(B.sw1, XP_F64, srows, H);
+        a.dsw1 = xp_tensor_2d(B.dsw1, XP_F64, srows, H);
+    }
+    if (d->router_bias) {
+        a.rbias = xp_tensor_1d(B.rb, XP_F64, z);
+        a.drbias = xp_tensor_1d(B.drb, XP_F64, z);
+    }
+    if (d->select_bias)
+        a.bias = xp_tensor_1d(B.bias, XP_F64, z);
+    if (d->expert_scale)
+        a.scale_e = xp_tensor_1d(B.scale, XP_F64, z);
+    if (d->expert_bias) {
+        a.b1 = xp_tensor_2d(B.b1, XP_F64, E, rows);
+        a.b2 = D2(B.b2, E);
+        a.db1 = xp_tensor_2d(B.db1, XP_F64, E, rows);
+        a.db2 = D2(B.db2, E);
+    }
+    if (d->null_experts > 0) {
+        B.idx[1] = E;
+        B.idx[6] = E + 1;
+        B.idx[8] = B.idx[9] = E; /* the last token's both slots are one null expert */
+    }
+    return a;
+}
+
+static const struct {
+    const char *preset, *change; /* "field=value field=value": on top of the preset */
+} BLOCKS[] = {{"qwen2_moe-renorm", "expert_scale=on"},
+              {"mixtral", "null_experts=2 null_kind=skip scale=1.5 gate_layout=interleaved"},
+              {"gpt_oss", "limit=0.375"},
+              {"cohere2_moe", "shared_gate=on"},
+              {"deepseek_v2-groups", "n_group=2 topk_group=1"},
+              {"deepseek_v3", "n_group=2 topk_group=1 masked_weight=on renorm_eps=0.25"},
+              {"nemotron_h", "expert_bias=on"},
+              {"llama4", "expert_bias=on router_bias=on"},
+              {"deepseek_v4", "limit=0.4"},
+              {"minimax_m3_vl", "limit=0.5"},
+              {"step3p7", "limit=0.25 shared_limit=off"},
+              {"longcat_flash", "null_experts=2"},
+              {"longcat_flash", "null_experts=2 renorm=sum scale_at=output"},
+              {"ernie4_5_moe", "renorm_eps=0.75"},
+              {"mistral4", "n_group=2 topk_group=1 logit_softcap=0.75 logit_scale=1.5"},
+              {"kolibri1", "activation=softcap gate_cap=0.75 up_cap=0.5"},
+              {"cohere2_moe-sigmoid", "activation=gelu_tanh"},
+              {"phimoe", "sparse_eps=0.375 router_bias=on"}};
+
+static xp_dialect changed(const char *preset, const char *change) {
+    char name[64] = "hf-5.24/", text[128], *save;
+    const xp_dialect *found = xp_dialect_find(strcat(name, preset));
+    assert_non_null(found);
+    xp_dialect d = *found;
+    assert_true(strlen(change) < sizeof text);
+    strcpy(text, change);
+    for (char *word = strtok_r(text, " ", &save); word; word = strtok_r(NULL, " ", &save)) {
+        char *value = strchr(word, '=');
+        *value++ = '\0';
+        if (xp_dialect_set(&d, word, value) != XP_OK)
+            fail_msg("%s", xp_error_text());
+    }
+    return d;
+}
+
+static void test_moe_gradients_of_dialects(void **state) {
+    (void)state;
+    for (size_t i = 0; i < sizeof BLOCKS / sizeof *BLOCKS; i++) {
+        const xp_dialect d = changed(BLOCKS[i].preset, BLOCKS[i].change);
+        xp_moe_args a = moe_of(&d, (int)(i % 3));
+        assert_null(xp_dense_moe.why_not(&a, one_rank()));
+        CHECK_MOE(&a, B.x, B.dx);
+        CHECK_SOME(&a, B.wr, B.dwr, xp_tensor_count(&a.wr));
+        CHECK_SOME(&a, B.w1, B.dw1, xp_tensor_count(&a.w1));
+        CHECK_MOE(&a, B.w2, B.dw2);
+        if (a.rbias.data)
+            CHECK_SOME(&a, B.rb, B.drb, xp_tensor_count(&a.rbias));
+        if (a.b1.data) {
+            CHECK_SOME(&a, B.b1, B.db1, xp_tensor_count(&a.b1));
+            CHECK_MOE(&a, B.b2, B.db2);
+        }
+        if (a.sw1.data)
+            CHECK_SOME(&a, B.sw1, B.dsw1, xp_tensor_count(&a.sw1));
+        if (a.sgate.data)
+            CHECK_MOE(&a, B.sg, B.dsg);
+    }
+}
+
+/* y += what slot k of token t adds, by the row of stage expert. */
+static void add_slot(const xp_moe_args *a, int64_t t, int64_t e, double w, double *y) {
+    const xp_dialect *d = a->dialect;
+    const int at_input = d->weight_at == XP_AT_INPUT;
+    double x[H], pre[2 * F], act[F], out[H];
+    int64_t offsets[2] = {0, 1};
+    for (int h = 0; h < H; h++)
+        x[h] = B.x[t * H + h] * (at_input ? w : 1);
+    if (e < E) {
+        xp_expert_args ex = {.x = D2(x, 1),
+                             .offsets = L1(offsets),
+                             .w1 = xp_tensor_rows(&a->w1, 0, e, e + 1),
+                             .w2 = xp_tensor_rows(&a->w2, 0, e, e + 1),
+                             .pre = xp_tensor_2d(pre, XP_F64, 1, a->w1.dim[1]),
+                             .act = D2(act, 1),
+                             .y = D2(out, 1),
+                             .dialect = d};
+        if (d->expert_bias) {
+            ex.b1 = xp_tensor_rows(&a->b1, 0, e, e + 1);
+            ex.b2 = xp_tensor_rows(&a->b2, 0, e, e + 1);
+        }
+        dense_ok(&xp_dense_expert, &ex);
+    }
+    for (int h = 0; h < H; h++) {
+        if (e < E)
+            y[h] += (at_input ? 1 : w) * out[h];
+        else if (d->null_kind == XP_NULL_IDENTITY)
+            y[h] += w * x[h];
+    }
+}
+
+/* The output by the rows of route, expert and shared, slot by slot. Values below 10 through a hundred operations: 1e-13
+ * is 90 of their rounding units. */
+static void test_moe_of_dialects_is_its_parts(void **state) {
+    (void)state;
+    for (size_t i = 0; i < sizeof BLOCKS / sizeof *BLOCKS; i++) {
+        const xp_dialect d = changed(BLOCKS[i].preset, BLOCKS[i].change);
+        const int shared = (int)(i % 3);
+        const xp_moe_args a = moe_of(&d, shared);
+        double l[T * Z], s[T * Z], w[T * K], spre[T * 2 * S], sact[T * S], mlp[T * H], sig[T], sy[T * H];
+        const xp_router_args ro = {
+            .x = a.x, .w = a.wr, .bias = a.rbias, .logits = xp_tensor_2d(l, XP_F64, T, a.wr.dim[0])};
+        dense_ok(&xp_dense_router, &ro);
+        const xp_route_args rt = {.logits = ro.logits,
+                                  .scores = xp_tensor_2d(s, XP_F64, T, a.wr.dim[0]),
+                                  .idx = a.idx,
+                                  .w = D2(w, T),
+                                  .bias = a.bias,
+                                  .scale_e = a.scale_e,
+                                  .dialect = &d,
+                                  .replay = 1};
+        dense_ok(&xp_dense_route, &rt);
+        xp_shared_args sh = {.x = a.x,
+                             .w1 = a.sw1,
+                             .w2 = a.sw2,
+                             .gate = a.sgate,
+                             .act = D2(sact, T),
+                             .mlp = D2(mlp, T),
+                             .sig = D2(sig, T),
+                             .y = D2(sy, T),
+                             .dialect = &d};
+        if (shared) {
+            sh.pre = xp_tensor_2d(spre, XP_F64, T, a.sw1.dim[0]);
+            dense_ok(&xp_dense_shared, &sh);
+        }
+        dense_ok(&xp_dense_moe, &a);
+        for (int t = 0; t < T; t++) {
+            double y[H] = {0};
+            for (int k = 0; k < K; k++)
+                add_slot(&a, t, B.idx[t * K + k], w[t * K + k], y);
+            for (int h = 0; h < H; h++) {
+                y[h] *= d.scale_at == XP_SCALE_OUTPUT ? d.scale : 1;
+                if (shared)
+                    y[h] = (y[h] + sy[t * H + h]) / (d.shared_combine == XP_COMBINE_AVERAGE ? 2 : 1);
+                near(B.y[t * H + h], y[h], 1e-13, BLOCKS[i].preset, t * H + h);
+            }
+        }
+    }
 }
 
 /* Expert 3 has no token: its NaN logit counts as -inf, and renormalised weights do not see it. */
@@ -1515,13 +1793,27 @@ int main(void) {
         cmocka_unit_test(test_linear_many_rows),
         cmocka_unit_test(test_route),
         cmocka_unit_test(test_route_bwd),
+        cmocka_unit_test(test_route_scores),
+        cmocka_unit_test(test_route_table),
+        cmocka_unit_test(test_route_groups),
+        cmocka_unit_test(test_route_sparsemixer),
+        cmocka_unit_test(test_route_rounding),
+        cmocka_unit_test(test_route_bwd_dialects),
         cmocka_unit_test(test_balance),
         cmocka_unit_test(test_permute),
         cmocka_unit_test(test_expert),
+        cmocka_unit_test(test_activations),
+        cmocka_unit_test(test_expert_bias_and_layout),
+        cmocka_unit_test(test_expert_rounding),
+        cmocka_unit_test(test_expert_casts),
         cmocka_unit_test(test_wgrad_blocks),
         cmocka_unit_test(test_shared),
+        cmocka_unit_test(test_shared_rounding),
+        cmocka_unit_test(test_activation_slopes),
         cmocka_unit_test(test_moe_gradients),
         cmocka_unit_test(test_moe_is_its_parts),
+        cmocka_unit_test(test_moe_gradients_of_dialects),
+        cmocka_unit_test(test_moe_of_dialects_is_its_parts),
         cmocka_unit_test(test_moe_no_tokens),
         cmocka_unit_test(test_moe_nan_logit),
         cmocka_unit_test(test_refused_dialects),

@@ -252,6 +252,39 @@ static void expert_nothing(void **state) {
     assert_int_equal(pool_close(), XP_OK);
 }
 
+/* Every row has its own expert's biases: with matrices of zeros nothing else is left. */
+static void expert_biases(void **state) {
+    static const int64_t border[] = {0, 2, 2, 5};
+    static const xp_dialect record = {.name = "test", .act = XP_ACT_RELU, .expert_bias = 1};
+    (void)state;
+    expert_case c = expert_make(XP_F32, XP_BF16, 4, 3, 6, border, 3);
+    c.f.dialect = &record;
+    c.f.w1 = cube(XP_BF16, 3, 3, 4);
+    c.f.pre = matrix(XP_BF16, 6, 3);
+    c.f.b1 = matrix(XP_BF16, 3, 3);
+    c.f.b2 = matrix(XP_BF16, 3, 4);
+    memset(c.f.w1.data, 0, xp_dtype_bytes(XP_BF16, 3 * c.f.w1.stride[0]));
+    memset(c.f.w2.data, 0, xp_dtype_bytes(XP_BF16, 3 * c.f.w2.stride[0]));
+    randomise(&c.f.b1, 31, 1.0);
+    randomise(&c.f.b2, 32, 1.0);
+    assert_int_equal(run_kernel(&xp_ref_expert, NULL, &c.f), XP_OK);
+    const xp_tensor *const out[] = {&c.f.pre, &c.f.y}, *const bias[] = {&c.f.b1, &c.f.b2};
+    static const char *const name[] = {"pre", "y"};
+    for (int k = 0; k < 2; k++) {
+        xp_tensor tol = matrix(XP_F64, 6, out[k]->dim[1]);
+        assert_int_equal(bound_of(&xp_stage_expert, NULL, &c.f, name[k], out[k], &tol), XP_OK);
+        assert_true(untouched(out[k], 5));
+        for (int64_t i = 0; i < 5; i++) {
+            for (int64_t j = 0; j < out[k]->dim[1]; j++) {
+                const double b = get(bias[k], i < 2 ? 0 : 2, j), t = get(&tol, i, j);
+                assert_true(get(out[k], i, j) == b);
+                assert_true(t >= 0x1p-8 * fabs(b) && t <= 0x1.02p-7 * fabs(b) + 0x1p-120);
+            }
+        }
+    }
+    assert_int_equal(pool_close(), XP_OK);
+}
+
 /* ---- expert: gradients ---- */
 
 typedef struct {
@@ -872,7 +905,7 @@ SPOIL(expert_stride, xp_expert_args, a->x.stride[1] = 2)
 static const refusal expert_refusals[] = {
     {expert_act, "act 5, expected 0 to 4"},
     {expert_gated, "gated 2, expected 0 to 1"},
-    {expert_ungated, "w1 has U = 4 rows, expected F = 2: dialect hf-5.24/qwen3_moe has gated 0"},
+    {expert_ungated, "w1 has 4 rows, expected F = 2: dialect hf-5.24/qwen3_moe has gated 0"},
     {expert_rounding, "act_rounding 2, expected 0 to 1"},
     {expert_layout, "gate_layout 2, expected 0 to 1"},
     {expert_when, "limit_when 2, expected 0 to 1"},
@@ -905,7 +938,7 @@ SPOIL(back_width, xp_expert_bwd_args, a->dpre.dim[1] = 3)
 static const refusal back_refusals[] = {
     {back_width, "dpre dim 1 is 3, expected U = 4"},
     {back_act, "act -1, expected 0 to 4"},
-    {back_ungated, "expert_bwd: w1 has U = 4 rows, expected F = 2"},
+    {back_ungated, "expert_bwd: w1 has 4 rows, expected F = 2"},
     {back_border, "offsets[0] is -1, expected >= 0"},
 };
 
@@ -945,7 +978,7 @@ SPOIL(shared_no_sig, xp_shared_args, a->sig.data = NULL)
 SPOIL(shared_width, xp_shared_args, a->w2.dim[1]++)
 static const refusal shared_refusals[] = {
     {shared_act, "act 7, expected 0 to 4"},
-    {shared_rows, "shared: w1 has X = 4 rows, expected S = 2: dialect hf-5.24/qwen2_moe has gated 0"},
+    {shared_rows, "shared: w1 has 4 rows, expected S = 2: dialect hf-5.24/qwen2_moe has gated 0"},
     {shared_limit, "shared_limit 2, expected 0 to 1"},
     {shared_ungated, "gate is present, expected none"},
     {shared_no_gate, "gate is absent, expected a tensor"},
@@ -997,6 +1030,20 @@ static void costs(void **state) {
     xp_stage_expert_bwd.cost(&e.b, NULL, &c);
     assert_true(c.flop == 6.0 * 3 * 4 * 5);
     assert_true(c.mem_bytes == 3.0 * (4 * 2 + 10 * 4 + 10 * 4 + 4 * 2) + (10 * 4 + 4 * 5) * 4.0);
+    expert_case plain = e; /* without a gate, with biases */
+    changed = (xp_dialect){.name = "test", .act = XP_ACT_RELU, .expert_bias = 1};
+    plain.f.dialect = plain.b.dialect = &changed;
+    plain.f.w1 = plain.b.w1 = cube(XP_F32, 2, 5, 4);
+    plain.f.pre = plain.b.pre = plain.b.dpre = matrix(XP_F32, 6, 5);
+    plain.f.b1 = matrix(XP_F32, 2, 5);
+    plain.f.b2 = matrix(XP_F32, 2, 4);
+    assert_int_equal(xp_stage_expert.check(&plain.f, NULL), XP_OK);
+    xp_stage_expert.cost(&plain.f, NULL, &c);
+    assert_true(c.flop == 4.0 * 3 * 4 * 5);
+    assert_true(c.mem_bytes == 3.0 * (4 * 2 + 5 * 4 + 5 * 4 + 4 * 2) + (5 * 4 + 4 * 5 + 5 + 4) * 4.0);
+    xp_stage_expert_bwd.cost(&plain.b, NULL, &c);
+    assert_true(c.flop == 4.0 * 3 * 4 * 5);
+    assert_true(c.mem_bytes == 3.0 * (4 * 2 + 5 * 4 + 5 * 4 + 4 * 2) + (5 * 4 + 4 * 5) * 4.0);
     const xp_wgrad_args w = wgrad_make(border, 2, 6, NULL, 0, XP_BF16, XP_F32);
     xp_stage_wgrad.cost(&w, NULL, &c);
     assert_true(c.flop == 2.0 * 3 * 3 * 2 && c.mem_bytes == 3.0 * (3 + 2) * 2 + 2 * 3 * 2 * 4.0);
@@ -1015,6 +1062,7 @@ int main(void) {
         cmocka_unit_test(expert_rows),
         cmocka_unit_test(expert_slices),
         cmocka_unit_test(expert_nothing),
+        cmocka_unit_test(expert_biases),
         cmocka_unit_test(expert_slopes),
         cmocka_unit_test(expert_bounds),
         cmocka_unit_test(expert_overflow),

@@ -130,10 +130,10 @@ static void no_tokens(void **state) {
 
 /* ---- router, head ---- */
 
-/* 257 and 259 lie between bf16 numbers (steps of 2): r(257) = 256, and 256 + 2 is exact, where 257 + 2 would go to 260.
- * The router casts 1 + 2^-9 to the weight's bf16, which has 1; the head does not. */
+/* 257 and 259 lie between bf16 numbers (steps of 2): r(257) = 256, and r(257 + 2) = 260, where a sum rounded before the
+ * bias came in would be 258. The router casts 1 + 2^-9 to the weight's bf16, which has 1; the head does not. */
 static void maps_by_hand(void **state) {
-    static const double x[] = {1, 1}, w[] = {256, 1, 1, 1}, bias[] = {2, 0}, plain[] = {256, 2}, biased[] = {258, 2};
+    static const double x[] = {1, 1}, w[] = {256, 1, 1, 1}, bias[] = {2, 0}, plain[] = {256, 2}, biased[] = {260, 2};
     static const double odd[] = {1 + 0x1p-9, 0}, cast[] = {256, 1}, kept[] = {256.5, 1 + 0x1p-9};
     static const double dlogits[] = {1, 1}, dx[] = {256, 2}, wide[] = {257, 2};
     (void)state;

@@ -1,0 +1,197 @@
+"""Tests of the families' routers, of their choice and weights, and of the balance loss."""
+
+import torch
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.gemma4.modeling_gemma4 import Gemma4TextRouter
+from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
+
+import draw
+from parts import (COUNT_KEYS, H, LETTER, ROUTE_E, ROUTE_GROUPS, T, Family, attribute, call_gate, fill, router_weight,
+                   selection_bias, token_ids)
+
+def source(family: Family, kernels: str = "") -> str:
+    return f"transformers 5.24.0 {family.block}" + (f", {kernels}" if kernels else "")
+
+
+# ---- router ----
+
+
+def add_router(out, family: Family, dtype: torch.dtype, exact: bool):
+    block = family.build(dtype, "eager", **{family.topk: family.k})
+    fill(block, family, exact)
+    w = router_weight(block, family)
+    name = f"{family.preset}.x"
+    x = draw.whole(name, (T, H), -2, 2, dtype) if exact else draw.real(name, (T, H), dtype=dtype)
+    logits = call_gate(block, family, x, family.k)[0]
+    wide = torch.float32 if family.logits32 else dtype
+    prompt = {"x": x, "w": w.float() if family.logits32 else w}
+    if family.router_bias:
+        prompt["bias"] = attribute(block, family.gate).bias
+    group = f"router-{family.name}"
+    out.add(group, source(family), f"{family.preset}, {'exact' if exact else 'real'} data",
+            f"router act={LETTER[dtype]} router={LETTER[prompt['w'].dtype]} logits={LETTER[wide]}", prompt,
+            {"logits": logits.to(wide)}, compare="bits" if exact else "bound",
+            flags=["RoundedLogits"] if dtype == torch.bfloat16 else [])
+
+
+# ---- choice and weights ----
+
+
+def scores_of(family: Family, logits: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The scores that the class's formula starts from, by torch's own functions; dtype is the activation's."""
+    wide, narrow = logits.float(), logits.to(dtype)
+    return {"sigmoid": lambda: torch.sigmoid(wide), "sigmoid_act": lambda: torch.sigmoid(narrow),
+            "sqrt_softplus": lambda: torch.nn.functional.softplus(narrow).sqrt(),
+            "softmax_act": lambda: torch.softmax(wide, -1).to(dtype)
+            }.get(family.score, lambda: torch.softmax(wide, -1))().float()
+
+
+class Router:
+    """The class's router over ROUTE_E experts with the identity as its matrix, so that its input is the logits."""
+
+    def __init__(self, family: Family, dtype: torch.dtype, k: int):
+        width = ROUTE_E + family.config.get("zero_expert_num", 0)
+        more = {key: ROUTE_E for key in COUNT_KEYS if key in family.config}
+        if family.groups > 1:
+            more["n_group"] = ROUTE_GROUPS
+        self.family, self.dtype, self.k, self.width = family, dtype, k, width
+        self.block = family.build(dtype, "eager", hidden_size=width, **more, **{family.topk: k})
+        fill(self.block, family, False)
+        with torch.no_grad():
+            router_weight(self.block, family).copy_(torch.eye(width))
+            if family.router_bias:
+                attribute(self.block, family.gate).bias.zero_()
+
+    def logits_dtype(self) -> torch.dtype:
+        return torch.float32 if self.family.logits32 else self.dtype
+
+    def given(self, logits: torch.Tensor) -> dict:
+        """The inputs of stage route."""
+        out = {"logits": logits.to(self.logits_dtype())}
+        bias = selection_bias(self.block, self.family)
+        if bias is not None:
+            out["bias"] = bias
+        if self.family.gate_takes == "ids":
+            out |= {"token": token_ids(T).to(torch.int32),
+                    "table": attribute(self.block, self.family.gate).tid2eid.to(torch.int32)}
+        return out
+
+    def slots(self, weights: torch.Tensor) -> torch.Tensor:
+        """By descending weight, since topk(sorted=False) leaves the order open; where the class has one, its own."""
+        if self.family.score == "sparsemixer" or self.family.gate_takes == "ids":
+            return torch.arange(self.k).expand(T, -1)
+        return torch.sort(weights.float(), dim=-1, descending=True, stable=True).indices
+
+    def case(self, stage: str, weight: torch.dtype = None) -> str:
+        line = f"{stage} dtype={LETTER[self.dtype]} {self.family.record(ROUTE_GROUPS)}"
+        return line + f" logits={LETTER[self.logits_dtype()]}" + (f" weight={LETTER[weight]}" if weight else "")
+
+
+def add_route(out, family: Family, dtype: torch.dtype, k: int, kind: str):
+    router = Router(family, dtype, k)
+    tag = f"{family.block}.{family.preset}.route.{k}.{kind}"
+    shape = (T, router.width)
+    flags = ["OneSlot"] if k == 1 else []
+    if kind == "ties":
+        logits = draw.whole(tag, shape, -1, 1, dtype)
+        flags.append("Ties")
+    elif kind == "small":
+        logits = draw.real(tag, shape, 1.5, dtype) - 45
+        flags.append("SmallSum")
+    else:
+        logits = draw.real(tag, shape, 1.5, dtype)
+        flags += ["MaskedGroups"] if family.groups > 1 else []
+        flags += ["BiasSelects"] if family.bias else []
+    x = logits.clone().requires_grad_(True)
+    seen, weights, index = call_gate(router.block, family, x, k)
+    order = router.slots(weights.detach())
+    idx, w = index.gather(1, order).to(torch.int32), weights.detach().gather(1, order)
+    group = f"route-{family.name}"
+    comment = f"{family.preset}, k {k}" + {"ties": ", ties", "small": ", small scores", "real": ""}[kind]
+    out.add(group, source(family), comment, router.case("route", w.dtype), router.given(logits), {"idx": idx, "w": w},
+            compare="classes", flags=flags, unchecked=["scores"])
+    if kind == "real" and k > 1 and (dtype == torch.float32 or not (family.logits32 or family.rounds_back)):
+        add_route_bwd(out, router, x, seen, weights, idx, order, tag)
+
+
+def add_route_bwd(out, router: Router, x, seen, weights, idx, order, tag: str):
+    """Gradients by torch's autograd through the class's router: that of its input is that of the logits."""
+    family = router.family
+    # The same numbers in both dtypes of a weight, so the stage's unrounded dw is what the class sees.
+    dw = draw.real(tag + ".dw", tuple(weights.shape), dtype=torch.bfloat16)
+    weights.backward(dw.to(weights.dtype))
+    given = {k: v for k, v in router.given(x).items() if k in ("logits", "bias")}
+    prompt = {"scores": scores_of(family, seen.detach(), router.dtype), "idx": idx, "dw": dw.float().gather(1, order),
+              **given}
+    group = f"route_bwd-{family.name}"
+    flags = ["BiasSelects"] if family.bias else []
+    out.add(group, source(family), f"{family.preset}, k {router.k}", router.case("route_bwd"), prompt,
+            {"dlogits": x.grad.to(router.logits_dtype())}, flags=flags)
+
+
+def add_family(out, family: Family):
+    both = (torch.float32, torch.bfloat16)
+    if "router" in family.stages and family.tests != "few":
+        for dtype in both:
+            add_router(out, family, dtype, False)
+        add_router(out, family, torch.bfloat16, True)
+    for dtype in both if "route" in family.stages else ():
+        add_route(out, family, dtype, family.k, "real")
+    if "route" not in family.stages or family.tests == "few":
+        return
+    if not family.fixed_k:
+        add_route(out, family, torch.float32, 1, "real")
+        if family.gate_takes != "ids":
+            add_route(out, family, torch.float32, 2, "ties")
+    if family.score.startswith("sigmoid"):
+        add_route(out, family, torch.float32, family.k, "small")
+
+
+def add_gemma4(out):
+    """Its router norms its input, so the logits are taken from inside; weights are multiplied by a number an expert."""
+    config = CONFIG_MAPPING["gemma4_text"](hidden_size=H, num_experts=ROUTE_E, top_k_experts=3)
+    router = Gemma4TextRouter(config)
+    logits = []
+    router.proj.register_forward_hook(lambda _module, _args, y: logits.append(y))
+    with torch.no_grad():
+        for name, p in router.named_parameters():
+            p.copy_(draw.real(f"gemma4.{name}", p.shape) if name == "proj.weight" else
+                    1 + draw.real(f"gemma4.{name}", p.shape, 0.25))
+    _, w, idx = router(draw.real("gemma4.x", (T, H)))
+    logits[0].retain_grad()
+    dw = draw.real("gemma4.dw", tuple(w.shape))
+    w.backward(dw)
+    given = {"logits": logits[0], "scale_e": router.per_expert_scale}
+    idx = idx.to(torch.int32)
+    fields = "dtype=f32 dialect=hf-5.24/mixtral expert_scale=on logits=f32"
+    source_name = "transformers 5.24.0 Gemma4TextRouter"
+    out.add("route-gemma4", source_name, "a factor for each expert", f"route {fields} weight=f32", given,
+            {"idx": idx, "w": w}, compare="classes", unchecked=["scores"])
+    out.add("route_bwd-gemma4", source_name, "a factor for each expert", f"route_bwd {fields}",
+            {"scores": torch.softmax(logits[0], -1), "idx": idx, "dw": dw, **given}, {"dlogits": logits[0].grad})
+
+
+# ---- balance loss ----
+
+
+def add_balance(out):
+    """transformers' pooled loss over two layers, with and without padding; the z-loss is ST-MoE's, by torch."""
+    layers, experts, k, aux, z = 2, 6, 2, 0.25, 0.125
+    for valid in (torch.ones(T), torch.tensor([1.0, 1, 1, 0, 1, 1, 0, 1, 1])):
+        logits = draw.real(f"balance.{int(valid.sum())}", (layers, T, experts), 1.5).requires_grad_(True)
+        mask = None if valid.all() else valid[None]
+        loss = load_balancing_loss_func(tuple(logits), experts, k, mask)
+        n = int(valid.sum()) * layers
+        z_loss = (torch.logsumexp(logits, -1).square() * valid).sum() / n
+        idx = torch.topk(logits.detach(), k, dim=-1).indices
+        chosen = torch.nn.functional.one_hot(idx, experts).sum(2) * valid.to(torch.int64)[:, None]
+        given = {"logits": logits, "valid": valid.to(torch.uint8)}
+        comment = f"{int(valid.sum())} of {T} tokens count"
+        name = "transformers 5.24.0 load_balancing_loss_func"
+        count = torch.tensor([n])
+        out.add("balance", name, comment, "balance dtype=f32", {**given, "idx": idx.to(torch.int32)},
+                {"loss": torch.stack([loss, z_loss]), "count": count}, unchecked=["freq", "prob"])
+        (aux * loss + z * z_loss).backward()
+        freq = chosen.sum((0, 1)).float() / n
+        out.add("balance", name, comment, f"balance_bwd dtype=f32 aux_coef={aux} z_coef={z}",
+                {**given, "freq": freq, "count": count}, {"daux": logits.grad})

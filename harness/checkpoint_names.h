@@ -1,0 +1,45 @@
+/* What the files of a family of models call the tensors of one MoE block, and how they lay them out: one row a
+ * model_type, data only.
+ *
+ * A name is written from the layer on; {E} stands for an expert's number, {L} (in prefixes) for the layer's. A matrix
+ * whose name has {E} is one tensor an expert, any other is one tensor for all experts, with a dimension in front.
+ * Adding a family is adding a row; the reader (checkpoint.c) has no branch on a family. */
+#ifndef XP_CHECKPOINT_NAMES_H
+#define XP_CHECKPOINT_NAMES_H
+
+#include "xp/dialect.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* The matrices of an expert. gate NULL: its rows are in `up`, laid out as `rows` says, where the dialect has a gate. */
+typedef struct {
+    const char *gate, *up, *down; /* up NULL: no such layout */
+    const char *up_bias, *down_bias;
+    xp_gate_layout rows;
+    xp_orient orient;
+    int either; /* files of both orientations exist: the shape says which one this is */
+} xp_matrix_names;
+
+enum { XP_LAYOUTS = 2 };
+
+typedef struct {
+    const char *model_type;
+    const char *prefix; /* of a layer, '|' between those of the classes that save this family */
+    const char *scope;  /* what the block's names begin with behind the prefix, '|' between several */
+    const char *router, *router_bias, *select_bias, *table, *shared_gate, *expert_scale;
+    int select_row; /* 1: the selection bias is stored as [1,Z] */
+    xp_matrix_names expert[XP_LAYOUTS], shared;
+    const char *null_gate, *null_up; /* stored for the experts from E on, which have no weights that anything reads */
+} xp_tensor_names;
+
+/* Ends with a NULL model_type. */
+extern const xp_tensor_names xp_tensor_names_of[];
+/* NULL: no such family. */
+const xp_tensor_names *xp_tensor_names_find(const char *model_type);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
