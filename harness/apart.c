@@ -16,7 +16,7 @@
 #include "xp/route.h"
 #include "xp/router.h"
 
-enum { T = 24, E = 16, NULLS = 16, Z = E + NULLS, K = 2, H = 32, F = 16, S = 8, V = 8, BLOCKS = 160 };
+enum { T = 24, E = 16, NULLS = 16, MOST = 3, H = 32, F = 16, S = 8, V = 8, BLOCKS = 160 };
 
 /* Steps of x, of the router's rows and of the experts' weights, which are up to 8 of them; offset is added to every
  * logit, bias to every selection bias. */
@@ -48,6 +48,7 @@ typedef struct {
     xp_comm alone;
     xp_mesh mesh; /* of one rank: none of these stages sends anything */
     int place;
+    int64_t k; /* slots a token: the sparsemixer has two */
 } bench;
 
 static void *take(bench *b, size_t bytes) {
@@ -142,17 +143,17 @@ static xp_status routed(bench *b, const xp_dialect *d, side *out) {
     out->route = (xp_route_args){.logits = out->logits,
                                  .bias = out->bias,
                                  .scores = tensor(b, XP_F32, 2, T, out->experts, 1),
-                                 .idx = tensor(b, XP_I32, 2, T, K, 1),
-                                 .w = tensor(b, wide(d->weight_dtype), 2, T, K, 1),
+                                 .idx = tensor(b, XP_I32, 2, T, b->k, 1),
+                                 .w = tensor(b, wide(d->weight_dtype), 2, T, b->k, 1),
                                  .dialect = d,
                                  .scale_e = out->scale_e};
     if (d->select_on == XP_ON_TOKEN_TABLE) {
         out->route.token = tensor(b, XP_I32, 1, T, 1, 1);
-        out->route.table = tensor(b, XP_I32, 2, V, K, 1);
+        out->route.table = tensor(b, XP_I32, 2, V, b->k, 1);
         for (int64_t i = 0; !b->failed && i < T; i++)
             *(int32_t *)xp_tensor_at(&out->route.token, i, 0, 0, 0) = (int32_t)(i % V);
-        for (int64_t i = 0; !b->failed && i < V * K; i++)
-            *(int32_t *)xp_tensor_at(&out->route.table, i / K, i % K, 0, 0) = (int32_t)(5 * i % E);
+        for (int64_t i = 0; !b->failed && i < V * b->k; i++)
+            *(int32_t *)xp_tensor_at(&out->route.table, i / b->k, i % b->k, 0, 0) = (int32_t)(5 * i % E);
     }
     return run(b, &xp_stage_route, &out->route);
 }
@@ -165,15 +166,17 @@ static int32_t expert_of(const xp_tensor *idx, int64_t t, int64_t k) {
 
 /* 1: an expert that `idx` leaves out beats one of its choice by more than both tolerances. */
 static int choice_refused(const xp_tensor *key, const xp_tensor *tol, const xp_tensor *idx, int64_t t) {
-    const int64_t experts = key->dim[1];
-    for (int64_t k = 0; k < K; k++) {
+    const int64_t experts = key->dim[1], k_n = idx->dim[1];
+    for (int64_t k = 0; k < k_n; k++) {
         const int64_t mine = expert_of(idx, t, k);
         if (mine >= experts)
             return 1;
         for (int64_t e = 0; e < experts; e++) {
             const double gap = value(key, t * experts + e) - value(key, t * experts + mine);
-            if (e != expert_of(idx, t, 0) && e != expert_of(idx, t, 1) &&
-                gap > value(tol, t * experts + e) + value(tol, t * experts + mine))
+            int64_t slot = 0;
+            while (slot < k_n && expert_of(idx, t, slot) != e)
+                slot++;
+            if (slot == k_n && gap > value(tol, t * experts + e) + value(tol, t * experts + mine))
                 return 1;
         }
     }
@@ -288,19 +291,20 @@ static xp_status rounding_apart(bench *b, const side *right, const side *wrong, 
     xp_moe_args r = block_of(b, right, idx), w = block_of(b, wrong, idx);
     XP_TRY(run(b, &xp_stage_moe, &r));
     XP_TRY(run(b, &xp_stage_moe, &w));
-    *out = memcmp(r.y.data, w.y.data, xp_dtype_bytes(XP_BF16, T * H)) != 0;
+    *out = memcmp(r.y.data, w.y.data, xp_dtype_bytes(XP_BF16, T * H)) != 0 ||
+           memcmp(r.dx.data, w.dx.data, xp_dtype_bytes(XP_BF16, T * H)) != 0;
     return XP_OK;
 }
 
 static xp_status balance_apart(bench *b, const side *right, const side *wrong, int *out) {
-    const int64_t dim[] = {1, T, E}, chosen[] = {1, T, K};
+    const int64_t dim[] = {1, T, E}, chosen[] = {1, T, b->k};
     const xp_tensor logits = numbers(b, XP_BF16, "balance", 0.25, 3, 1, T, E);
     xp_tensor valid = tensor(b, XP_U8, 1, T, 1, 1), count = tensor(b, XP_I64, 1, 1, 1, 1);
-    xp_tensor idx = tensor(b, XP_I32, 3, 1, T, K);
+    xp_tensor idx = tensor(b, XP_I32, 3, 1, T, b->k);
     if (b->failed)
         return XP_FAIL(XP_E_NOMEM, "selftest: balance");
     memset(valid.data, 1, T);
-    for (int64_t i = 0; i < T * K; i++)
+    for (int64_t i = 0; i < T * b->k; i++)
         ((int32_t *)idx.data)[i] = (int32_t)(i * i % E); /* not balanced */
     const xp_balance_args fwd = {.logits = logits,
                                  .idx = xp_tensor_of(idx.data, XP_I32, 3, chosen),
@@ -337,10 +341,11 @@ static xp_status judge_place(bench *b, const xp_dialect *right, const xp_dialect
 }
 
 xp_status xp_apart_judge(const xp_dialect *right, const xp_dialect *wrong, xp_apart *out) {
+    const int mixer = right->score == XP_SCORE_SPARSEMIXER || wrong->score == XP_SCORE_SPARSEMIXER;
     *out = XP_APART_NOT;
     for (xp_apart what = XP_APART_CHOICE; what <= XP_APART_ROUNDING; what++) {
         for (int place = 0; place < XP_APART_CASES; place++) {
-            bench b = {.place = place, .alone = {.size = 1}};
+            bench b = {.place = place, .alone = {.size = 1}, .k = mixer ? 2 : MOST};
             int apart = 0;
             for (int i = 0; i < XP_NAXIS; i++)
                 b.mesh.axis[i] = &b.alone;

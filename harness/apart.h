@@ -16,7 +16,7 @@ typedef enum {
     XP_APART_WEIGHT,  /* same experts, other routing weights */
     XP_APART_OUTPUT,  /* same experts, another output of the whole block */
     XP_APART_BALANCE, /* another gradient of the balance losses */
-    XP_APART_ROUNDING /* outputs within the bounds, with other bits: only vectors of exact data tell them apart */
+    XP_APART_ROUNDING /* output or input gradient with other bits within the bounds: for vectors of exact data */
 } xp_apart;
 enum { XP_APART_CASES = 5 };
 /* "c" for a choice, and so on; "-" for XP_APART_NOT. And a word: "choice". */
@@ -24,7 +24,7 @@ char xp_apart_letter(xp_apart a);
 const char *xp_apart_name(xp_apart a);
 
 /* Judges `wrong`, computed by the reference, by the bounds of `right` on cases of small exact numbers in bf16 (16
- * experts, 2 slots, a shared expert). XP_E_ARG when a record cannot run there, naming the field; XP_E_NOMEM. */
+ * experts, 2 or 3 slots, a shared expert). XP_E_ARG when a record cannot run there, naming the field; XP_E_NOMEM. */
 xp_status xp_apart_judge(const xp_dialect *right, const xp_dialect *wrong, xp_apart *out);
 
 #ifdef __cplusplus

@@ -16,14 +16,16 @@
 enum { MAX_KEYS = 40, MAX_VALUES = 64, MAX_VALUE = 160, MAX_FILES = 256, LINE_BYTES = XP_CASE_LINE };
 enum { MAX_PRODUCT = 1 << 16 }; /* cases of one line: more is a slip, and checking them all would never end */
 
-static const char *const group_names[XP_NGROUP] = {"act",    "param", "router", "logits", "weight", "grad",
-                                                   "reduce", "code",  "scale",  "master", "moment"};
+static const char *const group_names[XP_NGROUP] = {"act",    "param",  "router", "logits",       "weight",
+                                                   "grad",   "reduce", "code",   "scale",        "master",
+                                                   "moment", "shared", "gate",   "expert_reduce"};
 
 const char *xp_group_name(xp_group g) {
     return group_names[g];
 }
 
 static const char *const order_names[] = {"slot_token", "token"};
+static const char *const divide_names[] = {"once", "world"};
 
 /* ---- values --------------------------------------------------------------------------------------------------------
  */
@@ -108,7 +110,7 @@ static int is_generated(const xp_case *c) {
 
 /* act always has a meaning: the other groups follow from it. */
 static int is_dtype_key(const xp_case *c, const char *key) {
-    static const char *const flow[] = {"act", "param", "router", "grad", "reduce"};
+    static const char *const flow[] = {"act", "param", "router", "grad", "reduce", "shared", "gate", "expert_reduce"};
     if (strcmp(key, "dtype") == 0 || strcmp(key, "act") == 0)
         return 1;
     for (size_t i = 0; !is_generated(c) && i < sizeof flow / sizeof *flow; i++) {
@@ -259,6 +261,8 @@ static xp_status set_step_key(xp_case *c, const char *key, const char *value, in
         return set_int(key, value, 1, 1 << 20, &c->micro);
     if (strcmp(key, "order") == 0)
         return parse_word(key, value, order_names, 2, &c->order);
+    if (strcmp(key, "divide") == 0)
+        return parse_word(key, value, divide_names, 2, &c->divide);
     if (strcmp(key, "align") == 0)
         return set_int(key, value, 1, 128, &c->align);
     *out_known = 0;
@@ -627,6 +631,8 @@ void xp_case_print(const xp_case *c, char *buf, size_t bytes) {
     }
     if (c->order)
         put(buf, bytes, "order", order_names[c->order]);
+    if (c->divide)
+        put(buf, bytes, "divide", divide_names[c->divide]);
     put(buf, bytes, "data", xp_data_name(c->data));
     if (xp_mesh_spec_print(&c->mesh, mesh, sizeof mesh) == XP_OK)
         put(buf, bytes, "mesh", mesh);

@@ -35,6 +35,9 @@ typedef enum {
     XP_G_SCALE,
     XP_G_MASTER,
     XP_G_MOMENT,
+    XP_G_SHARED, /* of a layer or step alone: its shared expert, its router's weights, its experts' reduction */
+    XP_G_GATE,
+    XP_G_EXPERT_REDUCE,
     XP_NGROUP
 } xp_group;
 const char *xp_group_name(xp_group g);
@@ -53,7 +56,7 @@ typedef struct {
     char model[XP_MODEL_NAME]; /* "": the dimensions; else a model's name or path */
     char dialect[64];
     char with[64]; /* optional operands that are present: names joined by '+' */
-    int shrink, layers, steps, deterministic, order, align, micro;
+    int shrink, layers, steps, deterministic, order, align, micro, divide;
     int params;
     struct {
         char name[24], value[40];

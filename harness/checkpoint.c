@@ -273,7 +273,7 @@ static int64_t count_in_scope(const reader *r) {
 /* Sets prefix to the one of the family's under which the layer has tensors of the block. */
 static xp_status choose_prefix(reader *r) {
     const char *list = r->names->prefix;
-    char found[NAME] = "", tried[NAME] = "";
+    char found[NAME] = "", tried[4 * NAME] = "";
     size_t bytes;
     for (const char *word; (word = next_word(&list, &bytes)) != NULL;) {
         expand(word, bytes, r->layer, 0, r->prefix, sizeof r->prefix);

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "cmd.h"
+#include "dump.h"
 #include "random.h"
 
 enum { SAMPLE_UNITS = 16, REDRAWS = 20 };
@@ -326,7 +327,8 @@ static void print_layers(const checking *s, const xp_case *c, const xp_model *m)
     else
         fprintf(s->style.out, "%d of %d layers; ", c->layers, m->layers);
     if (s->o->weights)
-        fprintf(s->style.out, "MoE weights of %s, seeded norms and embedding\n", s->o->weights);
+        fprintf(s->style.out, "MoE weights of %s%s, seeded norms and embedding\n", s->o->weights,
+                s->model.dialect.select_on == XP_ON_TOKEN_TABLE ? " (experts by its table)" : "");
     else
         fputs("seeded weights, not the published ones\n", s->style.out);
 }
@@ -453,11 +455,14 @@ static xp_status open_checking(checking *s) {
         return XP_FAIL(XP_E_ARG, "check: --layers and --layer exclude each other");
     if (!o->model && (o->has_tokens || o->layers || o->shrink != 1 || o->experts || o->topk))
         return XP_FAIL(XP_E_ARG, "check: --tokens, --layers, --shrink, --experts and --topk need --model");
+    XP_TRY(xp_dump_check(o->dump));
     XP_TRY(check_mesh(o));
     XP_TRY(check_words(o));
     XP_TRY(xp_cmd_impl(o, &s->run.impl, &s->run.fault));
     s->run.impl_given = o->impl;
     s->run.text_given = o->text;
+    s->run.weights_given = o->weights;
+    s->run.one_layer = o->has_layer;
     s->run.against_one_rank = 1;
     s->run.dump = o->dump;
     s->run.dumped = &s->dumped;

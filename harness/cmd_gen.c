@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "cmd.h"
+#include "dump.h"
 #include "registry.h"
 
 typedef struct {
@@ -34,6 +35,8 @@ int xp_cmd_gen(const xp_options *o) {
     if (st == XP_OK && (o->words != 2 || !strpbrk(o->word[0], " \t")))
         st = XP_FAIL(XP_E_ARG, "gen: expected a case line and a folder, as in: gen 'rmsnorm T=8 H=32' vectors");
     g.run.dump = o->words == 2 ? o->word[1] : NULL;
+    if (st == XP_OK)
+        st = xp_dump_check(g.run.dump);
     if (st == XP_OK)
         st = xp_case_expand(o->word[0], NULL, &number, take, &g);
     if (st != XP_OK)

@@ -159,6 +159,7 @@ int xp_cmd_step(const xp_options *o) {
     if (st == XP_OK && o->words)
         st = XP_FAIL(XP_E_ARG, "step: '%s' is no option; the model is --model NAME", o->word[0]);
     XP_GOTO(out, st);
+    XP_GOTO(out, xp_dump_check(o->dump));
     XP_GOTO(out, xp_cmd_impl(o, &t->impl, &t->fault));
     XP_GOTO(out, xp_cmd_model(o, &model));
     XP_GOTO(out, xp_cmd_mesh(o, "sim:fsdp=1", &mesh));

@@ -55,6 +55,8 @@ const xp_dialect_field xp_dialect_fields[] = {
     WORD(orient, "EOI|EIO", "how files store the experts' matrices"),
     WORD(expert_bias, SWITCH, "both matrices of an expert have a bias, one more rounding each"),
     WORD(accumulate, "slots_f32|eager_act|eager_f32|products_act_f32", "where products and sums are rounded"),
+    WORD(dx_sum, "wide|act",
+         "a token's copies' gradients are summed wide, or one after another in the activation dtype"),
     WORD(shared_gate, SWITCH, "the shared expert is multiplied by sigmoid(x . v)"),
     WORD(shared_limit, SWITCH, "the limit holds in the shared expert, too"),
     WORD(shared_combine, "add|average", "the shared expert is added, or both are halved"),

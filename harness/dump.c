@@ -24,6 +24,18 @@ struct xp_dump {
     void *saved[OPERANDS]; /* in-out operands before the call */
 };
 
+xp_status xp_dump_check(const char *dir) {
+    static const char *const made[] = {"manifest.json", "rank0"};
+    char path[4096];
+    struct stat s;
+    for (size_t i = 0; dir && i < sizeof made / sizeof *made; i++) {
+        snprintf(path, sizeof path, "%s/%s", dir, made[i]);
+        if (stat(path, &s) == 0)
+            return XP_FAIL(XP_E_ARG, "'%s' holds a set already (%s), expected a new folder", dir, made[i]);
+    }
+    return XP_OK;
+}
+
 xp_status xp_dump_open(const char *dir, int rank, int world, uint64_t seed, const char *only, xp_dump **out) {
     char path[4096];
     *out = calloc(1, sizeof **out);

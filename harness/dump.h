@@ -12,6 +12,8 @@
 extern "C" {
 #endif
 
+/* XP_E_ARG naming dir when it holds a set already: said before anything runs. NULL: nothing. */
+xp_status xp_dump_check(const char *dir);
 /* only: NULL, or the one stage that is written. XP_E_IO, XP_E_ARG (a set is there already). */
 xp_status xp_dump_open(const char *dir, int rank, int world, uint64_t seed, const char *only, xp_dump **out);
 /* The case line of a call that has these args: stage, dtypes and every scalar. XP_E_ARG when it is too long. */

@@ -62,6 +62,6 @@ static inline double local_square(const xp_gradnorm_args *a) {
 /* Of faults_reduce.c, for the list in faults.c. */
 extern const xp_fault xp_fault_experts_unreduced, xp_fault_outside_undivided, xp_fault_norm_group,
     xp_fault_norm_local_experts, xp_fault_norm_outsiders, xp_fault_norm_empty_leaves, xp_fault_nan_unclipped,
-    xp_fault_stale_counts, xp_fault_empty_leaves, xp_fault_replay_softmax;
+    xp_fault_stale_counts, xp_fault_empty_leaves, xp_fault_replay_softmax, xp_fault_dx_running;
 
 #endif

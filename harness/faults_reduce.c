@@ -6,6 +6,7 @@
 #include "xp/clip.h"
 #include "xp/combine.h"
 #include "xp/dispatch.h"
+#include "xp/permute.h"
 #include "xp/route.h"
 #include "xp/scatter.h"
 
@@ -221,6 +222,16 @@ RUN(empty_leaves) {
     return XP_OK;
 }
 
+/* An index_add of activations adds the gradients of a token's copies. */
+RUN(dx_running) {
+    xp_permute_bwd_args a = *(const xp_permute_bwd_args *)args;
+    xp_dialect d = *a.dialect;
+    (void)self;
+    d.dx_sum = XP_DX_ACT;
+    a.dialect = &d;
+    return inner->run(x, &a);
+}
+
 /* Replayed choices are weighed by a softmax, whatever the gate's own score is. */
 RUN(replay_softmax) {
     xp_route_args a = *(const xp_route_args *)args;
@@ -254,5 +265,7 @@ FAULT(stale_counts, "stale-counts", "dispatch", "row counts are read before they
       "twinkle 1a1d8845 ep_utils.py", "bits");
 FAULT(empty_leaves, "empty-leaves", "combine_bwd", "a rank that received no rows does not join the backward all-to-all",
       "twinkle 9aa55792, Megatron-LM#3626, NeMo-Automodel#3680", "collective");
+FAULT(dx_running, "dx-running", "permute_bwd", "the gradients of a token's copies are summed in the activation dtype",
+      "twinkle 1a1d8845 expert_parallel.py", "bound");
 FAULT(replay_softmax, "replay-softmax", "route", "replayed choices are weighed by softmax under every gate",
       "twinkle 1a1d8845 expert_parallel.py", "bound");

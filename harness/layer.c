@@ -198,8 +198,8 @@ static double shared_factor(const xp_flow *f) {
 
 static xp_status forward_shared(xp_flow *f, int y, layer_state *s) {
     const layer_params *p = &f->lp[y];
-    XP_TRY(flow_new2(f, XP_KIND_ACT, f->param, f->T, f->X, &s->spre));
-    XP_TRY(flow_new2(f, XP_KIND_ACT, f->param, f->T, f->S, &s->sact));
+    XP_TRY(flow_new2(f, XP_KIND_ACT, f->plan->opt.shared, f->T, f->X, &s->spre));
+    XP_TRY(flow_new2(f, XP_KIND_ACT, f->plan->opt.shared, f->T, f->S, &s->sact));
     XP_TRY(act2(f, f->T, f->H, &s->smlp));
     XP_TRY(act2(f, f->T, f->H, &s->sy));
     xp_shared_args a = {.x = s->xn,
@@ -345,7 +345,7 @@ static xp_status backward_shared(xp_flow *f, int y, const xp_tensor *dh, xp_tens
     layer_state *s = &f->ls[y];
     xp_tensor dmlp, dpre, dz = {0}, dx, total;
     XP_TRY(act2(f, f->T, f->H, &dmlp));
-    XP_TRY(flow_new2(f, XP_KIND_ACT, f->param, f->T, f->X, &dpre));
+    XP_TRY(flow_new2(f, XP_KIND_ACT, f->plan->opt.shared, f->T, f->X, &dpre));
     XP_TRY(act2(f, f->T, f->H, &dx));
     xp_shared_bwd_args a = {.dy = *dh,
                             .pre = s->spre,

@@ -3,6 +3,7 @@
  * A parameter is [G,R0,N]; this rank owns rows [start, start+rows) of its groups. In XP_RUN_TRAIN the shards live in
  * flat f32 buffers; in the other modes a shard exists only while its collective runs, a few groups at a time, so that a
  * full-width layer fits. */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -154,7 +155,7 @@ xp_status params_gather(xp_flow *f, int i) {
     const int64_t dim[3] = {groups, param(f, i)->R, param(f, i)->N};
     if (f->ps[i].full.data)
         return XP_OK;
-    XP_TRY(xp_rank_tensor(f->r, XP_KIND_PARAM, f->param, 3, dim, &f->ps[i].full));
+    XP_TRY(xp_rank_tensor(f->r, XP_KIND_PARAM, xp_plan_param_dtype(f->plan, i), 3, dim, &f->ps[i].full));
     for (int64_t g = 0; g < groups; g += step)
         XP_TRY(gather_chunk(f, i, g, g + step < groups ? g + step : groups));
     return XP_OK;
@@ -187,6 +188,16 @@ static xp_status bound_of(const xp_flow *f, const xp_stage *s, const void *args,
     return XP_OK;
 }
 
+/* |c n / divisor - 1|, with c the rounded inverse of pre, for n tokens; and as much again for its inverse. */
+static double wrong_scale(const xp_flow *f, const xp_scatter_args *a) {
+    uint64_t cell = 0;
+    const xp_tensor c = xp_tensor_1d(&cell, a->reduce_dtype, 1);
+    xp_fill_store(&c, 0, 1.0 / a->pre);
+    const double divisor = a->grad.dtype == XP_F64 ? a->divisor : (double)(float)a->divisor;
+    const double off = fabs(xp_widen(&cell, a->reduce_dtype, 0) * f->divisor / divisor - 1.0) + 0x1p-50;
+    return off / (1.0 - off);
+}
+
 /* How far the shard may be from the exact gradient: each rank's partial sum is within its stage's bound, the sum of
  * those over the axis is divided as the gradient is, and scatter adds its own bound. Every rank of the axis calls it.
  */
@@ -197,12 +208,16 @@ static xp_status distance(const xp_flow *f, const xp_scatter_args *a, const flow
     XP_TRY(c->ops->all_reduce(c, f->r->q, &err, XP_SUM));
     XP_TRY(bound_of(f, &xp_stage_scatter, a, "shard", out));
     const xp_tensor all = xp_tensor_of(err.data, XP_F64, 3, &a->grad.dim[1]);
+    /* With both divisors rounded, all of them together are off by this much of what they should be. */
+    const double scale = a->pre > 1 ? wrong_scale(f, a) : 0.0;
     for (int64_t g = 0; g < out->dim[0]; g++) {
         for (int64_t r = 0; r < out->dim[1]; r++) {
             for (int64_t n = 0; n < out->dim[2]; n++) {
                 const double *e = xp_tensor_at(&all, g, a->start[c->rank] + r, n, 0);
                 double *t = xp_tensor_at(out, g, r, n, 0);
-                *t = (*t + *e / a->divisor) * (1.0 + 0x1p-40); /* up to 1024 ranks' and four more roundings */
+                const double v = xp_widen(xp_tensor_at(&a->shard, g, r, n, 0), a->shard.dtype, 0);
+                /* up to 1024 ranks' and four more roundings; |v| may be off its exact value by t */
+                *t = (*t * (1.0 + scale) + *e * (1.0 + scale) / f->divisor + fabs(v) * scale) * (1.0 + 0x1p-40);
             }
         }
     }
@@ -248,6 +263,7 @@ xp_status params_scatter(xp_flow *f, int i, int64_t g0, const xp_tensor *dw, con
     const param_state *p = &f->ps[i];
     const int64_t gc = dw->dim[1];
     const int expert = param(f, i)->expert;
+    const double pre = f->plan->opt.average ? (double)f->r->world : 1.0;
     xp_tensor shard;
     if (f->gflat.data) {
         shard = flat_groups(f, &f->gflat, i, g0, gc);
@@ -260,8 +276,9 @@ xp_status params_scatter(xp_flow *f, int i, int64_t g0, const xp_tensor *dw, con
                          .axis = param(f, i)->reduce,
                          .start = p->gstart,
                          .rows = p->grows,
-                         .reduce_dtype = f->plan->opt.reduce,
-                         .divisor = f->micro + 1 < f->plan->opt.micro ? 1.0 : f->divisor};
+                         .reduce_dtype = xp_plan_reduce_dtype(f->plan, i),
+                         .divisor = f->micro + 1 < f->plan->opt.micro ? 1.0 : f->divisor / pre,
+                         .pre = pre};
     if (f->micro > 0)
         a.base = flat_groups(f, &f->gbase, i, g0, gc);
     if (f->block && !(expert && f->efold)) {

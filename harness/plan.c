@@ -17,6 +17,9 @@ xp_step_options xp_step_defaults(void) {
         .reduce = XP_F32,
         .grad = XP_F32,
         .router = XP_F32,
+        .shared = XP_NDTYPE,
+        .gate = XP_NDTYPE,
+        .expert_reduce = XP_NDTYPE,
         .lr = 1e-3,
         .beta1 = 0.9,
         .beta2 = 0.999,
@@ -55,6 +58,14 @@ static xp_status check_real(const char *field, double v, double lo, double hi) {
     return XP_FAIL(XP_E_ARG, "%s: %g, expected %g to %g", field, v, lo, hi);
 }
 
+static xp_status check_reduce(const char *field, xp_dtype d, const xp_step_options *o) {
+    if (o->grad == XP_F64)
+        return check_dtype(field, d, XP_BIT(XP_F64), "f64, because grad is f64");
+    if (o->deterministic)
+        return check_dtype(field, d, XP_BIT(XP_F32), "f32: deterministic mode folds block partials in f32");
+    return check_dtype(field, d, XP_BIT(XP_F32) | XP_BIT(XP_BF16) | XP_BIT(XP_F16), "f32, bf16 or f16");
+}
+
 static xp_status check_dtypes(const xp_step_options *o) {
     static const char act[] = "f32, bf16, f16 or f64";
     XP_TRY(check_dtype("act", o->act, XP_DT_ACT, act));
@@ -62,13 +73,15 @@ static xp_status check_dtypes(const xp_step_options *o) {
     XP_TRY(check_dtype("grad", o->grad, XP_DT_ACT, act));
     if (o->act != XP_F64)
         XP_TRY(check_dtype("router", o->router, XP_BIT(XP_F32), "f32: the softmax runs wide (f64 only with act f64)"));
-    if (o->grad == XP_F64)
-        XP_TRY(check_dtype("reduce", o->reduce, XP_BIT(XP_F64), "f64, because grad is f64"));
-    else
-        XP_TRY(check_dtype("reduce", o->reduce, XP_BIT(XP_F32) | XP_BIT(XP_BF16) | XP_BIT(XP_F16), "f32, bf16 or f16"));
+    if (o->shared != XP_NDTYPE)
+        XP_TRY(check_dtype("shared", o->shared, XP_DT_ACT, act));
+    if (o->gate != XP_NDTYPE)
+        XP_TRY(check_dtype("gate", o->gate, XP_DT_ACT, act));
+    XP_TRY(check_reduce("reduce", o->reduce, o));
+    if (o->expert_reduce != XP_NDTYPE)
+        XP_TRY(check_reduce("expert_reduce", o->expert_reduce, o));
     if (!o->deterministic)
         return XP_OK;
-    XP_TRY(check_dtype("reduce", o->reduce, XP_BIT(XP_F32), "f32: deterministic mode folds block partials in f32"));
     return check_dtype("grad", o->grad, XP_BIT(XP_F32), "f32: deterministic mode keeps block partials in f32");
 }
 
@@ -91,6 +104,8 @@ static xp_status check_options(const xp_step_options *o) {
     if ((unsigned)o->path > XP_PATH_FOREACH)
         return XP_FAIL(XP_E_ARG, "path: %d, expected auto, flat, for-loop or foreach", (int)o->path);
     XP_TRY(check_dtypes(o));
+    if (o->average && o->deterministic)
+        return XP_FAIL(XP_E_ARG, "divide: world, expected once: deterministic mode gives every mesh the same bits");
     XP_TRY(check_real("lr", o->lr, 0, 1e6));
     XP_TRY(check_real("beta1", o->beta1, 0, 1 - 0x1p-53));
     XP_TRY(check_real("beta2", o->beta2, 0, 1 - 0x1p-53));
@@ -271,6 +286,9 @@ static xp_status fill(xp_plan *p) {
         return XP_FAIL(XP_E_ARG, "expert_scale: on, but no parameter of the step is one");
     if (p->opt.act == XP_F64)
         p->opt.router = XP_F64;
+    p->opt.shared = p->opt.shared != XP_NDTYPE ? p->opt.shared : p->opt.param;
+    p->opt.gate = p->opt.gate != XP_NDTYPE ? p->opt.gate : p->opt.param;
+    p->opt.expert_reduce = p->opt.expert_reduce != XP_NDTYPE ? p->opt.expert_reduce : p->opt.reduce;
     if (isnan(p->opt.aux_coef))
         p->opt.aux_coef = p->model.dialect.aux_coef;
     if (isnan(p->opt.z_coef))
@@ -378,12 +396,30 @@ int64_t xp_plan_chunk_groups(const xp_plan *p, int param) {
     return n >= (double)q->G ? q->G : n >= 1 ? (int64_t)n : 1;
 }
 
+xp_dtype xp_plan_param_dtype(const xp_plan *p, int param) {
+    switch (p->param[param].weight) {
+    case XP_W_ROUTER:
+    case XP_W_ROUTER_BIAS:
+        return p->opt.gate;
+    case XP_W_SHARED_UP:
+    case XP_W_SHARED_DOWN:
+    case XP_W_SHARED_GATE:
+        return p->opt.shared;
+    default:
+        return p->opt.param;
+    }
+}
+
+xp_dtype xp_plan_reduce_dtype(const xp_plan *p, int param) {
+    return p->param[param].expert ? p->opt.expert_reduce : p->opt.reduce;
+}
+
 /* ---- cost ---- */
 
 typedef struct {
     double tokens, rows, room;             /* of the rank; rows of its experts, balanced and at capacity */
     int64_t blocks, group_blocks;          /* of tokens: its own, its ep group's */
-    double act, param, grad, reduce, wide; /* bytes of an element */
+    double act, param, shared, grad, wide; /* bytes of an element */
 } scale;
 
 static void scale_of(const xp_plan *p, const xp_mesh_coord *c, int64_t tokens, scale *out) {
@@ -402,7 +438,7 @@ static void scale_of(const xp_plan *p, const xp_mesh_coord *c, int64_t tokens, s
     out->act = (double)xp_dtype_bytes(p->opt.act, 1);
     out->param = (double)xp_dtype_bytes(p->opt.param, 1);
     out->grad = (double)xp_dtype_bytes(p->opt.grad, 1);
-    out->reduce = (double)xp_dtype_bytes(p->opt.reduce, 1);
+    out->shared = (double)xp_dtype_bytes(p->opt.shared, 1);
     out->wide = p->opt.act == XP_F64 ? 8 : 4;
 }
 
@@ -416,7 +452,7 @@ static double kept_activations(const xp_model *m, const scale *n) {
     const double route = T * E * (logits + n->wide) + T * K * (4 + weight);   /* logits, scores; idx, w */
     const double table = T * K * 16 + C * 8 + 4 * E * 8;                      /* tok, src, pos; recv_tok; counts */
     const double expert = (T * K + C) * H * n->act + C * maps * F * n->param; /* returned, received; inside */
-    const double shared = S > 0 ? 3 * T * H * n->act + T * maps * S * n->param + T * n->act : 0;
+    const double shared = S > 0 ? 3 * T * H * n->act + T * maps * S * n->shared + T * n->act : 0;
     return model + route + table + expert + shared;
 }
 
@@ -444,15 +480,17 @@ static void add_param_cost(const xp_plan *p, int i, const xp_plan_shard *sh, con
     const int64_t chunk = xp_plan_chunk_groups(p, i);
     const double parts = (double)partials(p, q, q->expert ? n->group_blocks : n->blocks);
     const double own = (double)sh->count, group = (double)q->R * (double)q->N, whole = (double)sh->groups * group;
+    const double param = (double)xp_dtype_bytes(xp_plan_param_dtype(p, i), 1);
+    const double reduce = (double)xp_dtype_bytes(xp_plan_reduce_dtype(p, i), 1);
     const double moments = p->opt.optimizer == XP_ADAMW ? 8 : p->opt.momentum > 0 ? 4 : 0;
     out->elements += sh->count;
-    out->bytes[XP_KIND_PARAM] += 4 * own + n->param * whole;
+    out->bytes[XP_KIND_PARAM] += 4 * own + param * whole;
     out->bytes[XP_KIND_GRAD] += (p->opt.micro > 1 ? 8 : 4) * own; /* and what the micro-batches before left */
     out->bytes[XP_KIND_OPTIM] += moments * own;
     out->bytes[XP_KIND_BUFFER] += 16 * (places + sums) + 10;
-    out->sent[q->gather] += p->opt.micro * (places - 1) * own * n->param;
+    out->sent[q->gather] += p->opt.micro * (places - 1) * own * param;
     /* Every copy is sent its rows: sums / places times the whole parameter, less what stays here. */
-    out->sent[q->reduce] += p->opt.micro * (sums / places * whole - own) * parts * n->reduce;
+    out->sent[q->reduce] += p->opt.micro * (sums / places * whole - own) * parts * reduce;
     *out_live = parts * (double)(chunk < sh->groups ? chunk : sh->groups) * group * n->grad;
 }
 

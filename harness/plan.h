@@ -49,8 +49,14 @@ typedef struct {
     double max_norm, clip_eps;
     double aux_coef, z_coef; /* NaN: the model's */
     uint64_t seed;
-    int micro; /* micro-batches that the global batch is cut into: equal runs of tokens, one after another, whose
-                  gradients are summed in the f32 shards before the one norm, clip and update. 1: none */
+    xp_dtype shared;        /* of the shared expert's gathered parameters and compute: f32 bf16 f16 f64 */
+    xp_dtype gate;          /* of the router's gathered weights: f32 bf16 f16 f64 */
+    xp_dtype expert_reduce; /* of the experts' gradient reduction, as reduce. XP_NDTYPE in these three: param, param,
+                               reduce (set so by the plan) */
+    int average; /* 1: as FSDP2, gradients are divided by the world on the way into each reduction, in its dtype, and
+                    after it by the tokens of an average rank; 0: once, after it, by all tokens */
+    int micro;   /* micro-batches that the global batch is cut into: equal runs of tokens, one after another, whose
+                    gradients are summed in the f32 shards before the one norm, clip and update. 1: none */
 } xp_step_options;
 
 /* tokens 512; act and param bf16, the rest f32; AdamW with torch's defaults (lr 1e-3, 0.9, 0.999, 1e-8, decay 0.01);
@@ -153,6 +159,9 @@ int xp_plan_rows(const xp_plan *p, int param, xp_axis axis, int64_t *out_start, 
 /* How many groups of a parameter's gradient a rank makes and scatters at a time, under XP_GRAD_CHUNK but at least one.
  * The same on every rank, because it counts collectives. */
 int64_t xp_plan_chunk_groups(const xp_plan *p, int param);
+/* The dtypes in which a parameter is gathered and its gradient reduced. */
+xp_dtype xp_plan_param_dtype(const xp_plan *p, int param);
+xp_dtype xp_plan_reduce_dtype(const xp_plan *p, int param);
 /* The number of a block's parameter (block -1 for those outside the blocks), or -1 when the model has none. */
 int xp_plan_find(const xp_plan *p, xp_weight w, int block);
 

@@ -49,11 +49,35 @@ static void put_word(FILE *f, const char *s) {
     fputc('\'', f);
 }
 
+/* A run that no case line can say: one layer of a model, or weights of a file. */
+static void put_model_run(FILE *f, const xp_case *c, const xp_run_options *o) {
+    char mesh[XP_MESH_TEXT];
+    (void)xp_mesh_spec_print(&c->mesh, mesh, sizeof mesh);
+    fputs("--model ", f);
+    put_word(f, c->model);
+    fprintf(f, " --layer%s %d", o->one_layer ? "" : "s", c->layers - o->one_layer);
+    if (o->weights_given) {
+        fputs(" --weights ", f);
+        put_word(f, o->weights_given);
+    }
+    if (c->shrink != 1)
+        fprintf(f, " --shrink %d", c->shrink);
+    if (c->dim_set['E' - 'A'])
+        fprintf(f, " --experts %lld", (long long)c->dim['E' - 'A']);
+    if (c->dim_set['K' - 'A'])
+        fprintf(f, " --topk %lld", (long long)c->dim['K' - 'A']);
+    fprintf(f, " --tokens %lld --mesh %s --seed %llu", (long long)c->dim['T' - 'A'], mesh, (unsigned long long)c->seed);
+}
+
 void xp_report_repro(FILE *f, const xp_case *c, const xp_run_options *o) {
     char line[XP_CASE_LINE];
-    xp_case_print(c, line, sizeof line);
     fputs("expar check ", f);
-    put_word(f, line);
+    if (o->weights_given || o->one_layer) {
+        put_model_run(f, c, o);
+    } else {
+        xp_case_print(c, line, sizeof line);
+        put_word(f, line);
+    }
     if (o->fault)
         fprintf(f, " --fault %s", o->fault->name);
     if (o->impl_given) {

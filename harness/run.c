@@ -56,8 +56,12 @@ xp_status xp_case_options(const xp_case *c, xp_step_options *out) {
     out->grad = c->dtype[XP_G_GRAD] != XP_NDTYPE ? c->dtype[XP_G_GRAD] : wide;
     out->reduce = c->dtype[XP_G_REDUCE] != XP_NDTYPE ? c->dtype[XP_G_REDUCE] : wide;
     out->router = c->dtype[XP_G_ROUTER] != XP_NDTYPE ? c->dtype[XP_G_ROUTER] : out->act == XP_F64 ? XP_F64 : XP_F32;
+    out->shared = c->dtype[XP_G_SHARED];
+    out->gate = c->dtype[XP_G_GATE];
+    out->expert_reduce = c->dtype[XP_G_EXPERT_REDUCE];
     out->deterministic = c->deterministic;
     out->micro = c->micro;
+    out->average = c->divide;
     out->seed = c->seed;
     return XP_OK;
 }

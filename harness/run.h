@@ -22,6 +22,8 @@ typedef struct {
     int64_t *dumped, *dump_left; /* grow by the calls that were written, and that are no tests */
     const xp_model *model;       /* in place of the one that the case names; NULL: that one */
     const xp_weights *weights;   /* of that model's MoE blocks; NULL: seeded */
+    const char *weights_given;   /* as --weights gave them; NULL: not given */
+    int one_layer;               /* the case's last layer alone is run: the model has no other MoE block */
     int against_one_rank;        /* layer and step cases on several ranks: also compare every row with a one-rank run */
 } xp_run_options;
 

@@ -58,6 +58,9 @@ xp_status xp_vectors_each(const char *dir, xp_vectors_fn fn, void *arg);
 
 /* Reads and checks the whole set but the tensors. The caller closes *out (NULL on failure). */
 xp_status xp_vectors_open(const char *dir, xp_vectors **out);
+/* The same, but the sum of a data file is left to xp_vectors_prompt() and xp_vectors_expected(): a damaged file spoils
+ * the tests that name it, and no others. */
+xp_status xp_vectors_open_loose(const char *dir, xp_vectors **out);
 void xp_vectors_close(xp_vectors *v); /* NULL: nothing */
 const char *xp_vectors_dir(const xp_vectors *v);
 const char *xp_vectors_name(const xp_vectors *v);
@@ -72,6 +75,8 @@ xp_status xp_vectors_note_of(const xp_vectors *v, const xp_vectors_test *t, cons
  * file exp.<operand> or bound.<operand>, F64 of the shape of exp.<operand>. The caller closes *out. */
 xp_status xp_vectors_prompt(const xp_vectors *v, const xp_vectors_test *t, xp_safetensors **out);
 xp_status xp_vectors_expected(const xp_vectors *v, const xp_vectors_test *t, xp_safetensors **out);
+/* The expected file whatever its sum, to say what is wrong in it. */
+xp_status xp_vectors_expected_damaged(const xp_vectors *v, const xp_vectors_test *t, xp_safetensors **out);
 
 /* One file's text alone, with every rule that needs no other file. name is for messages. */
 xp_status xp_vectors_check_manifest(const void *text, size_t bytes, const char *name);

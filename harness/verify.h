@@ -22,7 +22,7 @@ typedef struct {
     int64_t elements;       /* compared, bits and bounds together */
     int64_t bits;           /* of them, with the expected bits */
     char diagnosis[160];    /* a known mistake that explains a wrong response; "": none */
-    char text[320];         /* why the verdict is not PASS */
+    char text[640];         /* why the verdict is not PASS */
     xp_finding first;       /* of a comparison of bits: the operand's diff and the first wrong element */
 } xp_verify_result;
 

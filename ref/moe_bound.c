@@ -182,6 +182,16 @@ static void accumulate_y(const work *w, xp_ref_val term, xp_ref_val *sum) {
                          (double)w->K * xp_ref_half_ulp_err(w->a->x.dtype, 0.0));
 }
 
+/* One row's part of dx: with dx_sum act each sum may be rounded to the activation dtype on either side. */
+static void accumulate_dx(const work *w, xp_ref_val term, xp_ref_val *sum) {
+    if (w->a->dialect->dx_sum == XP_DX_ACT)
+        term = rounded(w, term.v, term.e);
+    accumulate(w, w->K, term, sum);
+    if (w->a->dialect->dx_sum == XP_DX_ACT)
+        sum->e += 2.0 * (xp_ref_gamma(w->K, w->a->x.dtype) * (fabs(term.v) + term.e) +
+                         (double)w->K * xp_ref_half_ulp_err(w->a->x.dtype, 0.0));
+}
+
 /* Sums of dx are U K + Z + X + K + 1 long when all parts share one chain. */
 static int64_t dx_terms(const work *w) {
     return w->U * w->K + w->Z + w->X + w->K + 1;
@@ -418,7 +428,7 @@ static void expert_dx(const work *w, int64_t m) {
                 d = xp_ref_val_mul(w->used[w->slot[i]], d);
                 d.e += xp_ref_room(w->a->x.dtype, fabs(d.v) + d.e);
             }
-            accumulate(w, w->K, d, &w->dx[w->tok[i] * w->H + h]);
+            accumulate_dx(w, d, &w->dx[w->tok[i] * w->H + h]);
         }
         if (at_input(w))
             w->dw[w->slot[i]] = xp_ref_rule_round(&w->wide, dot);

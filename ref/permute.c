@@ -364,11 +364,13 @@ static void permute_bwd_cost(const void *args, const xp_mesh *m, xp_cost *out) {
 static size_t permute_bwd_workspace(const void *args, const xp_mesh *m) {
     const xp_permute_bwd_args *a = args;
     (void)m;
-    return 3 * xp_ref_span((size_t)a->drows.dim[1] * sizeof(double));
+    return 3 * xp_ref_span((size_t)a->drows.dim[1] * sizeof(double)) +
+           xp_ref_span((size_t)a->pos.dim[1] * sizeof(int64_t));
 }
 
 typedef struct {
     double *sum, *row, *x; /* [H] */
+    int64_t *order;        /* [K] slots with a row, in the order of the sum */
 } bwd_rows;
 
 static bwd_rows bwd_plan(const xp_permute_bwd_args *a, void *ws) {
@@ -378,24 +380,63 @@ static bwd_rows bwd_plan(const xp_permute_bwd_args *a, void *ws) {
     r.sum = xp_ref_carve(&at, width * sizeof *r.sum);
     r.row = xp_ref_carve(&at, width * sizeof *r.row);
     r.x = xp_ref_carve(&at, width * sizeof *r.x);
+    r.order = xp_ref_carve(&at, (size_t)a->pos.dim[1] * sizeof *r.order);
     return r;
 }
 
-/* sum[h] = sum over slots with a row of [w] drows[pos[t][k]][h], or of its magnitude; returns how many those are. */
-static int64_t slots_sum(const xp_permute_bwd_args *a, int64_t t, int absolute, double *sum, double *row) {
-    const int64_t width = a->drows.dim[1];
+static int sums_in_act(const xp_dialect *d) {
+    return d && d->dx_sum == XP_DX_ACT;
+}
+
+/* Slots with a row: ascending, or by row where sums are rounded on the way. Returns how many. */
+static int64_t slots_order(const xp_permute_bwd_args *a, int64_t t, int64_t *order) {
     int64_t n = 0;
-    memset(sum, 0, (size_t)width * sizeof *sum);
     for (int64_t k = 0; k < a->pos.dim[1]; k++) {
         if (i32_at(&a->pos, t, k) < 0)
             continue;
-        const double w = weighs_input(a->dialect) ? weight_at(&a->w, t, k) : 1.0;
-        row_widen(&a->drows, i32_at(&a->pos, t, k), width, row);
-        for (int64_t h = 0; h < width; h++)
-            sum[h] += absolute ? fabs(w * row[h]) : w * row[h];
-        n++;
+        int64_t i = n++;
+        for (; sums_in_act(a->dialect) && i > 0 && i32_at(&a->pos, t, order[i - 1]) > i32_at(&a->pos, t, k); i--)
+            order[i] = order[i - 1];
+        order[i] = k;
     }
     return n;
+}
+
+/* row = p of a slot: [w] drows[pos[t][k]], in double. */
+static void product_load(const xp_permute_bwd_args *a, int64_t t, int64_t k, double *row) {
+    const double w = weighs_input(a->dialect) ? weight_at(&a->w, t, k) : 1.0;
+    row_widen(&a->drows, i32_at(&a->pos, t, k), a->drows.dim[1], row);
+    for (int64_t h = 0; h < a->drows.dim[1]; h++)
+        row[h] *= w;
+}
+
+/* sum[h] = sum of |p[h]|; returns how many terms it has. */
+static int64_t slots_gauge(const xp_permute_bwd_args *a, int64_t t, const bwd_rows *r) {
+    const int64_t width = a->drows.dim[1], n = slots_order(a, t, r->order);
+    memset(r->sum, 0, (size_t)width * sizeof *r->sum);
+    for (int64_t i = 0; i < n; i++) {
+        product_load(a, t, r->order[i], r->row);
+        for (int64_t h = 0; h < width; h++)
+            r->sum[h] += fabs(r->row[h]);
+    }
+    return n;
+}
+
+/* The sum of p before its last rounding. */
+static void slots_sum(const xp_permute_bwd_args *a, int64_t t, const bwd_rows *r) {
+    const int64_t width = a->drows.dim[1], n = slots_order(a, t, r->order);
+    const xp_dtype act = a->drows.dtype;
+    memset(r->sum, 0, (size_t)width * sizeof *r->sum);
+    for (int64_t i = 0; i < n; i++) {
+        product_load(a, t, r->order[i], r->row);
+        if (sums_in_act(a->dialect)) { /* dx = r(dx + r(p)): the last sum's rounding is the store's */
+            xp_ref_round_row(xp_ref_acc(act), width, r->row);
+            xp_ref_round_row(act, width, r->row);
+            xp_ref_round_row(act, width, r->sum);
+        }
+        for (int64_t h = 0; h < width; h++)
+            r->sum[h] += r->row[h];
+    }
 }
 
 /* <drows[pos[t][k]], x[t]>, h ascending, or the sum of magnitudes; 0 without a row. */
@@ -416,7 +457,7 @@ static xp_status permute_bwd_run(const xp_exec *x, const void *args) {
     const bwd_rows r = bwd_plan(a, x->ws);
     for (int64_t t = 0; t < a->pos.dim[0]; t++) {
         if (width > 0) {
-            slots_sum(a, t, 0, r.sum, r.row);
+            slots_sum(a, t, &r);
             xp_ref_store_row(xp_tensor_at(&a->dx, t, 0, 0, 0), a->dx.dtype, 0, width, r.sum);
         }
         if (!weighs_input(a->dialect))
@@ -431,17 +472,33 @@ static xp_status permute_bwd_run(const xp_exec *x, const void *args) {
 
 /* dx is a sum of n terms in the accumulator (f32, or f64 when act is f64), exact without weights: n-1 additions in any
  * order give gamma_(n-1) times the sum of magnitudes, with weights one rounding more a term, which may also lose half
- * the smallest value; the result is rounded once to act. */
+ * the smallest value; the result is rounded once to act.
+ *
+ * With dx_sum act p sees one rounding in acc and one to act, and each of at most n additions one of each: with g =
+ * (1 + gamma_(n+1)(acc))(1 + gamma_(n+1)(act)) - 1 a side is within g S of the exact sum, and may lose half the
+ * smallest value of either dtype 2n times. The judge's side counts as well, and the last rounding is among these. */
+static double act_tolerance(int64_t n, xp_dtype act, double gauge) {
+    const xp_dtype acc = xp_ref_acc(act);
+    const double g_acc = xp_ref_gamma(n + 1, acc), g_act = xp_ref_gamma(n + 1, act), g = g_acc + g_act + g_acc * g_act;
+    const double least = xp_ref_half_ulp_err(acc, 0.0) + xp_ref_half_ulp_err(act, 0.0);
+    if (isinf(xp_ref_round((1.0 + g) * gauge, act)))
+        return (double)INFINITY;
+    return (2.0 * g * gauge + 4.0 * (double)n * least * (1.0 + g)) * (1.0 + 2.0 * xp_ref_gamma(n + 8, XP_F64));
+}
+
 static void dx_tolerance(const xp_permute_bwd_args *a, const bwd_rows *r, const xp_tensor *ref, xp_tensor *tol) {
     const int64_t width = a->drows.dim[1];
     const xp_dtype act = a->drows.dtype;
     for (int64_t t = 0; t < a->pos.dim[0] && width > 0; t++) {
         const double *value = xp_tensor_at(ref, t, 0, 0, 0);
         double *out = xp_tensor_at(tol, t, 0, 0, 0);
-        const int64_t n = slots_sum(a, t, 1, r->sum, r->row), weighed = weighs_input(a->dialect) ? n : 0;
+        const int64_t n = slots_gauge(a, t, r), weighed = weighs_input(a->dialect) ? n : 0;
         const int64_t roundings = weighed ? n : n > 0 ? n - 1 : 0;
         for (int64_t h = 0; h < width; h++)
-            out[h] = xp_ref_round_err(act, value[h], xp_ref_sum_err(roundings, xp_ref_acc(act), r->sum[h], weighed));
+            out[h] =
+                sums_in_act(a->dialect)
+                    ? act_tolerance(n, act, r->sum[h])
+                    : xp_ref_round_err(act, value[h], xp_ref_sum_err(roundings, xp_ref_acc(act), r->sum[h], weighed));
     }
 }
 

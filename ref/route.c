@@ -168,7 +168,9 @@ static size_t bwd_plan(const xp_route_bwd_args *a, void *ws, xp_ref_routing *r, 
     const int64_t Z = a->scores.dim[1], K = a->idx.dim[1];
     const xp_tensor *const all[] = {&a->scores, &a->dw, &a->daux, &a->dlogits};
     xp_ref_layout l = {ws, 0};
-    xp_ref_routing_plan(&l, a->dialect, Z, K, a->dlogits.dtype, xp_ref_op_of(all, 4), 0, r);
+    /* A judge's dlogits are f64 whatever the logits were. */
+    const xp_dtype act = a->logits.data ? a->logits.dtype : a->dlogits.dtype;
+    xp_ref_routing_plan(&l, a->dialect, Z, K, act, xp_ref_op_of(all, 4), 0, r);
     r->bias = widened(&l, &a->bias, Z, ws != NULL);
     r->scale_e = widened(&l, &a->scale_e, Z, ws != NULL);
     *out_dw = xp_ref_take(&l, (size_t)K * sizeof(double));
@@ -395,8 +397,7 @@ static xp_status fill(void *args, const xp_mesh *m, const char *data, uint64_t s
         const int64_t Z = a->logits.dim[1];
         const uint64_t word = xp_ref_row_word(xp_tensor_at(&a->logits, t, 0, 0, 0), a->logits.dtype, Z, seed);
         for (int64_t k = 0; k < a->idx.dim[1]; k++)
-            *(int32_t *)xp_tensor_at(&a->idx, t, k, 0, 0) =
-                (int32_t)((word % (uint64_t)Z + (uint64_t)k) % (uint64_t)Z);
+            *(int32_t *)xp_tensor_at(&a->idx, t, k, 0, 0) = (int32_t)((word % (uint64_t)Z + (uint64_t)k) % (uint64_t)Z);
     }
     if (!a->table.data)
         return XP_OK;

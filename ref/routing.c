@@ -279,12 +279,16 @@ void xp_ref_routing_choose(const xp_ref_routing *r, int32_t *idx) {
 
 /* ---- weights ---- */
 
-/* 1: out of the margin of the largest, 0: inside, -1: roundings decide. q is on the difference and on the quotient;
- * the margin is compared in the same dtype. */
+/* 1: out of the margin of the largest, 0: inside, -1: roundings or the logits' errors decide. q is on the difference
+ * and on the quotient; the margin is compared in the same dtype. (max - l) / mag of numbers within e of theirs moves by
+ * (2 e + far e) / (mag - e). */
 static int out_of_margin(const xp_ref_routing *r, double l, double max) {
     const double mag = fabs(l) > max ? fabs(l) : max, margin = q(r, number(r, 2.0 * r->d->sparse_eps));
     const double far = q(r, q(r, max - l) / mag), unit = xp_ref_unit(in_act(r) ? r->act : r->op);
-    if (!r->score_e || !(fabs(far - margin) <= 4.0 * unit * (fabs(far) + margin)))
+    if (!r->score_e)
+        return far > margin;
+    const double e = largest(r->seen_e, r->E), moved = e > 0.0 ? e * (2.0 + fabs(far)) / (mag - e) : 0.0;
+    if (!(e > 0.0 && e >= mag) && !(fabs(far - margin) <= 4.0 * unit * (fabs(far) + margin) + moved))
         return far > margin;
     return -1;
 }
@@ -313,7 +317,7 @@ static xp_ref_val sparse_weight(const xp_ref_routing *r, const int32_t *idx, int
     const int64_t n = xp_ref_softmax_units(r->E, r->op);
     xp_ref_val w = {v, 0.0};
     if (r->score_e)
-        w.e = xp_ref_both(n, r->op) * v + xp_ref_least(r->op) +
+        w.e = (xp_ref_both(n, r->op) + xp_ref_expm1(2.0 * largest(r->seen_e, r->E))) * v + xp_ref_least(r->op) +
               (open > 0.0 ? r->row[idx[k]] * (1.0 / (sum - open) - 1.0 / (sum + open)) : 0.0);
     return step(r, w);
 }
@@ -462,7 +466,8 @@ void xp_ref_routing_weights(xp_ref_routing *r, const int32_t *idx) {
 /* ---- backward ---- */
 
 int xp_ref_routing_wants_logits(const xp_dialect *d) {
-    return d->score == XP_SCORE_SQRT_SOFTPLUS || d->score == XP_SCORE_SPARSEMIXER || d->logit_softcap > 0.0;
+    return d->score == XP_SCORE_SQRT_SOFTPLUS || d->score == XP_SCORE_SPARSEMIXER ||
+           d->score == XP_SCORE_SOFTMAX_TOPK || d->logit_softcap > 0.0;
 }
 
 static int is_masked(const xp_ref_routing *r, int64_t e) {
@@ -478,7 +483,7 @@ static double factor_of(const xp_ref_routing *r, int64_t e) {
 static double back_divisor(const xp_ref_routing *r, const int32_t *idx, int *out_constant) {
     const double eps = number(r, r->d->renorm_eps);
     double sum = 0.0;
-    *out_constant = r->d->renorm == XP_RENORM_NONE && r->d->score != XP_SCORE_SOFTMAX_TOPK;
+    *out_constant = r->d->renorm == XP_RENORM_NONE;
     if (*out_constant)
         return 1.0;
     for (int64_t k = 0; k < r->K; k++)
@@ -507,6 +512,44 @@ static void to_scores(const xp_ref_routing *r, const int32_t *idx, const double 
         const double u = dw[k] * factor_of(r, idx[k]);
         if (!is_masked(r, idx[k]))
             g[idx[k]] += gauge ? (fabs(u) + mean) / fabs(D) : (u - mean) / D;
+    }
+}
+
+/* 1: the softmax over the chosen is kept in the activation dtype, and the way back begins there. */
+static int shares_in_act(const xp_ref_routing *r) {
+    return in_act(r) || r->d->weight_dtype == XP_WIDE_ACT;
+}
+
+/* softmax over the chosen logits, p_k: dl_k = p_k (dw_k - sum_j dw_j p_j). */
+static void topk_back(xp_ref_routing *r, const int32_t *idx, const double *dw, int gauge, double *dl) {
+    double mean = 0.0;
+    for (int64_t k = 0; k < r->K; k++)
+        r->sub[k] = r->seen[idx[k]];
+    xp_ref_softmax(r->sub, r->K, r->share);
+    if (shares_in_act(r))
+        xp_ref_round_row(r->act, r->K, r->share);
+    for (int64_t k = 0; k < r->K; k++) {
+        const double u = dw[k] * factor_of(r, idx[k]);
+        mean += (gauge ? fabs(u) : u) * r->share[k];
+    }
+    memset(dl, 0, (size_t)r->E * sizeof *dl);
+    for (int64_t k = 0; k < r->K; k++) {
+        const double u = dw[k] * factor_of(r, idx[k]);
+        dl[idx[k]] += r->share[k] * (gauge ? fabs(u) + mean : u - mean);
+    }
+}
+
+/* What shares that lie one rounding apart move dl by, if both sides round, or one does. */
+static void topk_moved(const xp_ref_routing *r, const int32_t *idx, const double *dw, double *e) {
+    double mean = 0.0, moved = 0.0;
+    for (int64_t k = 0; k < r->K; k++) {
+        const double u = fabs(dw[k] * factor_of(r, idx[k]));
+        mean += u * r->share[k];
+        moved += u * 2.0 * xp_ref_room(r->act, r->share[k]);
+    }
+    for (int64_t k = 0; k < r->K && shares_in_act(r); k++) {
+        const double u = fabs(dw[k] * factor_of(r, idx[k])), room = 2.0 * xp_ref_room(r->act, r->share[k]);
+        e[idx[k]] += room * (u + mean + moved) + r->share[k] * moved;
     }
 }
 
@@ -543,6 +586,10 @@ static void through_scores(xp_ref_routing *r, const int32_t *idx, const double *
         sparse_back(r, idx, dw, gauge, dl);
         return;
     }
+    if (r->d->score == XP_SCORE_SOFTMAX_TOPK) {
+        topk_back(r, idx, dw, gauge, dl);
+        return;
+    }
     to_scores(r, idx, dw, gauge, dl);
     double dot = 0.0;
     for (int64_t e = 0; e < r->E && is_softmax(r->d); e++)
@@ -562,15 +609,22 @@ void xp_ref_routing_back(xp_ref_routing *r, const int32_t *idx, const double *dw
 }
 
 int xp_ref_routing_back_gauge(xp_ref_routing *r, const int32_t *idx, const double *dw, double *gauge) {
+    const double act = in_act(r) ? xp_ref_gamma(ACT_ROUNDINGS, r->act) : 0.0;
     double most = 0.0, sum = 0.0;
-    to_scores(r, idx, dw, 1, gauge);
+    to_scores(r, idx, dw, 1, gauge); /* softmax_topk: no larger than the chosen's dw */
     for (int64_t e = 0; e < r->E; e++) {
         most = gauge[e] > most ? gauge[e] : most;
         sum += fabs(r->score[e]) * gauge[e];
     }
     through_scores(r, idx, dw, 1, gauge);
     for (int64_t e = 0; e < r->E; e++)
+        r->row[e] = act * gauge[e];
+    if (r->d->score == XP_SCORE_SOFTMAX_TOPK)
+        topk_moved(r, idx, dw, r->row);
+    for (int64_t e = 0; e < r->E; e++) {
         gauge[e] *= see_slope(r, e, 1);
+        r->row[e] *= see_slope(r, e, 1);
+    }
     return most + sum <= 0.5 * xp_ref_largest(r->op);
 }
 
@@ -579,10 +633,8 @@ int xp_ref_routing_back_gauge(xp_ref_routing *r, const int32_t *idx, const doubl
  * experts; difference, product, slope of the cap (16: tanh and the square), addition: at most 6 K + E + 48, and what a
  * softmax of the sparsemixer's rows or a sigmoid needs. */
 void xp_ref_routing_back_errors(const xp_ref_routing *r, int fits, double *gauge) {
-    const int64_t again = r->d->score == XP_SCORE_SPARSEMIXER ? 2 * xp_ref_softmax_units(r->E, r->op) : 0;
-    const double act = in_act(r) ? xp_ref_gamma(ACT_ROUNDINGS, r->act) : 0.0;
-    for (int64_t e = 0; e < r->E; e++)
-        r->row[e] = act * gauge[e];
+    const int own = r->d->score == XP_SCORE_SPARSEMIXER || r->d->score == XP_SCORE_SOFTMAX_TOPK;
+    const int64_t again = own ? 2 * xp_ref_softmax_units(r->E, r->op) : 0;
     xp_ref_dot_errors(6 * r->K + r->E + 48 + again, r->op, r->E, gauge);
     for (int64_t e = 0; e < r->E; e++)
         gauge[e] = fits ? gauge[e] + r->row[e] : INF;
@@ -627,7 +679,7 @@ static xp_ref_val factor_val(const xp_ref_routing *r, int64_t e) {
 static xp_ref_val divisor_val(const xp_ref_routing *r, const int32_t *idx, int *out_constant) {
     const double eps = number(r, r->d->renorm_eps);
     xp_ref_val sum = {0.0, 0.0};
-    *out_constant = r->d->renorm == XP_RENORM_NONE && r->d->score != XP_SCORE_SOFTMAX_TOPK;
+    *out_constant = r->d->renorm == XP_RENORM_NONE;
     if (*out_constant)
         return (xp_ref_val){1.0, 0.0};
     for (int64_t k = 0; k < r->K; k++)
@@ -661,6 +713,23 @@ static void to_score_vals(const xp_ref_routing *r, const int32_t *idx, const xp_
             g[idx[k]] = done(r, xp_ref_val_add(g[idx[k]], ds));
         if (r->d->masked_weight && has_groups(r) && r->kept[group_of(r, idx[k])] < 0)
             g[idx[k]].e += fabs(ds.v) + ds.e;
+    }
+}
+
+/* The shares with their errors, as the forward has them. */
+static void topk_vals(xp_ref_routing *r, const int32_t *idx, const xp_ref_val *dw, xp_ref_val *dl) {
+    xp_ref_val mean = {0.0, 0.0};
+    chosen_softmax(r, idx);
+    for (int64_t k = 0; k < r->K; k++) {
+        if (shares_in_act(r))
+            r->w[k] = xp_ref_val_round(r->w[k], r->act, r->op);
+        mean = done(r, xp_ref_val_add(mean, times(r, times(r, dw[k], factor_val(r, idx[k])), r->w[k])));
+    }
+    for (int64_t e = 0; e < r->E; e++)
+        dl[e] = (xp_ref_val){0.0, 0.0};
+    for (int64_t k = 0; k < r->K; k++) {
+        const xp_ref_val u = minus(r, times(r, dw[k], factor_val(r, idx[k])), mean);
+        dl[idx[k]] = done(r, xp_ref_val_add(dl[idx[k]], times(r, r->w[k], u)));
     }
 }
 
@@ -710,6 +779,8 @@ void xp_ref_routing_back_vals(xp_ref_routing *r, const int32_t *idx, const xp_re
     xp_ref_val dot = {0.0, 0.0};
     if (r->d->score == XP_SCORE_SPARSEMIXER) {
         sparse_vals(r, idx, dw, dl);
+    } else if (r->d->score == XP_SCORE_SOFTMAX_TOPK) {
+        topk_vals(r, idx, dw, dl);
     } else {
         to_score_vals(r, idx, dw, g);
         for (int64_t e = 0; e < r->E && is_softmax(r->d); e++)

@@ -48,7 +48,8 @@ void xp_ref_routing_back(xp_ref_routing *r, const int32_t *idx, const double *dw
 int xp_ref_routing_wants_logits(const xp_dialect *d);
 /* The same with magnitudes: gauge [E] of sums and products on the way. 0: an intermediate may leave op's range. */
 int xp_ref_routing_back_gauge(xp_ref_routing *r, const int32_t *idx, const double *dw, double *gauge);
-/* The gauge becomes the error of dl before it is rounded. fits: what the gauge's maker said. Uses r->row. */
+/* The gauge becomes the error of dl before it is rounded. fits: what the gauge's maker said; r->row is still as it left
+ * it: the roundings to the activation dtype. */
 void xp_ref_routing_back_errors(const xp_ref_routing *r, int fits, double *gauge);
 
 /* What xp_ref_routing_back() gives, with the errors of everything that enters: scores and logits as a plan with bounds

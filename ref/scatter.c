@@ -26,12 +26,18 @@ static const xp_param scatter_param[] = {
     {"axis", "dp|fsdp|ep|ep_fsdp|ep_dp|edp|world", "world", XP_P_WORD, offsetof(xp_scatter_args, axis)},
     {"reduce_dtype", NULL, "f32", XP_P_DTYPE, offsetof(xp_scatter_args, reduce_dtype)},
     {"divisor", NULL, "1", XP_P_F64, offsetof(xp_scatter_args, divisor)},
+    {"pre", NULL, "1", XP_P_F64, offsetof(xp_scatter_args, pre)},
     {"fold_blocks", "off|on", "off", XP_P_WORD, offsetof(xp_scatter_args, fold_blocks)},
 };
 
 /* What the contract calls f32, or f64 when grad is f64. */
 static xp_dtype fold_dtype(const xp_scatter_args *a) {
     return xp_ref_acc(a->grad.dtype);
+}
+
+/* What each part is multiplied by before the fold. */
+static double factor_of(const xp_scatter_args *a) {
+    return a->pre == 0.0 || a->pre == 1.0 ? 1.0 : xp_ref_round(1.0 / a->pre, a->reduce_dtype);
 }
 
 /* ---- check ---- */
@@ -110,6 +116,12 @@ static xp_status scatter_check(const void *args, const xp_mesh *m) {
     if (!(a->divisor > 0.0) || !isfinite((float)a->divisor) || !((float)a->divisor > 0.0f))
         return XP_FAIL(XP_E_ARG, "scatter: divisor is %g, expected > 0 and finite as f32", a->divisor);
     XP_TRY(dtypes_check(a));
+    if (!(a->pre >= 0.0) || !(factor_of(a) > 0.0) || !isfinite(factor_of(a)))
+        return XP_FAIL(XP_E_ARG,
+                       "scatter: pre is %g, expected 0, or a number whose inverse is above 0 and finite in %s", a->pre,
+                       xp_dtype_name(a->reduce_dtype));
+    if (factor_of(a) != 1.0 && a->fold_blocks)
+        return XP_FAIL(XP_E_ARG, "scatter: pre is %g, expected 1 with fold_blocks", a->pre);
     return blocks_check(a);
 }
 
@@ -166,6 +178,7 @@ typedef struct {
     xp_queue *q;
     const xp_tensor *acc;
     xp_dtype wide;
+    double factor; /* of a part on its way in */
     int absolute;  /* 1: magnitudes are summed (for the bound) */
     int64_t parts; /* folded so far */
     int64_t *send_rows, *recv_rows, *heads;
@@ -178,6 +191,7 @@ static fold fold_of(const xp_scatter_args *a, const xp_mesh *m, xp_queue *q, voi
     xp_comm *c = m->axis[a->axis];
     const size_t ranks = (size_t)c->size * sizeof(int64_t), columns = (size_t)a->grad.dim[3] * sizeof(double);
     fold f = {.a = a, .c = c, .q = q, .acc = acc, .wide = wide, .absolute = absolute};
+    f.factor = factor_of(a);
     char *at = ws;
     f.send_rows = xp_ref_carve(&at, ranks);
     f.recv_rows = xp_ref_carve(&at, ranks);
@@ -202,6 +216,14 @@ static void part_pack(const fold *f, int64_t b, int64_t g0, int64_t g1) {
     }
 }
 
+/* row = r(row factor); magnitudes are not rounded. */
+static void part_scale(const fold *f, int64_t columns) {
+    for (int64_t n = 0; n < columns; n++)
+        f->row[n] *= f->factor;
+    if (!f->absolute)
+        xp_ref_round_row(f->a->reduce_dtype, columns, f->row);
+}
+
 /* acc = v for the first part, else acc + v, rounded to wide. */
 static void part_add(const fold *f, int64_t g0, int64_t g1, const char *part, int first) {
     const int64_t columns = f->a->grad.dim[3];
@@ -212,6 +234,8 @@ static void part_add(const fold *f, int64_t g0, int64_t g1, const char *part, in
             xp_widen_row(part, f->a->grad.dtype, 0, columns, f->row);
             for (int64_t n = 0; n < columns && f->absolute; n++)
                 f->row[n] = fabs(f->row[n]);
+            if (f->factor != 1.0)
+                part_scale(f, columns);
             if (!first) {
                 xp_widen_row(acc, f->acc->dtype, 0, columns, f->sum);
                 for (int64_t n = 0; n < columns; n++)
@@ -355,12 +379,22 @@ static xp_status scatter_run(const xp_exec *x, const void *args) {
  * The reference folds in f32 too, so both it and an implementation are within gamma_(n-1) S of the exact sum: e = 2
  * gamma_(n-1) S apart (xp_ref_sum_err adds one in double for S's own rounding). Rounding to reduce_dtype happens on
  * either side, or on neither: twice half a unit of |s| + e, where |s| <= (|ref| d + half the smallest value) / (1 -
- * u_reduce), and |base| more. A base is one more part, and |base| belongs to S. Division and store: at most 4 ulp = 8 u
- * of the quotient, or half the smallest value. */
+ * u_reduce), and |base| more. A base is one more part, and |base| belongs to S. With a factor S is that of |grad| c; a
+ * term sees one rounding in f32 and one to reduce_dtype, or none, on either side, and may lose half the smallest value
+ * of each: 2 (((1 + u)(1 + u_reduce) - 1) S + n lost), by half of which S grows for the fold. Division and store: at
+ * most 4 ulp = 8 u of the quotient, or half the smallest value. */
 static double shard_tolerance(const xp_scatter_args *a, int64_t parts, double value, double gauge, double base) {
     const xp_dtype wide = fold_dtype(a), reduce = a->reduce_dtype;
     const double d = divisor_of(a), u = xp_ref_unit(wide);
-    double e = 2.0 * xp_ref_sum_err(parts > 0 ? parts - 1 : 0, wide, gauge, 0);
+    double terms = 0.0;
+    if (factor_of(a) != 1.0) {
+        const double lost = xp_ref_half_ulp_err(reduce, 0.0) + xp_ref_half_ulp_err(wide, 0.0), ur = xp_ref_unit(reduce);
+        terms = ((u + ur + u * ur) * gauge + (double)parts * lost) * (1.0 + 0x1p-50);
+        gauge += terms;
+        if (isinf(xp_ref_round(gauge, reduce)))
+            return (double)INFINITY;
+    }
+    double e = 2.0 * (terms + xp_ref_sum_err(parts > 0 ? parts - 1 : 0, wide, gauge, 0)) * (1.0 + 0x1p-50);
     if (reduce != wide) {
         const double s = (fabs(value) * d + xp_ref_half_ulp_err(reduce, 0.0)) / (1.0 - xp_ref_unit(reduce)) + base;
         if (isinf(xp_ref_round((s + e) * (1.0 + 0x1p-50), reduce)))

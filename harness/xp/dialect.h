@@ -46,6 +46,9 @@ typedef enum {
     XP_ACC_EAGER_F32,       /* experts ascending, y = y + p in f32, one rounding at the end */
     XP_ACC_PRODUCTS_ACT_F32 /* r(p), summed wide, one rounding */
 } xp_accumulate;
+/* The gradients of a token's copies: summed wide and rounded once; or rows ascending, dx = r(dx + r(p)), as an
+ * index_add of activations does it. */
+typedef enum { XP_DX_WIDE = 0, XP_DX_ACT } xp_dx_sum;
 typedef enum { XP_COMBINE_ADD = 0, XP_COMBINE_AVERAGE } xp_shared_combine;
 typedef enum { XP_WIDE_F32 = 0, XP_WIDE_ACT } xp_wide; /* a dtype rule: f32, or the activation dtype */
 
@@ -85,6 +88,7 @@ typedef struct {
     xp_orient orient;
     int expert_bias; /* one more rounding where it is added */
     xp_accumulate accumulate;
+    xp_dx_sum dx_sum;
     /* shared expert and balance */
     int shared_gate;  /* sigmoid(x . v) times the shared expert's output */
     int shared_limit; /* 1: the limit holds in the shared expert, too */

@@ -38,6 +38,7 @@ typedef struct {
 extern const xp_stage xp_stage_permute;
 
 /* dx[t] = r(sum over slots k with a row, ascending, of drows[pos[t][k]]); with weight_at input of w[t][k] drows, and
+ * with dx_sum act over rows ascending, dx = r(dx + r(p)), p rounded to f32 first (not where act is f64).
  * dw[t][k] = <drows[pos[t][k]], x[t]>, 0 without a row. */
 typedef struct {
     xp_tensor drows; /* in  [M,H] act */

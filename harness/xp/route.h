@@ -39,8 +39,9 @@ typedef struct {
 extern const xp_stage xp_stage_route;
 
 /* Gradient through the weights, their division and factors, and the scores; choice, groups, bias, masks and the
- * sparsemixer's margin have none. dlogits = r(J^T dw + daux). sqrt_softplus, sparsemixer and a soft cap need the
- * logits. */
+ * sparsemixer's margin have none. dlogits = r(J^T dw + daux). softmax_topk goes back from the softmax of the chosen
+ * logits, rounded to the logits' dtype where weights or scores are in act, as autograd does from a softmax of that
+ * dtype. sqrt_softplus, softmax_topk, sparsemixer and a soft cap need the logits. */
 typedef struct {
     xp_tensor scores;  /* in  [T,Z] f32|f64, from the forward */
     xp_tensor idx;     /* in  [T,K] i32 */

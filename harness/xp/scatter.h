@@ -9,7 +9,9 @@
  * mesh. reduce_dtype must be f32. A rank whose gradient is missing passes zeros (default) or B = 0 (deterministic): it
  * still joins. base: what earlier micro-batches left in the shard with divisor 1. With fold_blocks the fold starts from
  * it; by default it is added, in f32, to the rounded sum before the division. When grad is f64 every f32 above reads
- * f64. Source: FSDP2 reduce-scatter for the collective; order, rounding and divisor are stated here. */
+ * f64. pre: a divisor on the way in, as FSDP2 hands it to the collective: each rank's partial sum g becomes r(g c) with
+ * c = r(1 / pre), r to reduce_dtype, and then joins the fold. Source: FSDP2 reduce-scatter for the collective; order,
+ * rounding and divisor are stated here. */
 #ifndef XP_SCATTER_H
 #define XP_SCATTER_H
 
@@ -29,6 +31,7 @@ typedef struct {
     xp_dtype reduce_dtype; /* f32|bf16|f16; f64 when grad is f64 */
     double divisor;        /* > 0: the global count of valid tokens; used as f32 */
     int fold_blocks;
+    double pre;     /* not with fold_blocks; 0 counts as 1, which is none */
     xp_tensor base; /* in  [G,R,N] f32|f64 a sum to go on from; absent: none. Must not overlap shard */
 } xp_scatter_args;
 extern const xp_stage xp_stage_scatter;

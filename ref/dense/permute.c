@@ -20,6 +20,13 @@ static double product(xp_dtype act, double w, double v) {
     return act == XP_F64 ? w * v : (double)((float)w * (float)v);
 }
 
+static double in_format(xp_dtype d, double v) {
+    uint64_t cell = 0;
+    const xp_tensor t = xp_tensor_1d(&cell, d, 1);
+    xp_dense_put(&t, 0, v);
+    return xp_dense_get(&t, 0);
+}
+
 /* expert[i]: of the copies in the order that the rows of one expert keep, token by token or slot by slot. */
 static void in_order(const xp_permute_args *a, int32_t *expert) {
     const int64_t t_n = a->idx.dim[0], k_n = a->idx.dim[1];
@@ -90,6 +97,35 @@ static size_t bwd_workspace(const void *args, const xp_mesh *m) {
     return 2 * xp_dense_room(((const xp_permute_bwd_args *)args)->dx.dim[1], sizeof(double));
 }
 
+/* The row of slot k's place in the order of rows: how many slots of the token have a lower row. */
+static int64_t rank_of(const xp_permute_bwd_args *a, int64_t t, int64_t k) {
+    const int64_t mine = xp_dense_int(&a->pos, xp_dense_at(&a->pos, t, k, 0, 0));
+    int64_t lower = 0;
+    for (int64_t j = 0; j < a->pos.dim[1]; j++) {
+        const int64_t other = xp_dense_int(&a->pos, xp_dense_at(&a->pos, t, j, 0, 0));
+        lower += other >= 0 && other < mine;
+    }
+    return mine < 0 ? -1 : lower;
+}
+
+/* Each element for itself, every sum put into act and read back; the last one is left as it is. */
+static void add_in_act(const xp_permute_bwd_args *a, int64_t t, double *row, double *sum) {
+    const int64_t h_n = a->dx.dim[1], k_n = a->pos.dim[1];
+    memset(sum, 0, (size_t)h_n * sizeof *sum);
+    for (int64_t place = 0; place < k_n; place++) {
+        for (int64_t k = 0; k < k_n; k++) {
+            if (rank_of(a, t, k) != place)
+                continue;
+            const int64_t m = xp_dense_int(&a->pos, xp_dense_at(&a->pos, t, k, 0, 0));
+            const double w = on_input(a->dialect) ? xp_dense_get(&a->w, xp_dense_at(&a->w, t, k, 0, 0)) : 1;
+            xp_dense_read(&a->drows, xp_dense_at(&a->drows, m, 0, 0, 0), h_n, row);
+            for (int64_t h = 0; h < h_n; h++)
+                sum[h] =
+                    in_format(a->drows.dtype, sum[h]) + in_format(a->drows.dtype, product(a->drows.dtype, w, row[h]));
+        }
+    }
+}
+
 /* The last slot first. */
 static void add_rows(const xp_permute_bwd_args *a, int64_t t, double *row, double *sum) {
     const int64_t h_n = a->dx.dim[1];
@@ -110,7 +146,10 @@ static xp_status bwd_run(const xp_exec *x, const void *args) {
     double *sum = xp_dense_carve(&ws, h_n, sizeof *sum);
     double *row = xp_dense_carve(&ws, h_n, sizeof *row);
     for (int64_t t = 0; t < a->dx.dim[0]; t++) {
-        add_rows(a, t, row, sum);
+        if (a->dialect && a->dialect->dx_sum == XP_DX_ACT)
+            add_in_act(a, t, row, sum);
+        else
+            add_rows(a, t, row, sum);
         xp_dense_write(&a->dx, xp_dense_at(&a->dx, t, 0, 0, 0), h_n, sum);
     }
     for (int64_t i = 0; i < a->dx.dim[0] * k_n && on_input(a->dialect); i++) {

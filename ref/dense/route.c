@@ -163,7 +163,8 @@ static const char *bwd_why_not(const void *args, const xp_mesh *m) {
     if (why || a->logits.data)
         return why;
     const xp_dialect *d = a->dialect;
-    return d->score == XP_SCORE_SQRT_SOFTPLUS || d->score == XP_SCORE_SPARSEMIXER || d->logit_softcap > 0 ||
+    return d->score == XP_SCORE_SQRT_SOFTPLUS || d->score == XP_SCORE_SPARSEMIXER ||
+                   d->score == XP_SCORE_SOFTMAX_TOPK || d->logit_softcap > 0 ||
                    (d->masked_weight && d->group_reduce != XP_GROUP_NONE && d->select_on == XP_ON_LOGIT)
                ? "not without the logits"
                : NULL;
@@ -185,18 +186,23 @@ static int pointwise(const xp_dialect *d) {
 static void slots_by_logits(const xp_route_bwd_args *a, int64_t t, const token *r, double *j) {
     const xp_dialect *d = a->dialect;
     const int64_t z_n = a->scores.dim[1], k_n = a->idx.dim[1];
-    double among = 0;
-    for (int64_t k = 0; k < k_n; k++)
-        among += r->s[chosen(&a->idx, t, k)];
     memset(r->key, 0, (size_t)z_n * sizeof *r->key);
     memset(r->p, 0, (size_t)z_n * sizeof *r->p);
-    for (int64_t k = 0; k < k_n && d->score == XP_SCORE_SOFTMAX_TOPK; k++)
-        r->p[chosen(&a->idx, t, k)] += r->s[chosen(&a->idx, t, k)] / among;
+    if (d->score == XP_SCORE_SOFTMAX_TOPK) {
+        for (int64_t k = 0; k < k_n; k++)
+            r->slot[k] = r->l[chosen(&a->idx, t, k)];
+        xp_dense_share_out(r->slot, k_n, r->w);
+        if (d->weight_dtype == XP_WIDE_ACT || d->score_dtype == XP_WIDE_ACT)
+            xp_dense_round_all(a->logits.dtype, k_n, r->w);
+        for (int64_t k = 0; k < k_n; k++)
+            r->p[chosen(&a->idx, t, k)] += r->w[k];
+    }
     for (int64_t k = 0; k < k_n; k++) {
         const int64_t e = chosen(&a->idx, t, k);
         const double part = d->masked_weight ? r->kept[e] : 1;
         const double *p = d->score == XP_SCORE_SOFTMAX ? r->s : r->p; /* of dv / dl = v (delta - p) */
-        r->w[k] = d->score == XP_SCORE_SOFTMAX_TOPK ? r->s[e] / among : part * r->s[e];
+        if (d->score != XP_SCORE_SOFTMAX_TOPK)
+            r->w[k] = part * r->s[e];
         if (d->score == XP_SCORE_SPARSEMIXER) {
             xp_dense_sparse(d, r->q, r->l, r->key, z_n, r->p);
             r->w[k] = r->p[e];

@@ -89,6 +89,16 @@ static xp_status add_block(const scattering *s, xp_queue *q, int64_t j, int64_t 
     return XP_OK;
 }
 
+/* c = r(1 / pre). */
+static double factor_of(const xp_scatter_args *a) {
+    uint64_t cell = 0;
+    const xp_tensor t = xp_tensor_1d(&cell, a->reduce_dtype, 1);
+    if (a->pre == 0 || a->pre == 1)
+        return 1;
+    xp_dense_put(&t, 0, 1 / a->pre);
+    return xp_dense_get(&t, 0);
+}
+
 static double base_of(const xp_scatter_args *a, int64_t g, int64_t r, int64_t k) {
     return a->base.data ? xp_dense_get(&a->base, xp_dense_at(&a->base, g, r, k, 0)) : 0;
 }
@@ -98,12 +108,13 @@ static void put_window(const scattering *s, int64_t g, int64_t lo, int64_t n) {
     const xp_scatter_args *a = s->a;
     const int64_t n_n = a->grad.dim[3], first = a->start[s->comm->rank];
     const double divisor = a->grad.dtype == XP_F64 ? a->divisor : (double)(float)a->divisor;
+    const double factor = factor_of(a);
     for (int64_t i = 0; i < n; i++) {
         const int64_t r = lo + i - first;
         if (r < 0 || r >= a->rows[s->comm->rank])
             continue;
         for (int64_t k = 0; k < n_n; k++)
-            s->sum[i * n_n + k] = (s->sum[i * n_n + k] + base_of(a, g, r, k)) / divisor;
+            s->sum[i * n_n + k] = (s->sum[i * n_n + k] * factor + base_of(a, g, r, k)) / divisor;
         xp_dense_write(&a->shard, xp_dense_at(&a->shard, g, r, 0, 0), n_n, s->sum + i * n_n);
     }
 }

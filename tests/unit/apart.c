@@ -70,6 +70,7 @@ static const struct {
     {"hf-5.24/mixtral", "", "gate_layout=interleaved", XP_APART_OUTPUT},
     {"hf-5.24/mixtral", "", "expert_bias=on", XP_APART_OUTPUT},
     {"hf-5.24/mixtral", "", "accumulate=eager_act", XP_APART_ROUNDING},
+    {"hf-5.24/mixtral", "", "dx_sum=act", XP_APART_ROUNDING},
     {"hf-5.24/qwen2_moe", "", "shared_gate=off", XP_APART_OUTPUT},
     {"hf-5.24/minimax_m3_vl", "", "shared_limit=off", XP_APART_OUTPUT},
     {"hf-5.24/cohere2_moe", "", "shared_combine=add", XP_APART_OUTPUT},

@@ -161,6 +161,8 @@ static void refusals(void **state) {
         {"residual param=bf16", "param: residual has no such key", ""},
         {"residual wide=f64", "wide: residual has no such key", ""},
         {"layer logits=bf16", "logits: layer has no such key", ""},
+        {"rmsnorm gate=f32", "gate: rmsnorm has no such key", ""},
+        {"layer shared=u8", "shared: 'u8'", "no float type"},
         {"residual dtype=f32 act=bf16", "act: 'bf16'", "dtype 'f32'"},
         /* words */
         {"residual data=rael", "data", "'rael'"},
@@ -170,6 +172,7 @@ static void refusals(void **state) {
         {"residual name=", "name: ''", "empty"},
         {"residual name=abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyz", "name: 'abcdefghij", "longer than 47"},
         {"layer order=up", "order: 'up'", "slot_token"},
+        {"layer divide=ranks", "divide: 'ranks'", "once, world"},
         {"layer align=3", "align: 3", "1, 16, 128"},
         {"layer align=0", "align: '0'", "from 1"},
         {"layer shrink=0", "shrink: '0'", "from 1"},

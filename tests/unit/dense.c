@@ -512,6 +512,24 @@ static void test_route_rounding(void **state) {
     a.scores = xp_tensor_2d(exact, XP_F64, 1, 3);
     dense_ok(&xp_dense_route, &a);
     near(exact[1], sqrt(177.0 / 256), 0x1p-53, "before the last rounding", 1);
+    /* (3/2 - 230/256) / (3/2) = 0.40104 is 205/512, and so is 0.4: in, with weight 1 / (1 + exp(-154/256)) = 165.4/256
+     */
+    uint16_t edge[3] = {0x3FC0, 0x3F66, 0xC100};
+    float dw[2] = {1, 0}, dl[3];
+    d = record(XP_SCORE_SPARSEMIXER, XP_ON_LOGIT);
+    d.score_dtype = XP_WIDE_ACT;
+    d.sparse_eps = .2;
+    a.logits = xp_tensor_2d(edge, XP_BF16, 1, 3);
+    dense_ok(&xp_dense_route, &a);
+    assert_true(w[0] == 165.f / 256 && w[1] == 1);
+    const xp_route_bwd_args b = {.scores = a.scores,
+                                 .idx = a.idx,
+                                 .dw = xp_tensor_2d(dw, XP_F32, 1, 2),
+                                 .logits = a.logits,
+                                 .dlogits = xp_tensor_2d(dl, XP_F32, 1, 3),
+                                 .dialect = &d};
+    dense_ok(&xp_dense_route_bwd, &b);
+    assert_true(dl[0] > .2f && dl[1] == -dl[0] && dl[2] == 0);
 }
 
 /* Every score, division, factor and mask: J^T dw is the slope of <dw, w>. */

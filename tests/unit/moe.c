@@ -489,6 +489,8 @@ RECORD(no_scale_e, expert_scale, 1)
 RECORD(no_bias, select_bias = changed.masked_weight, 1)
 RECORD(nulls, null_experts, 2)
 RECORD(other_gate, shared_gate, 0)
+RECORD(no_up, gated, 0)
+SPOIL(low_sw1, xp_moe_args, a->sw1.dim[0] = a->dsw1.dim[0] = 2)
 SPOIL(no_record, xp_moe_args, a->dialect = NULL)
 SPOIL(no_sw2, xp_moe_args, a->sw2.data = NULL)
 SPOIL(no_dsw1, xp_moe_args, a->dsw1.data = NULL)
@@ -507,6 +509,8 @@ static const refusal table[] = {
     {no_bias, "moe: bias is absent, expected it"},
     {nulls, "moe: wr dim 0 is 4, expected E + null_experts = 6"},
     {other_gate, "sgate is present, expected none: the dialect has none"},
+    {no_up, "moe: w1 has 6 rows, expected F = 3: dialect hf-5.24/qwen2_moe has gated 0"},
+    {low_sw1, "moe: sw1 has 2 rows, expected 2 S = 4"},
     {no_record, "dialect is absent"},
     {no_sw2, "sw2 is absent, expected a tensor: sw1 is present"},
     {no_dsw1, "dsw1 is absent, expected a tensor"},

@@ -179,6 +179,25 @@ static void permute_bwd_sums(void **state) {
     assert_int_equal(pool_close(), XP_OK);
 }
 
+/* With dx_sum act rows are added by number, and each sum is a bf16 number. */
+static void permute_bwd_sums_in_act(void **state) {
+    const xp_mesh m = lone_mesh(1);
+    const xp_dialect d = {.dx_sum = XP_DX_ACT};
+    static const double row[2][3] = {{256, 1, -256}, {256, -256, 1}}, dx[2] = {0, 1};
+    (void)state;
+    xp_permute_bwd_args a = permute_bwd_make(1, 3, 1, XP_BF16, 0);
+    a.dialect = &d;
+    for (int i = 0; i < 2; i++) {
+        for (int r = 0; r < 3; r++) {
+            set(&a.pos, 0, r, (double)((r + 2) % 3));
+            set(&a.drows, r, 0, row[i][r]);
+        }
+        assert_int_equal(run_kernel(&xp_ref_permute_bwd, &m, &a), XP_OK);
+        assert_true(get(&a.dx, 0, 0) == dx[i]);
+    }
+    assert_int_equal(pool_close(), XP_OK);
+}
+
 /* An f32 sum in another order, rounded, stays inside the bound; a sum rounded to bf16 at each step does not. */
 static void permute_bwd_bounds(void **state) {
     enum { T = 64, K = 6, H = 8 };
@@ -940,7 +959,7 @@ int main(void) {
         cmocka_unit_test(layer_meshes),       cmocka_unit_test(dispatch_short_capacity),
         cmocka_unit_test(row_properties_see), cmocka_unit_test(combine_modes),
         cmocka_unit_test(combine_bounds),     cmocka_unit_test(row_costs),
-        cmocka_unit_test(row_refusals),
+        cmocka_unit_test(row_refusals),       cmocka_unit_test(permute_bwd_sums_in_act),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -623,6 +623,57 @@ static void printed_plan_says_what_it_is(void **state) {
     xp_plan_close(&plan);
 }
 
+/* What is gathered and reduced in which dtype, and what that costs: 4 bytes for 2. */
+static void dtypes_by_parameter(void **state) {
+    (void)state;
+    xp_step_options o = xp_step_defaults();
+    xp_plan_cost plain, mixed;
+    o.tokens = 8;
+    must(xp_model_of("hand", xp_dialect_find("hf-5.24/qwen2_moe"), 1, 4, 3, 4, 2, 5, &model));
+    make("sim:fsdp=2,ep=2", &o);
+    xp_plan_cost_of(&plan, 0, &plain);
+    assert_int_equal(plan.opt.shared, XP_BF16);
+    assert_int_equal(plan.opt.gate, XP_BF16);
+    assert_int_equal(plan.opt.expert_reduce, XP_F32);
+    xp_plan_close(&plan);
+    o.shared = o.gate = XP_F32;
+    o.expert_reduce = XP_BF16;
+    make("sim:fsdp=2,ep=2", &o);
+    xp_plan_cost_of(&plan, 0, &mixed);
+    for (int i = 0; i < plan.params; i++) {
+        const xp_weight w = plan.param[i].weight;
+        const int wide = w == XP_W_ROUTER || w == XP_W_SHARED_UP || w == XP_W_SHARED_DOWN || w == XP_W_SHARED_GATE;
+        assert_int_equal(xp_plan_param_dtype(&plan, i), wide ? XP_F32 : XP_BF16);
+        assert_int_equal(xp_plan_reduce_dtype(&plan, i), w == XP_W_UP || w == XP_W_DOWN ? XP_BF16 : XP_F32);
+    }
+    /* router 4 x 4; shared 10 x 4, 4 x 5, 1 x 4; inside it 3 S for each of 4 tokens */
+    assert_true(mixed.bytes[XP_KIND_PARAM] == plain.bytes[XP_KIND_PARAM] + 2 * (16 + 40 + 20 + 4));
+    assert_true(mixed.bytes[XP_KIND_ACT] == plain.bytes[XP_KIND_ACT] + 2 * 15 * 4);
+    assert_true(mixed.sent[XP_FSDP] == plain.sent[XP_FSDP] + 2 * (8 + 20 + 10 + 4));
+    xp_plan_close(&plan);
+    const xp_mesh_spec s = mesh_of("sim:fsdp=2");
+    o.expert_reduce = XP_E4M3;
+    assert_int_equal(xp_plan_make(&model, &s, &o, &plan), XP_E_ARG);
+    has("expert_reduce: e4m3");
+    o.expert_reduce = XP_BF16;
+    o.deterministic = 1;
+    assert_int_equal(xp_plan_make(&model, &s, &o, &plan), XP_E_ARG);
+    has("expert_reduce: bf16");
+    o.deterministic = 0;
+    o.gate = XP_E4M3;
+    assert_int_equal(xp_plan_make(&model, &s, &o, &plan), XP_E_ARG);
+    has("gate: e4m3");
+    o.gate = XP_NDTYPE;
+    o.average = o.deterministic = 1;
+    o.expert_reduce = XP_F32;
+    assert_int_equal(xp_plan_make(&model, &s, &o, &plan), XP_E_ARG);
+    has("divide: world");
+    o.average = o.deterministic = 0;
+    o.shared = XP_I32;
+    assert_int_equal(xp_plan_make(&model, &s, &o, &plan), XP_E_ARG);
+    has("shared: i32");
+}
+
 /* Micro-batches hold a part of the tokens, move and compute as one batch would, but gather every time. */
 static void micro_batches_cost(void **state) {
     (void)state;
@@ -708,6 +759,7 @@ int main(void) {
         cmocka_unit_test(foreach_needs_one_placement),
         cmocka_unit_test(mixed_placements_refuse_foreach),
         cmocka_unit_test(micro_batches_cost),
+        cmocka_unit_test(dtypes_by_parameter),
         cmocka_unit_test(coefficients_come_from_the_model),
         cmocka_unit_test(options_are_refused_by_name),
         cmocka_unit_test(meshes_are_refused_by_name),

@@ -106,6 +106,7 @@ typedef struct {
     int64_t total;       /* blocks of all ranks, fold only */
     uint64_t seed;       /* also says which rank owns a block */
     float (*digest)[64]; /* [rank][g * 16 + row * columns + n], fold only */
+    double pre;
 } scatter_case;
 
 static double part_of(const scatter_case *c, int64_t part, int64_t g, int64_t r, int64_t n) {
@@ -320,11 +321,39 @@ static void scatter_finish(void **state) {
     suite_expect_ok("fsdp=3", &report);
 }
 
+/* A divisor on the way in: c = r(1/3) = 171/512, not 1/3, and each product is rounded before the fold. */
+static xp_status first_rank(const xp_mesh *m, int rank, void *arg) {
+    const scatter_case *c = arg;
+    xp_scatter_args a = scatter_open(c, rank);
+    a.pre = 3;
+    xp_ref_store(a.grad.data, XP_F32, 0, rank ? 0.0 : 1.015625);
+    xp_ref_store(a.grad.data, XP_F32, 1, 1.015625);
+    xp_ref_store(a.grad.data, XP_F32, 2, rank == 1 ? -3.0 : 0.0);
+    XP_TRY(run_kernel(&xp_ref_scatter, m, &a));
+    const float *v = a.shard.data;
+    MUST(v[0] == 0.33984375f / 4, "%a", (double)v[0]); /* 1.015625/3 is rounded to 0.337890625 */
+    MUST(v[1] == 1.015625f / 4, "%a", (double)v[1]);   /* 1.01953125 is a tie */
+    MUST(v[2] == -1.0f / 4, "%a", (double)v[2]);       /* -1.001953125 before rounding */
+    return pool_close();
+}
+
+static void scatter_divides_first(void **state) {
+    scatter_case c = {.axis = XP_WORLD, .ranks = 3, .how = WHOLE, .groups = 1, .rows0 = 1, .columns = 3, .divisor = 4};
+    (void)state;
+    c.grad = XP_F32;
+    c.reduce = XP_BF16;
+    scatter_deal(&c);
+    suite_run("fsdp=3", first_rank, &c, &report);
+    suite_expect_ok("fsdp=3", &report);
+}
+
 /* The tolerance holds another order and a reciprocal, and nothing coarser. */
 static xp_status scatter_bound_rank(const xp_mesh *m, int rank, void *arg) {
     const scatter_case *c = arg;
     int lost = 0, undivided = 0;
     xp_scatter_args a = scatter_open(c, rank);
+    const double first = c->pre > 0 ? xp_ref_round(1 / c->pre, c->reduce) : 1;
+    a.pre = c->pre;
     a.shard = cube(XP_F64, c->groups, c->rows[rank], c->columns);
     XP_TRY(run_unchecked(&xp_ref_scatter, m, &a));
     xp_tensor tol = cube(XP_F64, c->groups, c->rows[rank], c->columns);
@@ -334,14 +363,14 @@ static xp_status scatter_bound_rank(const xp_mesh *m, int rank, void *arg) {
             for (int64_t n = 0; n < c->columns; n++) {
                 float sum = 0.0f;
                 for (int p = c->ranks - 1; p >= 0; p--)
-                    sum += (float)part_of(c, p, g, c->start[rank] + r, n);
+                    sum += (float)(first * part_of(c, p, g, c->start[rank] + r, n));
                 const double want = *(const double *)xp_tensor_at(&a.shard, g, r, n, 0);
                 const double limit = *(const double *)xp_tensor_at(&tol, g, r, n, 0);
                 const float inverse = 1.0f / (float)c->divisor;
                 const float each = (float)xp_ref_round((double)sum, c->reduce) * inverse, none = sum * inverse;
                 MUST(fabs((double)each - want) <= limit, "rounded: %g > %g", fabs((double)each - want), limit);
                 MUST(fabs((double)none - want) <= limit, "unrounded: %g > %g", fabs((double)none - want), limit);
-                lost += fabs(part_of(c, 1, g, c->start[rank] + r, n) / c->divisor) > limit;
+                lost += fabs(first * part_of(c, 1, g, c->start[rank] + r, n) / c->divisor) > limit;
                 undivided += fabs(want * 0x1p-6) > limit; /* 1.6 % off, as a divisor rounded to few bits */
             }
         }
@@ -358,11 +387,12 @@ static void scatter_bounds(void **state) {
         const char *mesh;
         int ranks;
         xp_dtype grad, reduce;
-        double divisor;
-    } on[] = {{"fsdp=4", 4, XP_F32, XP_BF16, 13},
-              {"fsdp=4", 4, XP_BF16, XP_F32, 13},
-              {"fsdp=8", 8, XP_F32, XP_F32, 1},
-              {"fsdp=1", 1, XP_F32, XP_F32, 13}};
+        double divisor, pre;
+    } on[] = {{"fsdp=4", 4, XP_F32, XP_BF16, 13, 0},
+              {"fsdp=4", 4, XP_BF16, XP_F32, 13, 0},
+              {"fsdp=8", 8, XP_F32, XP_F32, 1, 0},
+              {"fsdp=1", 1, XP_F32, XP_F32, 13, 0},
+              {"fsdp=4", 4, XP_F32, XP_F32, 13, 3}};
     (void)state;
     for (size_t i = 0; i < sizeof on / sizeof *on; i++) {
         scatter_case c = {.axis = XP_WORLD, .ranks = on[i].ranks, .how = WHOLE, .grad = on[i].grad};
@@ -371,6 +401,7 @@ static void scatter_bounds(void **state) {
         c.columns = 60;
         c.reduce = on[i].reduce;
         c.divisor = on[i].divisor;
+        c.pre = on[i].pre;
         scatter_deal(&c);
         suite_run(on[i].mesh, scatter_bound_rank, &c, &report);
         suite_expect_ok(on[i].mesh, &report);
@@ -479,6 +510,10 @@ SPOIL(s_shard, xp_scatter_args, a->rows = more_rows; a->start = hole_start)
 SPOIL(s_zero, xp_scatter_args, a->divisor = 0.0)
 SPOIL(s_nan, xp_scatter_args, a->divisor = (double)NAN)
 SPOIL(s_huge, xp_scatter_args, a->divisor = 1e300)
+SPOIL(s_minus_pre, xp_scatter_args, a->pre = -1)
+SPOIL(s_nan_pre, xp_scatter_args, a->pre = (double)NAN)
+SPOIL(s_tiny_pre, xp_scatter_args, a->pre = 1e9; a->reduce_dtype = XP_F16)
+SPOIL(s_fold_pre, xp_scatter_args, a->pre = 3; a->fold_blocks = 1; a->blocks = xp_tensor_1d(flat_blocks, XP_I64, 1))
 SPOIL(s_reduce, xp_scatter_args, a->reduce_dtype = XP_E4M3)
 SPOIL(s_f64, xp_scatter_args, a->grad.dtype = XP_F64)
 SPOIL(s_wide, xp_scatter_args, a->shard.dtype = XP_F64)
@@ -500,6 +535,10 @@ static const refusal scatter_refusals[] = {
     {s_zero, "divisor is 0, expected > 0"},
     {s_nan, "divisor is nan, expected > 0"},
     {s_huge, "divisor is 1e+300, expected > 0 and finite as f32"},
+    {s_minus_pre, "pre is -1, expected 0, or a number"},
+    {s_nan_pre, "pre is nan, expected 0"},
+    {s_tiny_pre, "pre is 1e+09, expected 0, or a number whose inverse is above 0 and finite in f16"},
+    {s_fold_pre, "pre is 3, expected 1 with fold_blocks"},
     {s_reduce, "reduce_dtype is e4m3, expected f32, bf16 or f16"},
     {s_f64, "reduce_dtype is f32, expected f64 with grad f64"},
     {s_wide, "shard has dtype f64, expected f32 with grad f32"},
@@ -535,10 +574,12 @@ static void shard_refusals(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(gather_meshes),       cmocka_unit_test(scatter_meshes), cmocka_unit_test(scatter_blocks),
-        cmocka_unit_test(scatter_block_twice), cmocka_unit_test(scatter_finish), cmocka_unit_test(scatter_bounds),
-        cmocka_unit_test(scatter_chunks),      cmocka_unit_test(replicas_see),   cmocka_unit_test(shard_costs),
-        cmocka_unit_test(shard_refusals),
+        cmocka_unit_test(gather_meshes),         cmocka_unit_test(scatter_meshes),
+        cmocka_unit_test(scatter_blocks),        cmocka_unit_test(scatter_block_twice),
+        cmocka_unit_test(scatter_finish),        cmocka_unit_test(scatter_bounds),
+        cmocka_unit_test(scatter_chunks),        cmocka_unit_test(replicas_see),
+        cmocka_unit_test(shard_costs),           cmocka_unit_test(shard_refusals),
+        cmocka_unit_test(scatter_divides_first),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

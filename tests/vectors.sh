@@ -1,0 +1,109 @@
+#!/usr/bin/env bash
+# Vector sets from outside: the golden ones, damaged ones, right and wrong responses, sets that the program writes itself.
+#   vectors.sh PROGRAM
+set -u
+expar=$(realpath "$1") source=$(realpath "$(dirname "$0")/..")
+golden=$source/golden
+passed=0 failed=0
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"' EXIT
+cd "$dir" || exit 1
+unset EXPAR_GOLDEN NO_COLOR
+
+# check NAME CODE PATTERN COMMAND...: the exit code, and a line of the output or of the errors that matches PATTERN.
+check() {
+    local name=$1 code=$2 pattern=$3 got
+    shift 3
+    "$@" >out 2>&1 </dev/null
+    got=$?
+    if [ $got -eq "$code" ] && grep -qE -- "$pattern" out; then
+        passed=$((passed + 1))
+        echo "ok $((passed + failed)) $name"
+    else
+        failed=$((failed + 1))
+        echo "not ok $((passed + failed)) $name: exit $got, expected $code with '$pattern': $(head -n 12 out | cut -c 1-300)"
+    fi
+}
+
+# flip FILE BIT
+flip() {
+    local byte
+    byte=$(od -An -tu1 -j $(($2 / 8)) -N 1 "$1" | tr -d ' ')
+    printf "\\x$(printf %02x $((byte ^ (1 << ($2 % 8)))))" | dd of="$1" bs=1 seek=$(($2 / 8)) conv=notrunc status=none
+}
+
+# ---- what others answered
+check "golden vectors" 0 '^PASS [0-9]+  FAIL 0  in 2 sets, [0-9]{7,} elements compared, [0-9]{5,} of them bit for bit' \
+    "$expar" verify "$golden"
+check "every test is counted" 0 "^PASS $(cat "$golden"/core/groups/*.json "$golden"/layer/groups/*.json | grep -c '"tcId"')  " \
+    "$expar" verify "$golden"
+check "a second formulation" 0 '^PASS 1 ' "$expar" verify --impl dense "$golden/layer"
+
+# ---- one flipped bit
+cp -r "$golden/layer" set
+answer=set/data/moe-qwen2_moe-1.expected.safetensors prompt=set/data/moe-qwen2_moe-1.prompt.safetensors
+bits=$(($(stat -c %s $answer) * 8))
+for i in $(seq 0 39); do
+    at=$(((i * 2654435761 + 977) % bits))
+    flip $answer $at
+    check "bit $at of an expected file" 1 "${answer##*/}: SHA-256 is [0-9a-f]{64}, expected " "$expar" verify set
+    flip $answer $at
+done
+flip $answer $((bits - 2)) # an exponent of the last tensor
+check "where it is" 1 '^  where  .*index \[' "$expar" verify set
+flip $answer $((bits - 2))
+flip $prompt 90000
+check "a bit of a prompt" 1 "${prompt##*/}: SHA-256" "$expar" verify set
+flip $prompt 90000
+flip set/groups/moe-qwen2_moe.json 800
+check "a bit of a group" 4 'moe-qwen2_moe.json: SHA-256' "$expar" verify set
+flip set/groups/moe-qwen2_moe.json 800
+truncate -s -1 $answer
+check "a byte less" 1 'SHA-256' "$expar" verify set
+rm $answer
+check "a file that is not there" 4 "${answer##*/}" "$expar" verify set
+check "no set" 4 'manifest.json' "$expar" verify "$dir/set/data"
+check "no folder is named" 2 'no folder' "$expar" verify
+
+# ---- somebody's answers
+cp -r "$golden/layer/data" right
+check "right responses" 0 '^PASS 1 ' "$expar" verify "$golden/layer" --responses right
+check "gradients of experts x ep" 1 'known  grad-times-ep: .*exactly 4 x' "$expar" verify "$golden/layer" --responses "$golden/wrong/expert-grad-x-ep"
+check "no shared expert" 1 'known  shared-missing' "$expar" verify "$golden/layer" --responses "$golden/wrong/missing-shared"
+check "the wrong slot's weight" 1 'known  weight-slot' "$expar" verify "$golden/layer" --responses "$golden/wrong/weight-wrong-slot"
+file=right/moe-qwen2_moe-1.expected.safetensors
+LC_ALL=C sed 's/exp\.dsw1/exp.dswq/' "$golden/layer/data/${file##*/}" >$file
+check "a misnamed tensor" 1 "exp.dswq" "$expar" verify "$golden/layer" --responses right
+LC_ALL=C sed 's/"F32","shape":\[9,16\]/"F32","shape":[16,9]/' "$golden/layer/data/${file##*/}" >$file
+check "another shape" 1 "exp\.(dx|y)" "$expar" verify "$golden/layer" --responses right
+rm $file
+check "no response" 1 "${file##*/}" "$expar" verify "$golden/layer" --responses right
+check "responses that do not run" 2 '--impl' "$expar" verify "$golden/layer" --responses right --impl ref
+
+# ---- sets of our own
+check "a set of one stage" 0 'written' "$expar" gen 'rmsnorm T=5 H=12 dtype=bf16' one
+check "is verified" 0 '^PASS 1 ' "$expar" verify one
+check "and answers itself" 0 '^PASS 1 ' "$expar" verify one --responses one/data
+check "is not written over" 2 "'one' holds a set already" "$expar" gen 'rmsnorm T=5 H=12 dtype=bf16' one
+"$expar" gen 'rmsnorm T=5 H=12 dtype=bf16' two >/dev/null
+check "has the same bytes again" 0 '^same$' sh -c 'diff -r one two && echo same'
+check "a layer's stages" 0 'written' "$expar" gen 'layer T=32 H=16 F=8 E=8 K=2 dialect=hf-5.24/deepseek_v3 n_group=4 topk_group=2' layer
+check "are verified" 0 '^PASS [0-9]{2} ' "$expar" verify layer
+check "a step's dump" 0 '' "$expar" step --model mixtral-8x7b --shrink 64 --layers 1 --tokens 16 --steps 1 --dump step
+check "is verified, too" 0 '^PASS [0-9]{2,} ' "$expar" verify step
+check "gen without a folder" 2 'gen' "$expar" gen 'rmsnorm T=5'
+
+# ---- what no vector covers, and what tells dialects apart
+mkdir none
+check "a preset without vectors" 0 'mixtral.*no vector covers it' env EXPAR_GOLDEN="$dir/none" "$expar" list models
+"$expar" list models >out
+if grep -q 'no vector' out; then
+    echo "note: $(grep -c 'no vector' out) models whose dialect no vector covers"
+fi
+"$expar" selftest dialects >matrix
+check "dialects are told apart" 0 '^PASS [0-9]+ dialects: [0-9]+ pairs, 0 told apart in neither' "$expar" selftest dialects
+check "no cell is empty" 0 '^none$' sh -c "grep -E '^ ?[0-9]+ [A-Q] .*  -( |$)' matrix || echo none"
+check "another selftest" 2 "'dialect'" "$expar" selftest dialect
+
+echo "vectors: $passed passed, $failed failed"
+[ $failed -eq 0 ]
