@@ -50,7 +50,7 @@ FAMILIES = [
            shared="shared_mlp", logits32=True, tests="f32"),
     # B: the largest logits, softmax over them
     family("gpt_oss", "GptOssMLP", "gpt_oss", {**IN_OUT, "head_dim": 8}, gate="router", router_bias=True, in_out=True,
-           expert_biases=True, score="softmax_topk", rounds_back=True, own_expert=True),
+           expert_biases=True, score="softmax_topk", own_expert=True),
     family("granitemoe", "GraniteMoeMoE", "granitemoe", N2, gate="router", score="softmax_topk"),
     family("jetmoe", "JetMoeMoE", "granitemoe", {"hidden_size": H, "num_local_experts": E, "intermediate_size": F,
                                                  "activation_function": "silu", "num_hidden_layers": 2},

@@ -42,7 +42,6 @@ class Family:
     logits32: bool = False  # logits are f32 whatever the activation dtype
     fixed_k: bool = False
     tests: str = "all"  # "f32": block gradients in f32 only; "few": a class that computes as another one
-    rounds_back: bool = False  # autograd continues from rounded weights where the stage does not
     kernels: tuple = ("eager", "grouped_mm")
     eager_sum: str = "eager_act"  # the record's accumulate under "eager"; "": the preset's
     grouped_sum: str = ""  # and under "grouped_mm", where it is not the preset's

@@ -110,7 +110,7 @@ def add_route(out, family: Family, dtype: torch.dtype, k: int, kind: str):
     comment = f"{family.preset}, k {k}" + {"ties": ", ties", "small": ", small scores", "real": ""}[kind]
     out.add(group, source(family), comment, router.case("route", w.dtype), router.given(logits), {"idx": idx, "w": w},
             compare="classes", flags=flags, unchecked=["scores"])
-    if kind == "real" and k > 1 and (dtype == torch.float32 or not (family.logits32 or family.rounds_back)):
+    if kind == "real" and k > 1 and (dtype == torch.float32 or not family.logits32):
         add_route_bwd(out, router, x, seen, weights, idx, order, tag)
 
 

@@ -30,10 +30,8 @@ def add_rmsnorm(out, dtype: torch.dtype):
     wide = x.detach().float()
     rstd = torch.rsqrt(wide.square().mean(-1) + 1e-6)
     after = {"dx": x.grad, "dw": norm.weight.grad[None]}
-    if dtype != torch.float32:  # autograd rounds dy w before the row's mean is taken from it; the stage does not
-        del after["dx"]
     out.add("rmsnorm", source, f"{name}, gradients", f"rmsnorm_bwd dtype={name} param={name} grad={name}",
-            {"dy": dy, "x": x, "w": norm.weight, "rstd": rstd}, after, unchecked=["dx"] if len(after) == 1 else [])
+            {"dy": dy, "x": x, "w": norm.weight, "rstd": rstd}, after)
 
 
 def add_xent(out, dtype: torch.dtype, std: float, ignored: bool):

@@ -179,13 +179,40 @@ static int named_in(const char *names, const char *name) {
     return 0;
 }
 
+/* The size of a case line that a letter comes from. */
+static char line_letter(char letter) {
+    return letter == 'X' ? 'S' : letter == 'U' ? 'F' : letter == 'Z' ? 'E' : letter;
+}
+
+static int shape_names(const char *shape, char letter) {
+    for (const char *p = shape; *p; p++) {
+        if (isupper((unsigned char)*p) && line_letter(*p) == letter)
+            return 1;
+    }
+    return 0;
+}
+
+/* A size that no required operand has asks for the optional ones that have it: S=16 for a shared expert. */
+static int asked_by_size(const xp_case *c, const xp_operand *o) {
+    for (const char *p = o->shape; *p; p++) {
+        const char letter = isupper((unsigned char)*p) ? line_letter(*p) : 'A';
+        int needed = !c->dim_set[letter - 'A'];
+        for (int i = 0; i < c->stage->operands && !needed; i++)
+            needed = !c->stage->operand[i].optional && shape_names(c->stage->operand[i].shape, letter);
+        if (!needed && isupper((unsigned char)*p))
+            return 1;
+    }
+    return 0;
+}
+
 static xp_status bind_operand(binding *b, const xp_operand *o) {
     int ndim;
     int64_t local[XP_MAXDIM], full[XP_MAXDIM], base[XP_MAXDIM];
     char name[64];
     xp_tensor *t = (xp_tensor *)(void *)((char *)b->args + o->at);
     const xp_stage *s = b->c->stage;
-    if (o->optional && !named_in(b->c->with, o->name) && !(s->wants && s->wants(b->args, (int)(o - s->operand))))
+    if (o->optional && !named_in(b->c->with, o->name) && !asked_by_size(b->c, o) &&
+        !(s->wants && s->wants(b->args, (int)(o - s->operand))))
         return XP_OK;
     const xp_dtype d = group_dtype(b, o->group, o->dtypes);
     if (!(o->dtypes & XP_BIT(d)))

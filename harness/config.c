@@ -43,6 +43,7 @@ static const slot_rule rules[XP_NSLOT] = {
     [XP_SLOT_LIST] = {"layers with experts", KIND_LIST, 0, XP_MAX_LAYERS - 1},
     [XP_SLOT_TYPES] = {"a word a layer", KIND_LIST, 0, 0},
     [XP_SLOT_METHOD] = {"how experts are chosen", KIND_TEXT, 0, 0},
+    [XP_SLOT_PRESET] = {"dialect of the MoE blocks", KIND_TEXT, 0, 0},
     [XP_SLOT_GROUPS] = {"groups of experts", KIND_INT, 1, XP_MAX_EXPERTS},
     [XP_SLOT_TOPK_GROUPS] = {"groups that are kept", KIND_INT, 1, XP_MAX_EXPERTS},
     [XP_SLOT_SCALE] = {"factor of the weights", KIND_REAL, 1e-6, 1e6},
@@ -139,6 +140,8 @@ static void expectation(const reader *in, xp_slot s, char *buf, size_t bytes) {
         snprintf(buf, bytes, "\"%s\", the only activation of this family that is built", act_of(in));
     else if (s == XP_SLOT_METHOD)
         snprintf(buf, bytes, "one of %s", in->family->methods);
+    else if (s == XP_SLOT_PRESET)
+        snprintf(buf, bytes, "a name of `expar list dialects`");
     else if (s == XP_SLOT_TYPES)
         snprintf(buf, bytes, "a list of words, one a layer");
     else if (r->type == KIND_TEXT)
@@ -210,6 +213,8 @@ static xp_status take(reader *in, xp_slot s, const json_t *v) {
         if (s == XP_SLOT_ACT && !list_has(act_of(in), json_string_value(v)))
             return wrong(in, s, v);
         if (s == XP_SLOT_METHOD && method_of(in, json_string_value(v)) < 0)
+            return wrong(in, s, v);
+        if (s == XP_SLOT_PRESET && !xp_dialect_find(json_string_value(v)))
             return wrong(in, s, v);
         in->text[s] = json_string_value(v);
         return XP_OK;
@@ -418,12 +423,15 @@ static void take_numbers(const reader *in, xp_dialect *d) {
 
 static xp_status read_dialect(const reader *in, xp_model *m) {
     const int method = in->family->methods ? method_of(in, in->text[XP_SLOT_METHOD]) : -1;
-    const char *preset = in->family->preset[method >= 0 ? method : in->value[XP_SLOT_NORM] > 0.0];
+    const char *preset = in->text[XP_SLOT_PRESET]
+                             ? in->text[XP_SLOT_PRESET]
+                             : in->family->preset[method >= 0 ? method : in->value[XP_SLOT_NORM] > 0.0];
     const xp_dialect *d = preset ? xp_dialect_find(preset) : NULL;
     if (!d)
         return XP_FAIL(XP_E_BUG, "config: the record of %s names no preset that exists", in->family->model_type);
     m->dialect = *d;
-    m->dialect.aux_coef = in->value[XP_SLOT_AUX];
+    if (in->family->slot[XP_SLOT_AUX].from != XP_SLOT_NONE)
+        m->dialect.aux_coef = in->value[XP_SLOT_AUX];
     take_numbers(in, &m->dialect);
     const xp_status st = xp_dialect_check(&m->dialect, m->E, m->K);
     return st == XP_OK ? XP_OK : XP_FAIL(XP_E_FORMAT, "%s: %s", in->path, xp_error_text());

@@ -385,5 +385,15 @@ const xp_family xp_families[] = {
      .slot = {SHAPE("num_local_experts", "num_experts_per_tok", "intermediate_size"), USUAL, ALL_LAYERS,
               NORM(0, NEVER), [XP_SLOT_MARGIN] = KEY("router_jitter_noise"), AUX("router_aux_loss_coef")},
      .unread = COMMON_UNREAD "|input_jitter_noise"},
+    /* ---- any dialect, for a family that has no row of its own */
+    {.model_type = "expar",
+     .arch = "Expar",
+     .slot = {SHAPE("num_experts", "num_experts_per_tok", "moe_intermediate_size"), [XP_SLOT_EPS] = KEY("rms_norm_eps"),
+              [XP_SLOT_PRESET] = KEY("dialect"),
+              [XP_SLOT_STEP] = FIXED(1, "every layer from first_k_dense_replace on is a MoE block"),
+              [XP_SLOT_FIRST] = OPTIONAL("first_k_dense_replace", 0, "no layer is dense"),
+              [XP_SLOT_DENSE] = OPTIONAL("intermediate_size", 0, "no layer is dense"),
+              [XP_SLOT_SHARED] = OPTIONAL("shared_expert_intermediate_size", 0, "there is no shared expert")},
+     .unread = COMMON_UNREAD},
     {.model_type = NULL},
 };

@@ -28,6 +28,7 @@ typedef enum {
     XP_SLOT_TYPES,  /* a word a layer: MoE blocks are those of the record's `sparse`; then FIRST is not looked at */
     XP_SLOT_NORM,   /* weights are divided by their sum */
     XP_SLOT_METHOD, /* a word that chooses the preset */
+    XP_SLOT_PRESET, /* the preset's name itself */
     XP_SLOT_GROUPS, /* numbers of the dialect record, each in its own field */
     XP_SLOT_TOPK_GROUPS,
     XP_SLOT_SCALE,

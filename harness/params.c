@@ -3,7 +3,6 @@
  * A parameter is [G,R0,N]; this rank owns rows [start, start+rows) of its groups. In XP_RUN_TRAIN the shards live in
  * flat f32 buffers; in the other modes a shard exists only while its collective runs, a few groups at a time, so that a
  * full-width layer fits. */
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -188,18 +187,10 @@ static xp_status bound_of(const xp_flow *f, const xp_stage *s, const void *args,
     return XP_OK;
 }
 
-/* |c n / divisor - 1|, with c the rounded inverse of pre, for n tokens; and as much again for its inverse. */
-static double wrong_scale(const xp_flow *f, const xp_scatter_args *a) {
-    uint64_t cell = 0;
-    const xp_tensor c = xp_tensor_1d(&cell, a->reduce_dtype, 1);
-    xp_fill_store(&c, 0, 1.0 / a->pre);
-    const double divisor = a->grad.dtype == XP_F64 ? a->divisor : (double)(float)a->divisor;
-    const double off = fabs(xp_widen(&cell, a->reduce_dtype, 0) * f->divisor / divisor - 1.0) + 0x1p-50;
-    return off / (1.0 - off);
-}
-
 /* How far the shard may be from the exact gradient: each rank's partial sum is within its stage's bound, the sum of
- * those over the axis is divided as the gradient is, and scatter adds its own bound. Every rank of the axis calls it.
+ * those over the axis is divided as the gradient is, and scatter adds its own bound. With pre the inverse's own
+ * rounding makes the shard wrong by no more than that of each part does, which scatter's bound counts for both sides.
+ * Every rank of the axis calls it.
  */
 static xp_status distance(const xp_flow *f, const xp_scatter_args *a, const flow_made *by, xp_tensor *out) {
     xp_comm *c = f->r->mesh->axis[a->axis];
@@ -208,16 +199,13 @@ static xp_status distance(const xp_flow *f, const xp_scatter_args *a, const flow
     XP_TRY(c->ops->all_reduce(c, f->r->q, &err, XP_SUM));
     XP_TRY(bound_of(f, &xp_stage_scatter, a, "shard", out));
     const xp_tensor all = xp_tensor_of(err.data, XP_F64, 3, &a->grad.dim[1]);
-    /* With both divisors rounded, all of them together are off by this much of what they should be. */
-    const double scale = a->pre > 1 ? wrong_scale(f, a) : 0.0;
     for (int64_t g = 0; g < out->dim[0]; g++) {
         for (int64_t r = 0; r < out->dim[1]; r++) {
             for (int64_t n = 0; n < out->dim[2]; n++) {
                 const double *e = xp_tensor_at(&all, g, a->start[c->rank] + r, n, 0);
                 double *t = xp_tensor_at(out, g, r, n, 0);
-                const double v = xp_widen(xp_tensor_at(&a->shard, g, r, n, 0), a->shard.dtype, 0);
-                /* up to 1024 ranks' and four more roundings; |v| may be off its exact value by t */
-                *t = (*t * (1.0 + scale) + *e * (1.0 + scale) / f->divisor + fabs(v) * scale) * (1.0 + 0x1p-40);
+                /* up to 1024 ranks' and four more roundings; a bf16 inverse of pre is off by 2^-9 at most */
+                *t = (*t + *e / f->divisor) * (1.0 + 0x1p-40) + (a->pre > 1 ? *e / f->divisor * 0x1p-8 : 0.0);
             }
         }
     }

@@ -317,8 +317,10 @@ static xp_status forward_top(xp_step *st, const xp_tensor *h, xp_step_result *re
     const int64_t valid = ((const int64_t *)f->count.data)[0];
     res->tokens += valid;
     res->loss += xp_widen(total.data, total.dtype, 0);
+    if (valid == 0)
+        return XP_FAIL(XP_E_BUG, "tokens: none of the batch has a target, so its gradients have no divisor");
     /* Known before the other micro-batches ran, because every token has a target. */
-    f->divisor = f->plan->opt.micro > 1 ? (double)f->N : valid > 0 ? (double)valid : 1.0;
+    f->divisor = f->plan->opt.micro > 1 ? (double)f->N : (double)valid;
     flow_drop(f, &total);
     return flow_trace(f, "xent loss", -1, &st->tloss);
 }

@@ -31,8 +31,8 @@ typedef struct {
     int64_t text_bytes;
     xp_data data;
     xp_run_mode mode;
-    xp_parity *parity; /* NULL: nothing is recorded or compared */
-    int order, align;  /* permute's row order and both alignments */
+    xp_parity *parity;         /* NULL: nothing is recorded or compared */
+    int order, align;          /* permute's row order and both alignments */
     const xp_weights *weights; /* of the MoE blocks, whole; NULL: seeded */
 } xp_step_source;
 

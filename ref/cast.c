@@ -1,11 +1,11 @@
 /* Stage cast: narrow or widen a flat array.
  *
- * Contract: y[i] is x[i] rounded once to y's format, to nearest, ties to even (e8m0: up). A value beyond the largest finite one
- * follows the format: infinity where it has one (f32, bf16, f16, e5m2), else NaN (e4m3, fnuz, e8m0); with saturate it
- * becomes the largest finite value of its sign. NaN stays NaN, whatever its payload; -0 keeps its sign where the format
- * has two zeros; subnormals are kept on both sides. ref/num.h has the table of every code. Must not flush, and must not
- * round twice (f64 to f32 to bf16 is another function).
- * Source: IEEE 754-2019 4.3.1, OCP OFP8 1.0, OCP MX 1.0. */
+ * Contract: y[i] is x[i] rounded once to y's format, to nearest, ties to even (e8m0: up). A value beyond the largest
+ * finite one follows the format: infinity where it has one (f32, bf16, f16, e5m2), else NaN (e4m3, fnuz, e8m0); with
+ * saturate it becomes the largest finite value of its sign. NaN stays NaN, whatever its payload; -0 keeps its sign
+ * where the format has two zeros; subnormals are kept on both sides. ref/num.h has the table of every code. Must not
+ * flush, and must not round twice (f64 to f32 to bf16 is another function). Source: IEEE 754-2019 4.3.1, OCP OFP8 1.0,
+ * OCP MX 1.0. */
 #include "xp/cast.h"
 
 #include <math.h>

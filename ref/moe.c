@@ -38,8 +38,8 @@ static const xp_operand operands[] = {
     IN(w1, "E,U,H", "act"),
     IN(w2, "E,H,F", "act"),
     OPT(sw1, "X,H", "act"),
-    OPT(sw2, "H,S", "act"),
-    OPT(sgate, "1,H", "act"),
+    [XP_REF_MOE_SW2] = OPT(sw2, "H,S", "act"),
+    [XP_REF_MOE_SGATE] = OPT(sgate, "1,H", "act"),
     XP_OPERAND(xp_moe_args, idx, "T,K", XP_IN, XP_BIT(XP_I32), XP_UNCOMPARED, ""),
     [XP_REF_MOE_Y] = OUT(y, "T,H", "act"),
     [XP_REF_MOE_DX] = OUT(dx, "T,H", "act"),
@@ -82,9 +82,11 @@ static int wants(const void *args, int i) {
         return d->expert_bias;
     case XP_REF_MOE_SCALE_E:
         return d->expert_scale;
+    case XP_REF_MOE_SW2:
     case XP_REF_MOE_DSW1:
     case XP_REF_MOE_DSW2:
         return a->sw1.data != NULL;
+    case XP_REF_MOE_SGATE:
     case XP_REF_MOE_DSGATE:
         return a->sw1.data != NULL && d->shared_gate;
     default:

@@ -186,24 +186,30 @@ static xp_dtype bwd_op_of(const xp_rmsnorm_bwd_args *a) {
 }
 
 /* dx = rstd (u - n mean(u n)): every term of it, with absolute values, times gamma of the H terms of the mean and the
- * few operations around them; r(n) is not rounded here. */
+ * few operations around them, and u's own rounding, which either side may do, through the same terms; r(n) is not
+ * rounded here. */
 static void bound_dx(const xp_rmsnorm_bwd_args *a, const work *k, int64_t t, xp_dtype op, xp_tensor *tol) {
     const int64_t H = a->x.dim[1];
-    const xp_ref_rule rule = xp_ref_rule_of(a->dx.dtype, op);
+    const xp_ref_rule rule = xp_ref_rule_of(a->dx.dtype, op), product = xp_ref_rule_of(a->dy.dtype, op);
     const double rstd = xp_widen(a->rstd.data, a->rstd.dtype, xp_tensor_offset(&a->rstd, t));
     const double *dy = k->plane[0], *x = k->plane[1], *w = k->plane[2], g = xp_ref_both(H + 16, op);
-    double mean = 0, signed_mean = 0, *e = k->plane[3];
+    double mean = 0, signed_mean = 0, moved = 0, *e = k->plane[3], *v = k->plane[4];
     for (int64_t h = 0; h < H; h++) {
-        mean += fabs(dy[h] * w[h] * x[h] * rstd) / (double)H;
-        signed_mean += dy[h] * w[h] * x[h] * rstd / (double)H;
+        const xp_ref_val u = xp_ref_rule_round(&product, (xp_ref_val){dy[h] * w[h], 0.0});
+        const double n = x[h] * rstd;
+        v[h] = u.v;
+        e[h] = u.e;
+        mean += (fabs(u.v) + u.e) * fabs(n) / (double)H;
+        signed_mean += u.v * n / (double)H;
+        moved += u.e * fabs(n) / (double)H;
     }
     for (int64_t h = 0; h < H; h++) {
-        const double u = dy[h] * w[h], n = x[h] * rstd, gauge = fabs(rstd) * (fabs(u) + fabs(n) * mean);
+        const double u = fabs(v[h]) + e[h], n = x[h] * rstd, gauge = fabs(rstd) * (fabs(u) + fabs(n) * mean);
         const double least = 8.0 * xp_ref_format_of(op).least * (1.0 + fabs(rstd) * (1.0 + fabs(n)));
         const double safe = gauge <= xp_ref_largest(op) / 4 && mean <= xp_ref_largest(op) / 4 / (double)H
-                                ? g * gauge + least
+                                ? g * gauge + least + fabs(rstd) * (e[h] + fabs(n) * moved)
                                 : (double)INFINITY;
-        e[h] = xp_ref_rule_out(&rule, (xp_ref_val){rstd * (u - n * signed_mean), safe});
+        e[h] = xp_ref_rule_out(&rule, (xp_ref_val){rstd * (v[h] - n * signed_mean), safe});
     }
     xp_ref_rows_store(tol, t, 1, e);
 }
@@ -277,19 +283,20 @@ static xp_status run(const xp_exec *ex, const void *args) {
     return XP_OK;
 }
 
-/* The row's normalised values n into x; u = dy w into dy. */
+/* The row's normalised values n into x; u = r(dy w) into plane 5. */
 static void bwd_row(const xp_rmsnorm_bwd_args *a, const work *k, int64_t t) {
     const int64_t H = a->x.dim[1];
     const double rstd = xp_widen(a->rstd.data, a->rstd.dtype, xp_tensor_offset(&a->rstd, t));
-    double *dy = k->plane[0], *n = k->plane[1], *out = k->plane[3], mean = 0;
-    const double *w = k->plane[2];
+    double *n = k->plane[1], *out = k->plane[3], *u = k->plane[5], mean = 0;
+    const double *dy = k->plane[0], *w = k->plane[2];
     for (int64_t h = 0; h < H; h++) {
         n[h] *= rstd;
-        mean += dy[h] * w[h] * n[h];
+        u[h] = xp_ref_round(dy[h] * w[h], a->dy.dtype);
+        mean += u[h] * n[h];
     }
     mean /= (double)H;
     for (int64_t h = 0; h < H; h++)
-        out[h] = rstd * (dy[h] * w[h] - n[h] * mean);
+        out[h] = rstd * (u[h] - n[h] * mean);
     xp_ref_rows_store(&a->dx, t, 1, out);
 }
 

@@ -132,6 +132,68 @@ check "unreadable model directory" 4 'nowhere' env EXPAR_MODELS="$dir/nowhere" "
 mkdir models && cp good.json models/mine.json
 check "model directory" 0 'mine' env EXPAR_MODELS="$dir/models" "$expar" list models
 
+# ---- weights of a file
+# safetensors NAME TENSORS...: tensors "name:rows:columns" of bf16, one after another. The values are bytes of a text as low halves and 0x3d
+# or 0xbd, by the letter, as high ones: +-0.03 to 0.12.
+safetensors() {
+    local file=$1 header='{' at=0 size n r c
+    shift
+    for t in "$@"; do
+        IFS=: read -r n r c <<<"$t"
+        size=$((r * c * 2))
+        header+="\"$n\":{\"dtype\":\"BF16\",\"shape\":[$r,$c],\"data_offsets\":[$at,$((at + size))]},"
+        at=$((at + size))
+    done
+    header="${header%,}}"
+    {
+        printf "$(printf '\\x%02x' $((${#header} & 255)) $((${#header} >> 8 & 255)) $((${#header} >> 16 & 255)) 0 0 0 0 0)"
+        printf '%s' "$header"
+        cat "$source"/golden/text/*.txt "$source"/golden/text/*.txt | tr -d '\n' |
+            LC_ALL=C sed "s/./&=/g; s/\\([aeilorst]\\)=/\\1$(printf '\275')/g" | head -c "$at"
+    } >"$file"
+}
+block() {
+    printf '%s\n' "model.layers.1.mlp.gate.weight:8:64"
+    for e in 0 1 2 3 4 5 6 7; do
+        printf 'model.layers.1.mlp.experts.%s:%s\n' "$e.gate_proj.weight" 32:64 "$e.up_proj.weight" 32:64 "$e.down_proj.weight" 64:32
+    done
+}
+model 's/"num_experts":8/"num_experts":9/' nine.json
+cp good.json good.txt
+mkdir w two && safetensors w/model.safetensors $(block)
+safetensors two/a.safetensors $(block | grep -v 'experts.[4-7]') && safetensors two/b.safetensors $(block | grep 'experts.[4-7]')
+{
+    printf '{"weight_map":{"lm_head.weight":"absent.safetensors"'
+    for t in $(block); do printf ',"%s":"%s.safetensors"' "${t%%:*}" "$(case $t in *experts.[4-7]*) echo b ;; *) echo a ;; esac)"; done
+    printf '}}'
+} >two/model.safetensors.index.json
+check "weights of a file" 0 'PASS 1 ' "$expar" check --model ./good.json --layer 1 --weights w/model.safetensors --tokens 64
+check "weights of a folder" 0 'layer 1 of 2 layers; MoE weights of w,' "$expar" check --model ./good.json --layer 1 --weights w --tokens 64
+check "weights of several files, on ranks" 0 'every bit the same' \
+    "$expar" check --model ./good.json --layer 1 --weights two --tokens 64 --mesh sim:fsdp=4,ep=2
+check "the way back to weights" 1 'repro .*--layer 1 --weights w --tokens 64 --mesh sim:fsdp=2,ep=2 --seed 1 --fault' \
+    "$expar" check --model ./good.json --layer 1 --weights w --tokens 64 --mesh sim:fsdp=2,ep=2 --fault grad-times-ep
+check "one seeded layer" 0 'layer 1 of 2 layers; seeded' "$expar" check --model ./good.json --layer 1 --tokens 64
+check "weights without the layer" 4 "w/model.safetensors: no tensor of layer 0's MoE block" "$expar" check --model ./good.json --weights w
+check "weights of another size" 4 "gate.weight' .router.: shape is \[8,64\], expected \[9,64\]" "$expar" check --model ./nine.json --weights w --layer 1
+safetensors short.safetensors $(block | grep -v '7.down_proj')
+check "a missing expert" 4 "no tensor 'model.layers.1.mlp.experts.7.down_proj.weight'" \
+    "$expar" check --model ./good.json --weights short.safetensors --layer 1
+safetensors long.safetensors $(block) model.layers.1.mlp.gate.wobble:1:1
+check "a tensor that nothing asks for" 4 "'model.layers.1.mlp.gate.wobble'.*asks for it" \
+    "$expar" check --model ./good.json --weights long.safetensors --layer 1
+check "no such weights" 4 'nosuch.safetensors' "$expar" check --model ./good.json --weights nosuch.safetensors
+check "a folder without weights" 4 'models: holds neither' "$expar" check --model ./good.json --weights models
+check "weights that are no safetensors" 4 'good.txt' "$expar" check --model ./good.json --weights good.txt --layer 1
+check "weights and another width" 2 '--shrink' "$expar" check --model ./good.json --weights w --layer 1 --shrink 2
+check "weights and other experts" 2 '--experts' "$expar" check --model ./good.json --weights w --layer 1 --experts 4
+check "weights without a model" 2 '--weights needs --model' "$expar" check --weights w
+check "a layer without a model" 2 '--layer needs --model' "$expar" check --layer 1
+check "a layer and layers" 2 '--layers and --layer exclude' "$expar" check --model ./good.json --layer 1 --layers 2
+check "a layer that is not there" 2 '--layer: 2 .*2 layers' "$expar" check --model ./good.json --layer 2
+check "a dense layer" 2 '--layer: 0 is no MoE block' "$expar" check --model deepseek-v3 --layer 0
+check "names of a model's tensors" 0 'model.layers.0.mlp.experts.\{E\}.gate_proj.weight \[32,64\]' "$expar" explain ./good.json
+
 # ---- meshes
 check "ep that does not divide the world" 2 'ep 4.*world 6' "$expar" check 'smoke*' --mesh sim:fsdp=6,ep=4
 check "the same, for step" 2 'ep 4.*world 6' "$expar" step --model ./good.json --mesh sim:fsdp=6,ep=4

@@ -20,7 +20,8 @@ typedef struct {
 } xp_rmsnorm_args;
 extern const xp_stage xp_stage_rmsnorm;
 
-/* With n = x rstd and u = dy w: dx = rstd (u - n mean(u n)); dw[b] = sum over the block's tokens of dy r(n). */
+/* With n = x rstd and u = r(dy w): dx = rstd (u - n mean(u n)); dw[b] = sum over the block's tokens of dy r(n). The
+ * product with w is a step of its own in the activation dtype, forward and backward. */
 typedef struct {
     xp_tensor dy;          /* in  [T,H] act */
     xp_tensor x;           /* in  [T,H] act */

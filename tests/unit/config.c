@@ -353,6 +353,33 @@ static void words_choose(void **state) {
 }
 
 /* Published files of two families tell a layer's kind in an older way: a letter a layer, a list of 0 and 1. */
+/* A family without a row of its own names its dialect, and gets that record as it is. */
+static void any_dialect(void **state) {
+    static const char own[] = "{\"model_type\": \"expar\", \"dialect\": \"hf-5.24/flint\", \"hidden_size\": 64,"
+                              " \"num_hidden_layers\": 6, \"num_experts\": 12, \"num_experts_per_tok\": 3,"
+                              " \"moe_intermediate_size\": 48, \"rms_norm_eps\": 1e-06, \"vocab_size\": 1000}";
+    (void)state;
+    for (const xp_dialect *d = xp_dialects; d->name; d++) {
+        char name[96];
+        if (d->score == XP_SCORE_SPARSEMIXER || d->n_group > 1)
+            continue; /* of another k, or another E */
+        snprintf(name, sizeof name, "\"%s\"", d->name);
+        assert_int_equal(parse_with(own, "dialect", name), XP_OK);
+        assert_memory_equal(&model.dialect, d, sizeof *d);
+        assert_true(model.E == 12 && model.K == 3 && model.F == 48 && model.S == 0 && xp_model_moe_layers(&model) == 6);
+    }
+    assert_int_equal(parse_with(own, "first_k_dense_replace", "2"), XP_OK);
+    assert_int_equal(xp_model_moe_layers(&model), 4);
+    assert_int_equal(parse_with(own, "shared_expert_intermediate_size", "40"), XP_OK);
+    assert_int_equal(model.S, 40);
+    assert_int_equal(parse_with(own, "dialect", "\"hf-5.24/flynt\""), XP_E_FORMAT);
+    has("dialect is \"hf-5.24/flynt\", expected a name of `expar list dialects`");
+    assert_int_equal(parse_with(own, "dialect", NULL), XP_E_FORMAT);
+    has("'dialect'");
+    assert_int_equal(parse_with(own, "norm_topk_prob", "true"), XP_E_FORMAT);
+    has("norm_topk_prob");
+}
+
 static void letters_and_numbers_a_layer(void **state) {
     (void)state;
     static const char nemotron[] =
@@ -845,6 +872,7 @@ int main(void) {
         cmocka_unit_test(one_name_two_meanings),
         cmocka_unit_test(nested_fields),
         cmocka_unit_test(words_choose),
+        cmocka_unit_test(any_dialect),
         cmocka_unit_test(letters_and_numbers_a_layer),
         cmocka_unit_test(layer_rule),
         cmocka_unit_test(aliases),

@@ -53,7 +53,8 @@ static void defaults(void **state) {
         assert_int_equal(o.shrink, 1);
         assert_int_equal(o.seed, 1);
         assert_int_equal(o.layers + o.tokens + o.steps + o.experts + o.topk + o.random, 0);
-        assert_int_equal(o.has_tokens + o.has_seed + o.has_steps + o.has_lr, 0);
+        assert_int_equal(o.has_tokens + o.has_seed + o.has_steps + o.has_lr + o.has_layer, 0);
+        assert_null(o.weights);
         assert_int_equal(o.deterministic + o.json + o.quiet + o.verbose + o.color, 0);
     }
 }
@@ -77,6 +78,10 @@ static void values(void **state) {
     assert_int_equal(o.tokens, 9);
     assert_true(o.seed == 7 && o.has_seed && o.has_tokens && !o.has_steps && !o.has_lr);
     assert_true(o.deterministic == 1 && o.quiet == 1 && o.verbose == 1 && o.color == 1 && !o.json && !o.random);
+    assert_true(!o.has_layer && !o.weights);
+    o = good("check --model m --weights dir --layer 0");
+    assert_string_equal(o.weights, "dir");
+    assert_true(o.has_layer && o.layer == 0 && !o.layers);
     o = good("step --model=n --steps=11 --lr=0.25 --tokens=5 --mesh=sim:dp=2,fsdp=2 --seed=0 --color=never");
     assert_string_equal(o.model, "n");
     assert_string_equal(o.mesh, "sim:dp=2,fsdp=2"); /* only the first '=' separates */
@@ -171,6 +176,7 @@ static void refusals(void **state) {
         {"step --tokens 17592186044417M", "--tokens: '17592186044417M'", "to 1099511627776"}, /* 2^64 + 2^20 */
         {"step --tokens 9223372036854775807M", "--tokens: '9223372036854775807M'", "to 1099511627776"},
         {"step --tokens 99999999999999999999", "--tokens: '99999999999999999999'", "to 1099511627776"},
+        {"check --layer 1024", "--layer: '1024'", "from 0 to 1023"},
         {"plan --layers 0", "--layers: '0'", "from 1 to 1024"},
         {"plan --layers 1025", "--layers: '1025'", "from 1 to 1024"},
         {"plan --shrink 5K", "--shrink: '5K'", "from 1 to 4096"},
