@@ -656,6 +656,11 @@ xp_status xp_case_check(const xp_case *c) {
                        (long long)E);
     if (routed && !c->model[0] && (E < 1 || E % c->mesh.ep != 0))
         return XP_FAIL(XP_E_ARG, "E: %lld experts cannot be split over ep %d", (long long)E, c->mesh.ep);
+    if ((routed && !c->model[0]) || (chooses && stage_param(c, "dialect") >= 0)) {
+        xp_dialect d;
+        XP_TRY(xp_case_dialect(c, &d));
+        XP_TRY(xp_dialect_check(&d, E, K));
+    }
     if (c->align != 1 && c->align != 16 && c->align != 128)
         return XP_FAIL(XP_E_ARG, "align: %d is none of 1, 16, 128", c->align);
     return XP_OK;

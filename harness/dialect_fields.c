@@ -192,6 +192,9 @@ static xp_status check_numbers(const xp_dialect *d) {
         if (!rule[i].ok || !isfinite(rule[i].v))
             return XP_FAIL(XP_E_ARG, "%s: %g is out of range", rule[i].name, rule[i].v);
     }
+    if (d->weight_at == XP_AT_INPUT && d->null_experts > 0 && d->null_kind == XP_NULL_IDENTITY)
+        return XP_FAIL(XP_E_ARG,
+                       "null_kind: identity, expected skip beside weight_at input: nothing comes back to weigh");
     if (!d->gated && (d->limit > 0 || d->up_offset != 0 || d->act == XP_ACT_SOFTCAP))
         return XP_FAIL(XP_E_ARG, "gated: off, but limit, up_offset and softcap need an up projection");
     return XP_OK;

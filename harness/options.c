@@ -39,7 +39,9 @@ static const struct {
     {"verify", "DIR ...",
      "check vector sets: other people's expected outputs, and a backend's own or somebody's responses to their prompts",
      VERIFY},
-    {"selftest", "dialects", "show which dialects the bounds tell apart, one row and one column a preset", SELFTEST},
+    {"selftest", "dialects | relations",
+     "show which dialects the bounds tell apart, or what of a backend's results survives a change of the numbers",
+     SELFTEST},
     {"version", "", "print the version", VERSION},
 };
 
@@ -75,8 +77,8 @@ static const option table[] = {
      CHECK | STEP | PLAN, AT(mesh), 0, 0, 0},
     {"--seed", "N", "seed of all generated data", SEED, CHECK | STEP | PLAN, AT(seed), AT(has_seed), 0, 0},
     {"--text", "FILE", "bytes to train on or to check with", TEXT, CHECK | STEP, AT(text), 0, 0, 0},
-    {"--impl", "NAME", "backend under test: ref, dense, or plugin:PATH", TEXT, CHECK | STEP | VERIFY | GEN, AT(impl), 0,
-     0, 0},
+    {"--impl", "NAME", "backend under test: ref, dense, or plugin:PATH", TEXT, CHECK | STEP | VERIFY | GEN | SELFTEST,
+     AT(impl), 0, 0, 0},
     {"--deterministic", NULL, "fold by global blocks of 16 tokens: the same bits on every mesh", FLAG,
      CHECK | STEP | PLAN, AT(deterministic), 0, 0, 0},
     {"--fault", "NAME", "switch one fault of `expar list faults` on", TEXT, CHECK | STEP, AT(fault), 0, 0, 0},
@@ -89,7 +91,7 @@ static const option table[] = {
     {"-J", "FILE", "write the results as JSON too", TEXT, CHECK | STEP, AT(json_file), 0, 0, 0},
     {"--color", "auto|always|never", "colour of the verdicts", COLOR, ALL, AT(color), 0, 0, 0},
     {"-q", NULL, "print failures and the summary only", FLAG, CHECK | STEP | VERIFY, AT(quiet), 0, 0, 0},
-    {"-v", NULL, "print every stage of every case", FLAG, CHECK | STEP | VERIFY, AT(verbose), 0, 0, 0},
+    {"-v", NULL, "print every stage of every case", FLAG, CHECK | STEP | VERIFY | SELFTEST, AT(verbose), 0, 0, 0},
 };
 enum { OPTIONS = sizeof table / sizeof *table, COMMANDS = sizeof commands / sizeof *commands };
 

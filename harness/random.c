@@ -103,6 +103,61 @@ static void draw_types(dice *d, xp_case *c) {
         c->dtype[XP_G_REDUCE] = type[roll(d, 3)];
 }
 
+static void set_param(xp_case *c, const char *name, const char *value) {
+    strcpy(c->param[c->params].name, name);
+    strcpy(c->param[c->params++].value, value);
+}
+
+static void set_number(xp_case *c, const char *name, int64_t v) {
+    char text[24];
+    snprintf(text, sizeof text, "%lld", (long long)v);
+    set_param(c, name, text);
+}
+
+/* Any preset, with groups that divide the experts, and half of the time one field of its own. What contradicts itself
+ * is refused by the case's check and drawn again. */
+static void draw_dialect(dice *d, xp_case *c) {
+    static const struct {
+        const char *field, *value[4];
+    } own[] = {{"accumulate", {"slots_f32", "eager_act", "eager_f32", "products_act_f32"}},
+               {"weight_dtype", {"f32", "act", "f32", "act"}},
+               {"logits_dtype", {"f32", "act", "f32", "act"}},
+               {"renorm", {"none", "sum", "sum_plus_eps", "none"}},
+               {"scale", {"0.5", "2.5", "1.7", "-1"}},
+               {"scale_at", {"weight", "output", "weight", "output"}},
+               {"router_bias", {"off", "on", "on", "on"}},
+               {"select_bias", {"off", "on", "on", "on"}},
+               {"select_on", {"score", "logit", "token_table", "logit"}},
+               {"expert_bias", {"off", "on", "on", "on"}},
+               {"gate_layout", {"concat", "interleaved", "interleaved", "concat"}},
+               {"act_rounding", {"each_op", "once", "once", "each_op"}},
+               {"activation", {"silu", "gelu_tanh", "relu", "relu2"}},
+               {"limit", {"0", "1", "2.5", "7"}},
+               {"dx_sum", {"wide", "act", "act", "wide"}},
+               {"null_experts", {"0", "1", "3", "4"}},
+               {"null_kind", {"identity", "skip", "identity", "skip"}},
+               {"logit_softcap", {"0", "2", "30", "5"}}};
+    int n = 0;
+    while (xp_dialects[n].name)
+        n++;
+    const xp_dialect *preset = &xp_dialects[roll(d, (uint64_t)n)];
+    strcpy(c->dialect, preset->name);
+    if (preset->group_reduce != XP_GROUP_NONE && preset->n_group > 1) {
+        const int64_t groups = between(d, 1, 4);
+        set_dim(c, 'E', groups * between(d, 2, 8));
+        set_number(c, "n_group", groups);
+        set_number(c, "topk_group", between(d, 1, groups));
+    }
+    if (preset->score == XP_SCORE_SPARSEMIXER)
+        set_dim(c, 'K', 2);
+    else if (dim(c, 'K') > dim(c, 'E'))
+        set_dim(c, 'K', dim(c, 'E'));
+    if (roll(d, 2)) {
+        const size_t i = roll(d, sizeof own / sizeof *own);
+        set_param(c, own[i].field, own[i].value[roll(d, 4)]);
+    }
+}
+
 /* A layer or a step; deterministic half of the time where it is legal. */
 static void draw_layer(dice *d, xp_case *c) {
     c->layers = roll(d, 4) ? 1 : 2;
@@ -111,6 +166,7 @@ static void draw_layer(dice *d, xp_case *c) {
         set_dim(c, 'S', size(d, 1, 48));
     if (c->kind == XP_CASE_STEP || dim(c, 'T') == 0)
         set_dim(c, 'T', size(d, 1, 96));
+    draw_dialect(d, c);
     draw_mesh(d, 1, c);
     while (layer_flop(c) > MAX_FLOP) {
         set_dim(c, 'T', (dim(c, 'T') + 1) / 2);
@@ -122,11 +178,6 @@ static void draw_layer(dice *d, xp_case *c) {
     c->align = roll(d, 4) ? 1 : 16;
     if (c->kind == XP_CASE_STEP)
         c->steps = (int)between(d, 1, 2);
-    static const char *const dialects[] = {"hf-5.24/qwen3_moe", "hf-5.24/qwen2_moe", "hf-5.24/mixtral"};
-    if (dim(c, 'S') == 0)
-        strcpy(c->dialect, dialects[roll(d, 2) ? 0 : 2]);
-    else
-        strcpy(c->dialect, dialects[1]);
 }
 
 /* Scalars that change what is computed; the others stay at their defaults. */
@@ -158,11 +209,6 @@ static void keep_own_sizes(xp_case *c) {
     }
 }
 
-static void set_param(xp_case *c, const char *name, const char *value) {
-    strcpy(c->param[c->params].name, name);
-    strcpy(c->param[c->params++].value, value);
-}
-
 /* A recipe of block scaling: codes, scales, blocks and rule, the second level with most e4m3 scales. */
 static void draw_blocks(dice *d, xp_case *c) {
     static const xp_dtype code[] = {XP_E4M3, XP_E5M2, XP_E4M3FNUZ, XP_E5M2FNUZ, XP_E2M1};
@@ -183,6 +229,16 @@ static void draw_blocks(dice *d, xp_case *c) {
     set_param(c, "nonfinite", roll(d, 2) ? "one" : "nan");
 }
 
+/* A dialect for a stage that has all of one, and the sizes that go with it. */
+static void draw_record(dice *d, xp_case *c) {
+    xp_dialect record;
+    draw_dialect(d, c);
+    if (xp_case_dialect(c, &record) == XP_OK && record.select_on != XP_ON_TOKEN_TABLE)
+        c->dim_set['V' - 'A'] = 0; /* the size of the table alone */
+    if (strcmp(c->stage->name, "moe") == 0 && roll(d, 2))
+        set_dim(c, 'S', size(d, 1, 48));
+}
+
 static void draw_stage(dice *d, xp_case *c) {
     draw_sizes(d, c);
     set_dim(c, 'N', size(d, 0, 6000));
@@ -196,8 +252,9 @@ static void draw_stage(dice *d, xp_case *c) {
         draw_blocks(d, c);
     if (strcmp(c->stage->name, "scatter") == 0 && c->dtype[XP_G_ACT] == XP_F64)
         c->dtype[XP_G_ACT] = XP_F32; /* its reduction type is a scalar of its own, f32 unless a line says so */
-    if (strcmp(c->stage->name, "moe") == 0 && c->dtype[XP_G_ACT] != XP_F64)
-        c->dtype[XP_G_ACT] = XP_F32; /* it has no rounding points: f32 or f64 */
+    if (strcmp(c->stage->name, "moe") == 0 || strcmp(c->stage->name, "route") == 0 ||
+        strcmp(c->stage->name, "route_bwd") == 0)
+        draw_record(d, c);
     if (strncmp(c->stage->name, "gradnorm", 8) == 0 && c->data == XP_DATA_TIES)
         c->data = XP_DATA_REAL;
     keep_own_sizes(c);

@@ -30,6 +30,8 @@ static xp_status residual(const xp_exec *x, const void *args) {
 static const char *residual_why_not(const void *args, const xp_mesh *m) {
     const xp_residual_args *a = args;
     (void)m;
+    if (!a->b.data || (a->factor != 0 && a->factor != 1))
+        return "it adds two tensors, without a factor";
     return a->y.dtype == XP_F32 ? NULL : "it computes f32 only";
 }
 

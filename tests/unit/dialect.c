@@ -69,6 +69,56 @@ static void fields_refused(void **state) {
     assert_memory_equal(&d, &xp_dialects[0], sizeof d);
 }
 
+/* Fields that are right one by one and wrong together; E = 12, K = 3. */
+static void contradictions(void **state) {
+    static const struct {
+        const char *fields, *message;
+    } bad[] = {{"group_reduce=max n_group=5 topk_group=1", "n_group: 5, expected a divisor of the 12 experts"},
+               {"group_reduce=max n_group=5 topk_group=1 null_experts=1", "n_group: 5, expected a divisor of the 13"},
+               {"group_reduce=max n_group=4 topk_group=5", "topk_group: 5, expected 1 to n_group = 4"},
+               {"group_reduce=max n_group=4 topk_group=0", "topk_group: 0, expected 1 to n_group = 4"},
+               {"group_reduce=top2sum n_group=12 topk_group=2", "n_group: 12, expected groups of at least 2"},
+               {"group_reduce=max n_group=4 topk_group=2 select_on=token_table", "group_reduce: no groups"},
+               {"score_dtype=act logits_dtype=f32", "score_dtype: act, expected f32 beside logits_dtype f32"},
+               {"score=sparsemixer renorm=none", "score: sparsemixer chooses 2 experts a token, not k = 3"},
+               {"score=softmax_topk renorm=sum select_on=logit", "score: softmax_topk chooses on logits"},
+               {"score=softmax_topk renorm=none", "score: softmax_topk chooses on logits"},
+               {"logit_scale=0", "logit_scale: 0 is out of range"},
+               {"logit_softcap=-1", "logit_softcap: -1 is out of range"},
+               {"renorm=max_eps renorm_eps=0", "renorm_eps: 0 is out of range"},
+               {"limit=-1", "limit: -1 is out of range"},
+               {"activation=softcap up_cap=1", "gate_cap: 0 is out of range"},
+               {"activation=softcap gate_cap=1", "up_cap: 0 is out of range"},
+               {"act_alpha=0", "act_alpha: 0 is out of range"},
+               {"sparse_eps=-1", "sparse_eps: -1 is out of range"},
+               {"gated=off limit=1", "gated: off, but limit"},
+               {"gated=off up_offset=1", "gated: off, but limit"},
+               {"weight_at=input null_experts=2", "null_kind: identity, expected skip beside weight_at input"}},
+      good[] = {{"group_reduce=max n_group=4 topk_group=4", ""},
+                {"group_reduce=top2sum n_group=6 topk_group=1", ""},
+                {"score_dtype=act", ""},
+                {"weight_at=input null_experts=2 null_kind=skip", ""},
+                {"weight_at=input null_kind=identity", ""},
+                {"gated=off", ""},
+                {"activation=softcap gate_cap=1 up_cap=2", ""}};
+    (void)state;
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        const xp_dialect d = record(bad[i].fields);
+        if (xp_dialect_check(&d, 12, 3) != XP_E_ARG)
+            fail_msg("%s: taken", bad[i].fields);
+        if (!strstr(xp_error_text(), bad[i].message))
+            fail_msg("%s: %s, expected %s", bad[i].fields, xp_error_text(), bad[i].message);
+    }
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
+        const xp_dialect d = record(good[i].fields);
+        if (xp_dialect_check(&d, 12, 3) != XP_OK)
+            fail_msg("%s: %s", good[i].fields, xp_error_text());
+    }
+    const xp_dialect any = record("");
+    assert_int_equal(xp_dialect_check(&any, 12, 13), XP_E_ARG);
+    assert_int_equal(xp_dialect_check(&any, 12, 0), XP_E_ARG);
+}
+
 /* ---- one call of the reference rows ---- */
 
 typedef struct {
@@ -264,8 +314,13 @@ static void mixer(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(fields_round_trip), cmocka_unit_test(fields_refused), cmocka_unit_test(gradients),
-        cmocka_unit_test(choices),           cmocka_unit_test(by_table),       cmocka_unit_test(mixer),
+        cmocka_unit_test(fields_round_trip),
+        cmocka_unit_test(fields_refused),
+        cmocka_unit_test(contradictions),
+        cmocka_unit_test(gradients),
+        cmocka_unit_test(choices),
+        cmocka_unit_test(by_table),
+        cmocka_unit_test(mixer),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
