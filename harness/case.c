@@ -656,7 +656,9 @@ xp_status xp_case_check(const xp_case *c) {
                        (long long)E);
     if (routed && !c->model[0] && (E < 1 || E % c->mesh.ep != 0))
         return XP_FAIL(XP_E_ARG, "E: %lld experts cannot be split over ep %d", (long long)E, c->mesh.ep);
-    if ((routed && !c->model[0]) || (chooses && stage_param(c, "dialect") >= 0)) {
+    /* A line for a vector set has no sizes: they are the tensors'. */
+    const int sized = c->kind != XP_CASE_STAGE || c->dim_set['E' - 'A'] || c->dim_set['K' - 'A'];
+    if (sized && ((routed && !c->model[0]) || (chooses && stage_param(c, "dialect") >= 0))) {
         xp_dialect d;
         XP_TRY(xp_case_dialect(c, &d));
         XP_TRY(xp_dialect_check(&d, E, K));

@@ -87,7 +87,8 @@ static xp_data draw_data(dice *d, const xp_case *c) {
                                     XP_DATA_SKEW, XP_DATA_IDENTITY, XP_DATA_TEXT};
     static const xp_data stage[] = {XP_DATA_REAL, XP_DATA_REAL,    XP_DATA_EXACT,
                                     XP_DATA_TIES, XP_DATA_EXTREME, XP_DATA_IDENTITY};
-    return c->kind == XP_CASE_STAGE && !c->stage->chain ? stage[roll(d, 6)] : layer[roll(d, 7)];
+    const int block = c->kind != XP_CASE_STAGE || c->stage->chain || strcmp(c->stage->name, "moe") == 0;
+    return block ? layer[roll(d, 7)] : stage[roll(d, 6)];
 }
 
 /* Parameters, unsharded gradients and the reduction in types of their own, each a third of the time. */
@@ -141,7 +142,10 @@ static void draw_dialect(dice *d, xp_case *c) {
     while (xp_dialects[n].name)
         n++;
     const xp_dialect *preset = &xp_dialects[roll(d, (uint64_t)n)];
-    strcpy(c->dialect, preset->name);
+    if (c->kind == XP_CASE_STAGE)
+        set_param(c, "dialect", preset->name); /* one of the stage's own scalars */
+    else
+        strcpy(c->dialect, preset->name);
     if (preset->group_reduce != XP_GROUP_NONE && preset->n_group > 1) {
         const int64_t groups = between(d, 1, 4);
         set_dim(c, 'E', groups * between(d, 2, 8));
@@ -197,15 +201,18 @@ static void draw_scalars(dice *d, xp_case *c) {
     }
 }
 
-/* A line names only the sizes that its stage has. */
-static void keep_own_sizes(xp_case *c) {
+static void forget_size(xp_case *c, char letter) {
     xp_case plain;
     xp_case_defaults(c->kind, c->stage, &plain);
+    c->dim[letter - 'A'] = plain.dim[letter - 'A'];
+    c->dim_set[letter - 'A'] = 0;
+}
+
+/* A line names only the sizes that its stage has. */
+static void keep_own_sizes(xp_case *c) {
     for (char letter = 'A'; letter <= 'Z'; letter++) {
-        if (!xp_case_takes(c, letter)) {
-            c->dim[letter - 'A'] = plain.dim[letter - 'A'];
-            c->dim_set[letter - 'A'] = 0;
-        }
+        if (!xp_case_takes(c, letter))
+            forget_size(c, letter);
     }
 }
 
@@ -234,7 +241,7 @@ static void draw_record(dice *d, xp_case *c) {
     xp_dialect record;
     draw_dialect(d, c);
     if (xp_case_dialect(c, &record) == XP_OK && record.select_on != XP_ON_TOKEN_TABLE)
-        c->dim_set['V' - 'A'] = 0; /* the size of the table alone */
+        forget_size(c, 'V'); /* of the table alone */
     if (strcmp(c->stage->name, "moe") == 0 && roll(d, 2))
         set_dim(c, 'S', size(d, 1, 48));
 }

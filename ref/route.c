@@ -289,7 +289,10 @@ static xp_status bwd_bound(const void *args, const xp_mesh *m, int operand, cons
             e[i] += fabs(xp_widen(xp_tensor_at(&a->daux, t, i, 0, 0), a->daux.dtype, 0));
         xp_ref_routing_back_errors(&r, fits, e);
         row_load(ref, t, r.score);
-        xp_ref_out_errors(&rule, r.E, r.score, e);
+        for (int64_t i = 0; i < r.E; i++) {
+            const xp_ref_val v = {r.score[i], e[i]};
+            e[i] = !isnan(e[i]) ? xp_ref_rule_out(&rule, v) : isfinite(v.v) ? (double)INFINITY : (double)NAN;
+        }
         row_store(tol, t, e);
     }
     return XP_OK;

@@ -608,6 +608,20 @@ void xp_ref_routing_back(xp_ref_routing *r, const int32_t *idx, const double *dw
         dl[e] *= see_slope(r, e, 0);
 }
 
+/* NaN where the divisor may round to 0, so that what is not finite may be an infinity or a NaN. Below the normal
+ * numbers of the activation dtype a rounding is no longer small beside the value: the divisor's two roundings, relative
+ * to it, through the gauge; and a floor for each of the K + 4 roundings before the division and of those behind it. */
+static double act_floor(const xp_ref_routing *r, const int32_t *idx, int64_t e, double gauge) {
+    int constant;
+    const double D = fabs(back_divisor(r, idx, &constant)), h = xp_ref_half_ulp_err(r->act, 0.0);
+    const double off = constant ? 0.0 : 2.0 * xp_ref_room(r->act, D) / D;
+    const int own = r->d->score == XP_SCORE_SIGMOID || r->d->score == XP_SCORE_SQRT_SOFTPLUS;
+    const double slope = own && r->score[e] > 0.0 ? fabs(score_slope(r, e)) : 1.0;
+    if (off >= 1.0)
+        return (double)NAN;
+    return 2.0 * off * (1.0 + off) * gauge + h * ((double)(r->K + 4) * slope / D + 4.0);
+}
+
 int xp_ref_routing_back_gauge(xp_ref_routing *r, const int32_t *idx, const double *dw, double *gauge) {
     const double act = in_act(r) ? xp_ref_gamma(ACT_ROUNDINGS, r->act) : 0.0;
     double most = 0.0, sum = 0.0;
@@ -618,7 +632,7 @@ int xp_ref_routing_back_gauge(xp_ref_routing *r, const int32_t *idx, const doubl
     }
     through_scores(r, idx, dw, 1, gauge);
     for (int64_t e = 0; e < r->E; e++)
-        r->row[e] = act * gauge[e];
+        r->row[e] = act * gauge[e] + (in_act(r) ? act_floor(r, idx, e, gauge[e]) : 0.0);
     if (r->d->score == XP_SCORE_SOFTMAX_TOPK)
         topk_moved(r, idx, dw, r->row);
     for (int64_t e = 0; e < r->E; e++) {
@@ -637,7 +651,7 @@ void xp_ref_routing_back_errors(const xp_ref_routing *r, int fits, double *gauge
     const int64_t again = own ? 2 * xp_ref_softmax_units(r->E, r->op) : 0;
     xp_ref_dot_errors(6 * r->K + r->E + 48 + again, r->op, r->E, gauge);
     for (int64_t e = 0; e < r->E; e++)
-        gauge[e] = fits ? gauge[e] + r->row[e] : INF;
+        gauge[e] = fits || isnan(r->row[e]) ? gauge[e] + r->row[e] : INF;
 }
 
 /* ---- backward, with errors on entry ---- */

@@ -301,6 +301,11 @@ check "plugin that is no library" 12 'text.json' "$expar" check 'residual T=4' -
 check "plugin that is a folder" 12 'models' "$expar" check 'residual T=4' --impl plugin:./models
 check "plugin with step" 12 'abi' "$expar" step --model ./good.json --impl "plugin:$build/plugin/broken_abi.so"
 check "the template's one row" 0 'PASS 1 ' "$expar" check 'residual T=33 H=17' --impl "plugin:$build/plugin/null.so"
+check "relations of the reference" 0 '^PASS [0-9]+ dialects, 0 failed: .* 0 do not hold, [0-9]+ have no such symmetry, 0 cannot run' "$expar" selftest relations
+check "relations of a plugin, the rest by ref" 0 '^run by ref, for want of a row: router' "$expar" selftest relations --impl "plugin:$build/plugin/null.so"
+check "relations of a row that looks at a token's place" 1 'tokens, real f32: y\[[0-9]+\]' "$expar" selftest relations --impl "plugin:$build/plugin/wrong.so"
+check "a selftest that runs no backend" 2 '--impl: selftest dialects' "$expar" selftest dialects --impl dense
+check "an unknown selftest" 2 "selftest: 'relation', expected dialects or relations" "$expar" selftest relation
 check "the template's row, another dtype" 5 'UNSUPPORTED.*' "$expar" check 'residual T=33 H=17 dtype=bf16' --impl "plugin:$build/plugin/null.so"
 check "a stage that the template has not" 5 'UNSUPPORTED' "$expar" check 'rmsnorm T=3 H=4' --impl "plugin:$build/plugin/null.so"
 

@@ -94,8 +94,6 @@ static double up_value(const xp_dense_unit *a, double u) {
 }
 
 static double up_slope(const xp_dense_unit *a, double u) {
-    if (a->limit > 0 && fabs(u) > a->limit)
-        return 0;
     if (a->d->act != XP_ACT_SOFTCAP)
         return 1;
     const double twice = 2 * u / a->d->up_cap;
@@ -122,7 +120,8 @@ void xp_dense_unit_back(const xp_dense_unit *a, double da, double *g, double *u)
     const double ds = each(a, da * up_value(a, *u));
     const int before = clamp_gate(a, XP_LIMIT_BEFORE, v) < v;
     const int after = factor < each(a, gate_value(a, clamp_gate(a, XP_LIMIT_BEFORE, v)));
-    *u = da * factor * up_slope(a, *u);
+    /* What a clamp stops is 0, whatever came: not NaN times 0. */
+    *u = a->limit > 0 && fabs(*u) > a->limit ? 0 : da * factor * up_slope(a, *u);
     *g = before || after ? 0 : ds * gate_slope(a->d, v);
 }
 
