@@ -59,6 +59,8 @@ run "cases" build/release/expar check -q
 run "500 random cases" build/release/expar check --random 500 --seed 1 -q
 run "golden vectors" build/release/expar verify golden
 run "dialects told apart" build/release/expar selftest dialects
+run "relations" build/release/expar selftest relations
+run "relations of the second formulation" build/release/expar selftest relations --impl dense
 run "step equality" bash tests/steps.sh build/release/expar .
 run "a model, shrunk" build/release/expar check --model qwen1.5-moe-a2.7b --shrink 16 --layers 2 --tokens 96 --text golden/text/us-declaration.txt --mesh sim:fsdp=6,ep=3
 run "faults" bash tests/faults.sh build/release/expar

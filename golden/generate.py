@@ -26,6 +26,7 @@ import torch
 import transformers
 
 import blocks
+import capacity
 import formats
 import gloo
 import invalid
@@ -51,6 +52,7 @@ def add_core(out: vectors.Set):
         blocks.add_family(out, family)
     routes.add_gemma4(out)
     routes.add_balance(out)
+    capacity.add_all(out)
     training.add_all(out)
     gloo.add_all(out)
     formats.add_all(out)

@@ -12,7 +12,9 @@
 #include "fill.h"
 #include "registry.h"
 #include "xp/balance.h"
+#include "xp/capacity.h"
 #include "xp/moe.h"
+#include "xp/permute.h"
 #include "xp/route.h"
 #include "xp/router.h"
 
@@ -31,11 +33,11 @@ static const struct {
 };
 
 char xp_apart_letter(xp_apart a) {
-    return "-cwybr"[a];
+    return "-cwpybr"[a];
 }
 
 const char *xp_apart_name(xp_apart a) {
-    static const char *const name[] = {"nothing", "choice", "weight", "output", "balance", "rounding"};
+    static const char *const name[] = {"nothing", "choice", "weight", "places", "output", "balance", "rounding"};
     return name[a];
 }
 
@@ -240,6 +242,42 @@ static xp_status weight_apart(bench *b, const side *right, const side *wrong, in
     return judged(b, &xp_stage_route, &r, &w, "w", out);
 }
 
+/* Stages capacity and permute of record d, on the choice and the weights of `s`. */
+static xp_status placed(bench *b, const side *s, const xp_tensor *idx, const xp_dialect *d, xp_tensor *out_kept,
+                        xp_tensor *out_offsets) {
+    const int64_t least = d->pad_to_capacity ? xp_dialect_capacity(d, T, E, b->k) : 0;
+    const int64_t rows = T * b->k + E * least;
+    *out_kept = tensor(b, XP_I32, 2, T, b->k, 1);
+    *out_offsets = tensor(b, XP_I64, 1, E + 1, 1, 1);
+    const xp_capacity_args take_slots = {
+        .idx = *idx, .w = s->route.w, .kept = *out_kept, .dropped = tensor(b, XP_I64, 1, E, 1, 1), .dialect = d};
+    XP_TRY(run(b, &xp_stage_capacity, &take_slots));
+    xp_permute_args place = {.x = s->x,
+                             .idx = *out_kept,
+                             .rows = tensor(b, XP_BF16, 2, rows, H, 1),
+                             .tok = tensor(b, XP_I64, 1, rows, 1, 1),
+                             .src = tensor(b, XP_I32, 1, rows, 1, 1),
+                             .pos = tensor(b, XP_I32, 2, T, b->k, 1),
+                             .counts = tensor(b, XP_I64, 1, E, 1, 1),
+                             .offsets = *out_offsets,
+                             .align = 1,
+                             .dialect = d,
+                             .least = least};
+    if (d->weight_at == XP_AT_INPUT)
+        place.w = s->route.w;
+    return run(b, &xp_stage_permute, &place);
+}
+
+static xp_status places_apart(bench *b, const side *right, const side *wrong, int *out) {
+    const xp_tensor *idx = common_choice(right, wrong);
+    xp_tensor kept[2], offsets[2];
+    XP_TRY(placed(b, right, idx, right->d, &kept[0], &offsets[0]));
+    XP_TRY(placed(b, right, idx, wrong->d, &kept[1], &offsets[1]));
+    *out = memcmp(kept[0].data, kept[1].data, xp_dtype_bytes(XP_I32, T * b->k)) != 0 ||
+           memcmp(offsets[0].data, offsets[1].data, xp_dtype_bytes(XP_I64, E + 1)) != 0;
+    return XP_OK;
+}
+
 static xp_moe_args block_of(bench *b, const side *s, const xp_tensor *idx) {
     const int64_t U = s->d->gated ? 2 * F : F, X = s->d->gated ? 2 * S : S;
     const double step = places[b->place].expert;
@@ -328,28 +366,34 @@ static xp_status balance_apart(bench *b, const side *right, const side *wrong, i
 /* ---- all of it ---- */
 
 static xp_status judge_place(bench *b, const xp_dialect *right, const xp_dialect *wrong, xp_apart what, int *out) {
-    static xp_status (*const ways[])(bench *, const side *, const side *,
-                                     int *) = {[XP_APART_CHOICE] = choice_apart,
-                                               [XP_APART_WEIGHT] = weight_apart,
-                                               [XP_APART_OUTPUT] = output_apart,
-                                               [XP_APART_BALANCE] = balance_apart,
-                                               [XP_APART_ROUNDING] = rounding_apart};
+    static xp_status (*const ways[])(bench *, const side *, const side *, int *) = {
+        [XP_APART_CHOICE] = choice_apart, [XP_APART_WEIGHT] = weight_apart,   [XP_APART_PLACES] = places_apart,
+        [XP_APART_OUTPUT] = output_apart, [XP_APART_BALANCE] = balance_apart, [XP_APART_ROUNDING] = rounding_apart};
     side r, w;
     XP_TRY(routed(b, right, &r));
     XP_TRY(routed(b, wrong, &w));
     return ways[what](b, &r, &w, out);
 }
 
+/* The whole block drops no slots by their weights; which ones that drops, its places have told already. */
+static xp_dialect for_block(const xp_dialect *d, xp_apart what) {
+    xp_dialect out = *d;
+    if (what > XP_APART_PLACES && d->overflow == XP_OVERFLOW_PRIORITY)
+        out.overflow = XP_OVERFLOW_ORDER;
+    return out;
+}
+
 xp_status xp_apart_judge(const xp_dialect *right, const xp_dialect *wrong, xp_apart *out) {
     const int mixer = right->score == XP_SCORE_SPARSEMIXER || wrong->score == XP_SCORE_SPARSEMIXER;
     *out = XP_APART_NOT;
     for (xp_apart what = XP_APART_CHOICE; what <= XP_APART_ROUNDING; what++) {
+        const xp_dialect r = for_block(right, what), w = for_block(wrong, what);
         for (int place = 0; place < XP_APART_CASES; place++) {
             bench b = {.place = place, .alone = {.size = 1}, .k = mixer ? 2 : MOST};
             int apart = 0;
             for (int i = 0; i < XP_NAXIS; i++)
                 b.mesh.axis[i] = &b.alone;
-            const xp_status st = judge_place(&b, right, wrong, what, &apart);
+            const xp_status st = judge_place(&b, &r, &w, what, &apart);
             for (int i = 0; i < b.blocks; i++)
                 free(b.block[i]);
             XP_TRY(st);

@@ -9,11 +9,12 @@
 extern "C" {
 #endif
 
-/* What the two differ in, the first of these that shows. All but the last exceed a bound. */
+/* What the two differ in, the first of these that shows. All but the last exceed a bound, or are told by bits. */
 typedef enum {
     XP_APART_NOT = 0, /* no case tells them apart */
     XP_APART_CHOICE,  /* other experts, decided beyond both bounds */
     XP_APART_WEIGHT,  /* same experts, other routing weights */
+    XP_APART_PLACES,  /* same experts and weights, other slots dropped, or rows elsewhere */
     XP_APART_OUTPUT,  /* same experts, another output of the whole block */
     XP_APART_BALANCE, /* another gradient of the balance losses */
     XP_APART_ROUNDING /* output or input gradient with other bits within the bounds: for vectors of exact data */

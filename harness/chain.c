@@ -1,5 +1,5 @@
-/* The stages of one MoE block in order: see chain.h. It allocates what they
- * write and passes it on; it computes nothing but the sizes. */
+/* The stages of one MoE block in order: see chain.h. It allocates what they write and passes it on; it computes nothing
+ * but the sizes. */
 #include "chain.h"
 
 #include <stdio.h>
@@ -84,8 +84,7 @@ static xp_dtype ruled(const flow *f, xp_wide rule) {
     return rule == XP_WIDE_ACT ? f->act : f->act == XP_F64 ? XP_F64 : XP_F32;
 }
 
-/* Rows whose bits for a token cannot hang on where the token lies, or whose
- * outputs are laid out by rank. */
+/* Rows whose bits for a token cannot hang on where the token lies, or whose outputs are laid out by rank. */
 static int moves(const xp_stage *s) {
     return s == &xp_stage_permute || s == &xp_stage_dispatch || s == &xp_stage_dispatch_bwd ||
            s == &xp_stage_combine_bwd;
@@ -544,8 +543,7 @@ static xp_status open_outs(const xp_chain_in *in, const xp_chain_how *how, xp_ch
     return in->sgate.data ? open_out(r, XP_CHAIN_DSGATE, wide, 4, B, 1, 1, in->H) : XP_OK;
 }
 
-/* What the ranks noted; the flag of a refusal counts only where the refusal
- * ended the run. */
+/* What the ranks noted; the flag of a refusal counts only where the refusal ended the run. */
 static void gather_notes(const job *j, xp_status st, xp_chain_run *out) {
     out->steady = out->steady_sums = out->repeats = 1;
     for (int r = 0; r < j->how->ranks; r++) {

@@ -42,6 +42,10 @@ const xp_dialect_field xp_dialect_fields[] = {
     WORD(weight_at, "output|input", "the weight multiplies the expert's output or its input"),
     INT(null_experts, "ids from E that have no weights"),
     WORD(null_kind, "identity|skip", "such an id adds w x, or nothing"),
+    INT(capacity, "slots that an expert takes of a rank's tokens, or of each sequence; 0: no limit"),
+    NUMBER(capacity_factor, "or ceil((tokens k / experts) factor) slots; 0: off"),
+    WORD(overflow, "order|priority|slots", "first come by token, by larger weight, or first choices before second"),
+    WORD(pad_to_capacity, SWITCH, "every expert has that many rows, the rest zero"),
     WORD(gated, SWITCH, "act(gate) up, or act alone"),
     {"activation", "silu|gelu_tanh|relu|relu2|softcap", "the activation", XP_FIELD_WORD, offsetof(xp_dialect, act)},
     NUMBER(act_alpha, "silu is g sigmoid(alpha g)"),
@@ -200,10 +204,36 @@ static xp_status check_numbers(const xp_dialect *d) {
     return XP_OK;
 }
 
+static xp_status check_capacity(const xp_dialect *d) {
+    if (d->capacity < 0)
+        return XP_FAIL(XP_E_ARG, "capacity: %d, expected 0 (no limit) or more", d->capacity);
+    if (!(d->capacity_factor >= 0.0 && d->capacity_factor <= 1e6))
+        return XP_FAIL(XP_E_ARG, "capacity_factor: %g, expected 0 (off) to 1e6", d->capacity_factor);
+    if (d->capacity > 0 && d->capacity_factor > 0.0)
+        return XP_FAIL(XP_E_ARG, "capacity: %d beside capacity_factor %g, expected one of them", d->capacity,
+                       d->capacity_factor);
+    if ((unsigned)d->overflow > XP_OVERFLOW_SLOTS)
+        return XP_FAIL(XP_E_ARG, "overflow: %d, expected 0 (order), 1 (priority) or 2 (slots)", (int)d->overflow);
+    if (d->pad_to_capacity && !xp_dialect_limits(d))
+        return XP_FAIL(XP_E_ARG, "pad_to_capacity: on, expected a capacity or a capacity_factor beside it");
+    return XP_OK;
+}
+
+int xp_dialect_limits(const xp_dialect *d) {
+    return d->capacity > 0 || d->capacity_factor > 0.0;
+}
+
+int64_t xp_dialect_capacity(const xp_dialect *d, int64_t tokens, int64_t E, int64_t K) {
+    if (d->capacity_factor > 0.0)
+        return (int64_t)ceil((double)(tokens * K) / (double)E * d->capacity_factor);
+    return d->capacity > 0 ? d->capacity : tokens * K;
+}
+
 xp_status xp_dialect_check(const xp_dialect *d, int64_t E, int64_t K) {
     if (K < 1 || K > E + d->null_experts)
         return XP_FAIL(XP_E_ARG, "k: %" PRId64 ", expected 1 to %" PRId64 " experts", K, E + d->null_experts);
     XP_TRY(check_groups(d, E + d->null_experts, K));
     XP_TRY(check_scores(d, K));
+    XP_TRY(check_capacity(d));
     return check_numbers(d);
 }

@@ -86,6 +86,21 @@ static void weights(const xp_dialect *d, char *text) {
     append(text, d->weight_dtype == XP_WIDE_ACT ? "; r(w)" : "; left in f32");
 }
 
+static void room(const xp_dialect *d, char *text) {
+    static const char *const first[] = {"lower tokens", "larger w", "first choices, then second ones, lower tokens"};
+    if (!xp_dialect_limits(d)) {
+        append(text, "none: an expert takes every slot that names it");
+        return;
+    }
+    if (d->capacity > 0)
+        append(text, "an expert takes %d slots of a sequence, or of the rank's tokens", d->capacity);
+    else
+        append(text, "an expert takes ceil(%g T k / E) slots of a sequence, or of the rank's tokens",
+               d->capacity_factor);
+    append(text, ", %s first; the others add nothing%s", first[d->overflow],
+           d->pad_to_capacity ? "; zero rows up to that number" : "");
+}
+
 static const char *activation(const xp_dialect *d) {
     static const char *const name[] = {"silu g", "gelu_tanh g", "relu g", "relu(g)^2", "softcap"};
     return name[d->act];
@@ -137,8 +152,8 @@ int xp_dialect_formula(const xp_dialect *d, int i, const char **out_key, char *t
     static const struct {
         const char *key;
         void (*say)(const xp_dialect *, char *);
-    } line[] = {{"logits", logits},   {"scores", scores}, {"choice", choice}, {"weights", weights},
-                {"experts", experts}, {"sum", sum},       {"shared", shared}};
+    } line[] = {{"logits", logits}, {"scores", scores},   {"choice", choice}, {"weights", weights},
+                {"capacity", room}, {"experts", experts}, {"sum", sum},       {"shared", shared}};
     if (i < 0 || i >= (int)(sizeof line / sizeof *line))
         return 0;
     text[0] = '\0';

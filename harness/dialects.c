@@ -24,6 +24,8 @@
 #define LOOP EXPERT(XP_GATE_CONCAT, XP_EOI, 0, EAGER_ACT)
 /* down(silu(gate x) * up x), each operation rounded. */
 #define SILU .gated = 1, .act = XP_ACT_SILU, .act_alpha = 1.0, .act_rounding = XP_ROUND_EACH
+/* down(relu(up x)). */
+#define RELU .gated = 0, .act = XP_ACT_RELU, .act_alpha = 1.0, .act_rounding = XP_ROUND_EACH
 /* (u + 1) g sigmoid(alpha g), g <= limit, |u| <= limit. */
 #define CLAMPED_GLU(alpha, most)                                                             \
     .gated = 1, .act = XP_ACT_SILU, .act_alpha = (alpha), .up_offset = 1.0, .limit = (most), \
@@ -64,6 +66,11 @@
 #define DIALECT_H(of_weights, rule, eps, factor)                                                         \
     .letter = 'H', DTYPES(F32, F32, of_weights), .score = XP_SCORE_SOFTMAX, .select_bias = 1, NO_GROUPS, \
     WEIGHT(rule, eps, factor)
+
+/* M: softmax of f32 logits; an expert takes so many slots and no more. Not in the record: in bf16 the classes round the
+ * probabilities before the choice, so that the lowest of those that round alike wins. */
+#define DIALECT_M(rule) \
+    .letter = 'M', DTYPES(F32, F32, ACT), .score = XP_SCORE_SOFTMAX, NO_GROUPS, WEIGHT(rule, 0.0, 1.0), .capacity = 64
 
 #define AUX(coef) .aux_coef = (coef)
 
@@ -366,6 +373,27 @@ const xp_dialect xp_dialects[] = {
      WEIGHT(NONE, 0.0, 1.0),
      SILU,
      NARROW,
+     AUX(0.001)},
+    {.name = "hf-5.24/switch_transformers",
+     .meaning = "softmax of f32 logits, one expert a token, its probability the weight; 64 tokens of a sequence an "
+                "expert, later ones get nothing; relu experts without a gate",
+     .source = HF "SwitchTransformersTop1Router, SwitchTransformersSparseMLP; k is 1",
+     DIALECT_M(NONE),
+     .overflow = XP_OVERFLOW_ORDER,
+     RELU,
+     LOOP,
+     AUX(0.001),
+     .z_coef = 0.001},
+    {.name = "hf-5.24/nllb_moe",
+     .meaning = "softmax of f32 logits, two experts a token, weights divided by their sum; 64 slots an expert, second "
+                "choices after all first ones; relu experts with biases",
+     .source = HF "NllbMoeTop2Router while training, normalize_router_prob_before_dropping true, "
+                  "batch_prioritized_routing false; k is 2. The class's block takes the mask of first choices for "
+                  "expert numbers and runs experts 0 and 1 alone: the record is what its router means",
+     DIALECT_M(SUM),
+     .overflow = XP_OVERFLOW_SLOTS,
+     RELU,
+     EXPERT(XP_GATE_CONCAT, XP_EOI, 1, EAGER_ACT),
      AUX(0.001)},
     {.name = NULL},
 };

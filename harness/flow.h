@@ -17,6 +17,7 @@ typedef struct {
     xp_tensor recv, recv_tok, recv_counts, recv_offsets;
     xp_tensor pre, act, out, back, y;
     xp_tensor spre, sact, smlp, ssig, sy, sum;
+    xp_tensor kept;         /* idx, or with a capacity what is left of it */
     xp_tensor cbias, table; /* [Z], [V,K]: of the router, neither trained nor sharded */
 } layer_state;
 
@@ -37,15 +38,16 @@ typedef struct {
     int64_t H, F, E, K, S, L, Y, V;
     int64_t Z, U, X; /* router rows; rows of an expert's and of the shared expert's first matrix */
     xp_dtype act, param, logits, weight, wide, grad;
-    int64_t block;      /* tokens a block, 0 outside deterministic mode */
-    int efold;          /* an expert's blocks are all on its rank: they are folded where they are made */
-    xp_tensor blocks;   /* [B] numbers of the blocks of this rank's own tokens */
-    xp_tensor eblocks;  /* [B] numbers of the blocks whose rows this rank's experts may get */
-    xp_tensor own_tok;  /* [T] global token numbers */
-    xp_tensor ones;     /* [rows,1] of 1: a bias's gradient is the weight gradient of this input */
-    xp_tensor token;    /* [T] i32 token ids */
-    xp_tensor own_span; /* [2] i64: 0, T - the one group of a dense weight gradient */
-    int64_t M, C;       /* capacities */
+    int64_t block;             /* tokens a block, 0 outside deterministic mode */
+    int efold;                 /* an expert's blocks are all on its rank: they are folded where they are made */
+    xp_tensor blocks;          /* [B] numbers of the blocks of this rank's own tokens */
+    xp_tensor eblocks;         /* [B] numbers of the blocks whose rows this rank's experts may get */
+    xp_tensor own_tok;         /* [T] global token numbers */
+    xp_tensor ones;            /* [rows,1] of 1: a bias's gradient is the weight gradient of this input */
+    xp_tensor token;           /* [T] i32 token ids */
+    xp_tensor own_span;        /* [2] i64: 0, T - the one group of a dense weight gradient */
+    int64_t M, C;              /* rows that there is memory for */
+    int64_t least, recv_least; /* rows of every expert of this rank's tokens, of the ep group's; 0: not padded */
     xp_tensor all_logits, all_idx, daux; /* [Y,T,E], [Y,T,K], [Y,T,E]: what the balance losses see */
     xp_tensor count;                     /* [1] i64: valid tokens in the world */
     double divisor;

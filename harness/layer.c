@@ -2,6 +2,7 @@
  *
  * It allocates what the stages write and nothing else: no arithmetic happens here. */
 #include "flow.h"
+#include "xp/capacity.h"
 #include "xp/combine.h"
 #include "xp/dispatch.h"
 #include "xp/expert.h"
@@ -114,6 +115,27 @@ static xp_status forward_route(xp_flow *f, int y, layer_state *s) {
     return call(f, &xp_stage_route, "route", &route);
 }
 
+/* kept: the slots that get rows. The step's tokens are one sequence, and each rank counts its own: what a full expert
+ * drops depends on the mesh, so that a run in which a slot was dropped is not compared with one rank's. */
+static xp_status forward_capacity(xp_flow *f, int y, layer_state *s) {
+    if (!xp_dialect_limits(dialect(f))) {
+        s->kept = s->idx;
+        return XP_OK;
+    }
+    xp_tensor dropped;
+    XP_TRY(flow_new2(f, XP_KIND_ACT, XP_I32, f->T, f->K, &s->kept));
+    XP_TRY(flow_new1(f, XP_KIND_ACT, XP_I64, f->E, &dropped));
+    xp_capacity_args a = {
+        .idx = s->idx, .w = s->w, .kept = s->kept, .dropped = dropped, .dialect = dialect(f), .token0 = f->token0};
+    XP_TRY(call(f, &xp_stage_capacity, "capacity", &a));
+    int64_t slots = 0;
+    for (int64_t e = 0; e < f->E; e++)
+        slots += *(const int64_t *)xp_tensor_at(&dropped, e, 0, 0, 0);
+    xp_parity_dropped(f->src->parity, slots);
+    flow_drop(f, &dropped);
+    return flow_trace(f, "capacity kept", y, &s->kept);
+}
+
 static xp_status forward_send(xp_flow *f, layer_state *s) {
     XP_TRY(act2(f, f->M, f->H, &s->rows));
     XP_TRY(flow_new1(f, XP_KIND_ACT, XP_I64, f->M, &s->tok));
@@ -122,7 +144,7 @@ static xp_status forward_send(xp_flow *f, layer_state *s) {
     XP_TRY(flow_new1(f, XP_KIND_ACT, XP_I64, f->E, &s->counts));
     XP_TRY(flow_new1(f, XP_KIND_ACT, XP_I64, f->E + 1, &s->offsets));
     xp_permute_args perm = {.x = s->xn,
-                            .idx = s->idx,
+                            .idx = s->kept,
                             .rows = s->rows,
                             .tok = s->tok,
                             .src = s->src,
@@ -132,7 +154,8 @@ static xp_status forward_send(xp_flow *f, layer_state *s) {
                             .order = f->src->order,
                             .align = f->src->align,
                             .token0 = f->token0,
-                            .dialect = dialect(f)};
+                            .dialect = dialect(f),
+                            .least = f->least};
     if (dialect(f)->weight_at == XP_AT_INPUT)
         perm.w = s->w;
     XP_TRY(call(f, &xp_stage_permute, "permute", &perm));
@@ -148,7 +171,8 @@ static xp_status forward_send(xp_flow *f, layer_state *s) {
                              .recv_tok = s->recv_tok,
                              .recv_counts = s->recv_counts,
                              .recv_offsets = s->recv_offsets,
-                             .align = f->src->align};
+                             .align = f->src->align,
+                             .least = f->recv_least};
     XP_TRY(call(f, &xp_stage_dispatch, "dispatch", &send));
     flow_drop(f, &s->rows);
     return XP_OK;
@@ -180,7 +204,7 @@ static xp_status forward_experts(xp_flow *f, int y, layer_state *s) {
                            .counts = s->counts,
                            .offsets = s->offsets,
                            .pos = s->pos,
-                           .idx = s->idx,
+                           .idx = s->kept,
                            .w = s->w,
                            .back = s->back,
                            .y = s->y,
@@ -230,6 +254,7 @@ xp_status layer_forward(xp_flow *f, int y, const xp_tensor *h, xp_tensor *out) {
     XP_TRY(flow_trace(f, "router logits", y, &s->logits));
     XP_TRY(flow_trace(f, "route idx", y, &s->idx));
     XP_TRY(flow_trace(f, "route w", y, &s->w));
+    XP_TRY(forward_capacity(f, y, s));
     XP_TRY(forward_send(f, s));
     XP_TRY(forward_experts(f, y, s));
     s->sum = s->y;
@@ -261,7 +286,7 @@ static xp_status backward_experts(xp_flow *f, int y, const xp_tensor *dh, xp_ten
     if (has_identity(f)) {
         XP_TRY(act2(f, f->T, f->H, &dnull));
         sum.x = s->xn;
-        sum.idx = s->idx;
+        sum.idx = s->kept;
         sum.dx = dnull;
     }
     XP_TRY(call(f, &xp_stage_combine_bwd, "combine_bwd", &sum));
@@ -380,10 +405,12 @@ static xp_status backward_shared(xp_flow *f, int y, const xp_tensor *dh, xp_tens
 static void drop_state(xp_flow *f, layer_state *s) {
     if (s->sum.data == s->y.data)
         s->sum.data = NULL;
+    if (s->kept.data == s->idx.data)
+        s->kept.data = NULL;
     xp_tensor *const all[] = {&s->xn,           &s->rstd,   &s->scores,  &s->w,    &s->tok,      &s->src,
                               &s->pos,          &s->counts, &s->offsets, &s->recv, &s->recv_tok, &s->recv_counts,
                               &s->recv_offsets, &s->pre,    &s->act,     &s->y,    &s->spre,     &s->sact,
-                              &s->smlp,         &s->ssig,   &s->sy,      &s->sum};
+                              &s->smlp,         &s->ssig,   &s->sy,      &s->sum,  &s->kept};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         flow_drop(f, all[i]);
 }

@@ -27,6 +27,7 @@ struct xp_parity {
     row_set *set;
     int sets, room;
     int comparing;
+    int64_t dropped; /* slots without rows */
 };
 
 xp_status xp_parity_open(xp_parity **out) {
@@ -230,8 +231,20 @@ xp_status xp_parity_values(xp_parity *p, const char *site, int layer, int step, 
     return XP_OK;
 }
 
+void xp_parity_dropped(xp_parity *p, int64_t slots) {
+    if (!p)
+        return;
+    pthread_mutex_lock(&p->lock);
+    p->dropped += slots;
+    pthread_mutex_unlock(&p->lock);
+}
+
+int64_t xp_parity_slots(const xp_parity *p) {
+    return p->dropped;
+}
+
 int xp_parity_result(const xp_parity *p, int i, xp_parity_line *out) {
-    if (i < 0 || i >= p->sets)
+    if (i < 0 || i >= p->sets || p->dropped > 0)
         return 0;
     *out = p->set[i].line;
     for (int64_t r = 0; r < p->set[i].total; r++)

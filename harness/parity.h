@@ -33,6 +33,11 @@ xp_status xp_parity_rows(xp_parity *p, const char *site, int layer, int step, in
 xp_status xp_parity_values(xp_parity *p, const char *site, int layer, int step, int rank, const xp_tensor *t,
                            const xp_tensor *tol, int64_t row0, int64_t rows_total);
 
+/* Adds the slots that a rank's experts dropped. Each rank counts its own tokens against an expert's capacity, so once a
+ * slot was dropped, in either run, nothing is compared: xp_parity_result has no line. p may be NULL. */
+void xp_parity_dropped(xp_parity *p, int64_t slots);
+int64_t xp_parity_slots(const xp_parity *p);
+
 typedef struct {
     char site[80];
     int layer, step;

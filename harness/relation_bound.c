@@ -1,6 +1,5 @@
-/* The stages' own bounds, for relations: see relation_bound.h. The reference's
- * rows give the values that a bound is around; nothing here has a tolerance of
- * its own. */
+/* The stages' own bounds, for relations: see relation_bound.h. The reference's rows give the values that a bound is
+ * around; nothing here has a tolerance of its own. */
 #include "relation_bound.h"
 
 #include <stdlib.h>
@@ -107,8 +106,7 @@ static xp_status open_biases(xp_relation_bound *b, xp_moe_args *a) {
     return f64(b, in->E, in->H, 1, 2, &a->db2);
 }
 
-/* The block as the judge runs it: outputs in f64, everything between them as
- * the record says. */
+/* The block as the judge runs it: outputs in f64, everything between them as the record says. */
 static xp_status open_range(xp_relation_bound *b, int64_t lo, int64_t hi, range *out) {
     const xp_chain_in *in = b->in;
     xp_moe_args *a = &out->moe;
@@ -147,8 +145,7 @@ static xp_status find_range(xp_relation_bound *b, int64_t lo, int64_t hi, range 
     return XP_OK;
 }
 
-/* The bound asks for the operand's own dtype where it rounds: the args are
- * those of a call, f64 only where ref is. */
+/* The bound asks for the operand's own dtype where it rounds: the args are those of a call, f64 only where ref is. */
 static xp_status fill_tol(xp_relation_bound *b, range *r, xp_chain_out o) {
     const xp_stage *s = o == XP_CHAIN_LOGITS ? &xp_stage_router : &xp_stage_moe;
     void *args = o == XP_CHAIN_LOGITS ? (void *)&r->router : (void *)&r->moe, *ws, *p;

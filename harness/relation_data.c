@@ -1,14 +1,10 @@
-/* Numbers with the properties that relations.h states, and changed copies of
- * them.
+/* Numbers with the properties that relations.h states, and changed copies of them.
  *
- * Exact: token t is 1 in column t of x, so column t of the router holds t's
- * logits: two experts that count, powers of two (but for the sparsemixer), all
- * others at -256, where every score is 0 in f32. Any other column of x, and of
- * dy, has two tokens; the experts' matrices have one or two numbers in a row or
- * column. An expert is chosen by two tokens at most. So a sum over tokens,
- * experts or widths has two terms that are not exact, at most, and a sum of two
- * does not hang on their order. The experts' biases alone fill whole rows, and
- * no sum runs along those. */
+ * Exact: token t is 1 in column t of x, so column t of the router holds t's logits: two experts that count, powers of
+ * two (but for the sparsemixer), all others at -256, where every score is 0 in f32. Any other column of x, and of dy,
+ * has two tokens; the experts' matrices have one or two numbers in a row or column. An expert is chosen by two tokens
+ * at most. So a sum over tokens, experts or widths has two terms that are not exact, at most, and a sum of two does not
+ * hang on their order. The experts' biases alone fill whole rows, and no sum runs along those. */
 #include "relation_data.h"
 
 #include <math.h>
@@ -122,8 +118,7 @@ static double upper(const xp_chain_in *in, int64_t t) {
     return in->d->score == XP_SCORE_SPARSEMIXER ? 8.0 : t % 2 ? 1.0 : 0.5;
 }
 
-/* The sparsemixer leaves an expert in when it is 2 % below the best: every
- * other token has one. */
+/* The sparsemixer leaves an expert in when it is 2 % below the best: every other token has one. */
 static double lower(const xp_chain_in *in, int64_t t) {
     if (in->d->score == XP_SCORE_SPARSEMIXER)
         return t % 2 ? 7.0 : 7.875;
@@ -152,8 +147,7 @@ static int64_t twins_of(const xp_chain_in *in, int64_t t) {
     return 2 * (t % (in->E / 2));
 }
 
-/* Tokens of the first half have twins as their two experts, the others one
- * expert and a pair of twins below it. */
+/* Tokens of the first half have twins as their two experts, the others one expert and a pair of twins below it. */
 static void ties_router(xp_chain_in *in) {
     for (int64_t t = 0; t < in->T; t++) {
         const int64_t twins = twins_of(in, t), best = (twins + 6) % in->E;
@@ -198,8 +192,7 @@ static int64_t column_of(const xp_dialect *d, int64_t u, int64_t width) {
     return d->gated && d->gate_layout == XP_GATE_INTERLEAVED ? u / 2 : u % width;
 }
 
-/* w1 meets activation f in columns f and f + 16 (those below `columns`), w2 row
- * h in activations h and h + 1. */
+/* w1 meets activation f in columns f and f + 16 (those below `columns`), w2 row h in activations h and h + 1. */
 static void exact_expert(const xp_dialect *d, const char *name, int64_t e, const xp_tensor *w1, int64_t columns,
                          const xp_tensor *w2) {
     for (int64_t u = 0; u < w1->dim[w1->ndim - 2]; u++) {

@@ -1,6 +1,5 @@
-/* Relations of one backend and one record: see relations.h. The numbers and
- * their changes are in relation_data.c, the bounds in relation_bound.c; here
- * they are run and compared. */
+/* Relations of one backend and one record: see relations.h. The numbers and their changes are in relation_data.c, the
+ * bounds in relation_bound.c; here they are run and compared. */
 #include "relations.h"
 
 #include <math.h>
@@ -39,8 +38,7 @@ typedef struct {
     xp_relation_bound *bound;
 } bench;
 
-/* One side: runs that together hold what the other side's one run holds. factor
- * undoes a scaled loss. */
+/* One side: runs that together hold what the other side's one run holds. factor undoes a scaled loss. */
 typedef struct {
     xp_chain_run run[PARTS];
     xp_relation_map map[PARTS]; /* rows and experts of the run, as of the changed numbers */
@@ -95,8 +93,7 @@ static double number(const xp_tensor *t, int64_t i) {
     return xp_widen(t->data, t->dtype, i);
 }
 
-/* Tokens' rows go to their places in the unchanged numbers; columns of logits
- * and ids of experts to theirs. */
+/* Tokens' rows go to their places in the unchanged numbers; columns of logits and ids of experts to theirs. */
 static void collect_tokens(const xp_chain_in *in, const xp_tensor *t, xp_chain_out o, const xp_relation_map *m,
                            double factor, double *into) {
     const int64_t width = t->dim[1];
@@ -149,9 +146,8 @@ static xp_status add_bound(bench *b, xp_chain_out o, int64_t lo, int64_t hi, dou
     return XP_OK;
 }
 
-/* How far two runs may be apart: both distances from the exact values, and of
- * sums those of every part. The changed numbers' bounds are the unchanged ones'
- * in another order, equal but for the rounding of their own sums. */
+/* How far two runs may be apart: both distances from the exact values, and of sums those of every part. The changed
+ * numbers' bounds are the unchanged ones' in another order, equal but for the rounding of their own sums. */
 static xp_status tolerance(bench *b, xp_relation rel, xp_chain_out o, const xp_tensor *like, double *out) {
     const double both = 2.0 * (1.0 + 0x1p-30), one = both / 2.0;
     const int64_t T = b->data.in.T, each = T / b->data.ranks;
@@ -234,8 +230,7 @@ static xp_status compare(bench *b, xp_relation rel, const xp_chain_run *base, co
     return st;
 }
 
-/* Every token whose choice differs was given one that its own logits leave
- * open, on both sides. */
+/* Every token whose choice differs was given one that its own logits leave open, on both sides. */
 static xp_status weigh_choices(bench *b, const side *s, xp_relation_result *r, int *out_differ) {
     const xp_chain_in *in = &b->data.in;
     const xp_relation_map *m = s->map;
@@ -318,7 +313,7 @@ static xp_status ranks(bench *b, xp_relation_result *r) {
 }
 
 /* Runs the changed numbers; with given, under the choice of the unchanged ones.
- */
+ * */
 static xp_status run_changed(bench *b, const xp_relation_map *m, int maps, int given, side *s, xp_relation_result *r) {
     const xp_chain_how how = alone(b);
     xp_relation_data from = b->data, changed;
@@ -334,8 +329,7 @@ static xp_status run_changed(bench *b, const xp_relation_map *m, int maps, int g
     return XP_OK;
 }
 
-/* Where no bit is owed a choice may differ that the numbers leave open; the
- * rest is then compared under one choice. */
+/* Where no bit is owed a choice may differ that the numbers leave open; the rest is then compared under one choice. */
 static xp_status changed(bench *b, xp_relation rel, const xp_relation_map *m, int maps, xp_relation_result *r) {
     side s = {.factor = 1.0};
     int differ = 0;
@@ -462,8 +456,7 @@ static xp_status ties(bench *b, xp_relation_result *r) {
 
 /* ---- all of them ---- */
 
-/* A relation between zeros, or between numbers that nobody wrote, shows
- * nothing. */
+/* A relation between zeros, or between numbers that nobody wrote, shows nothing. */
 static int nothing_in(const xp_chain_run *run, char *text, size_t bytes) {
     for (int o = 0; o < XP_CHAIN_OUTS; o++) {
         const xp_tensor *t = &run->out[o];

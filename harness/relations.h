@@ -1,26 +1,27 @@
-/* Relations: what a change of the numbers must do to the results, whatever the
- * results are. They need no reference: each runs the chain of one MoE block
- * (chain.h) twice and compares.
+/* Relations: what a change of the numbers must do to the results, whatever the results are. They need no reference:
+ * each runs the chain of one MoE block (chain.h) twice and compares.
  *
- *   ranks    the same numbers on a mesh, the blocks of tokens dealt to its
- * ranks in another order tokens   tokens in another order, their ids with them
- *   experts  experts in another order, with all that belongs to one: rows of
- * the router, biases, factors, weights, entries of a token table; groups stay
- * groups; null experts stay at the end ties     experts in another order, some
- * of equal score: the lower index wins wherever they lie. Choices alone split
- * the batch in two, weight gradients summed scale    the gradient of the loss
- * times 2^7; gradients before any norm or clip
+ * - ranks: the same numbers on a mesh, the blocks of tokens dealt to its ranks in another order.
  *
- * Not here, because they do not have these symmetries: balance losses (of the
- * whole batch, not linear in it) and capacity, which drops by token order.
+ * - tokens: tokens in another order, their ids with them.
  *
- * Exact numbers: every element of a sum over tokens, experts or widths has at
- * most two terms that are not 0, products are exact, and no two scores that
- * matter are equal. Then no order of summation shows, and every relation holds
- * to the bit. Real numbers: ranks to the bit; tokens to the bit but for weight
- * gradients; scale to the bit; the rest within the stages' bounds. What must
- * hold to the bit does so only of rows that promise it (XP_DET_MESH); of others
- * it must hold within the bounds. */
+ * - experts: experts in another order, with all that belongs to one: rows of the router, biases, factors, weights,
+ *   entries of a token table. Groups stay groups; null experts stay at the end.
+ *
+ * - ties: experts in another order, some of equal score: the lower index wins wherever they lie. Choices alone.
+ *
+ * - split: the batch in two, weight gradients summed.
+ *
+ * - scale: the gradient of the loss times 2^7; gradients before any norm or clip.
+ *
+ * Not here, because they do not have these symmetries: balance losses (of the whole batch, not linear in it) and
+ * capacity, which drops by token order.
+ *
+ * Exact numbers: every element of a sum over tokens, experts or widths has at most two terms that are not 0 or not
+ * exact, products are exact, and no two scores that matter are equal. Then no order of summation shows, and every
+ * relation holds to the bit. Real numbers: ranks to the bit; tokens to the bit but for weight gradients; scale to the
+ * bit; the rest within the stages' bounds. Of real numbers a backend owes bits only where its rows promise them
+ * (XP_DET_MESH; XP_DET_RUN for scale), and the bounds elsewhere. */
 #ifndef XP_RELATIONS_H
 #define XP_RELATIONS_H
 

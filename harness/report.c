@@ -175,6 +175,14 @@ int64_t xp_report_parity(const xp_report_style *s, const xp_parity *p) {
     int64_t bad = 0, rows = 0, elements = 0, bounded = 0;
     int lines = 0;
     double ratio = 0;
+    if (xp_parity_slots(p) > 0) {
+        fprintf(
+            s->out,
+            "  not compared with one rank: experts were full and dropped %s slots (both runs); each rank counts its "
+            "own tokens\n",
+            xp_report_count(xp_parity_slots(p), n));
+        return 0;
+    }
     for (int i = 0; xp_parity_result(p, i, &l); i++, lines++) {
         rows += l.rows;
         elements += l.elements;

@@ -4,6 +4,7 @@
 #include "xp/adamw.h"
 #include "xp/backend.h"
 #include "xp/balance.h"
+#include "xp/capacity.h"
 #include "xp/cast.h"
 #include "xp/clip.h"
 #include "xp/combine.h"
@@ -36,6 +37,7 @@ const xp_stage *const xp_stages[] = {
     &xp_stage_router,
     &xp_stage_route,
     &xp_stage_balance,
+    &xp_stage_capacity,
     &xp_stage_permute,
     &xp_stage_dispatch,
     &xp_stage_expert,

@@ -74,6 +74,12 @@ static void take_sizes(xp_flow *f) {
     f->r->token0 = f->token0;
 }
 
+/* Rows that every expert has room for, of n tokens; 0 where it is not padded to its capacity. */
+static int64_t least_of(const xp_flow *f, int64_t n) {
+    const xp_dialect *d = &f->plan->model.dialect;
+    return d->pad_to_capacity ? xp_dialect_capacity(d, n, f->E, f->K) : 0;
+}
+
 /* Rows that the ranks of this rank's ep group can send here, and the blocks that their tokens lie in. */
 static xp_status take_capacity(xp_flow *f) {
     const xp_comm *ep = f->r->mesh->axis[XP_EP];
@@ -85,10 +91,12 @@ static xp_status take_capacity(xp_flow *f) {
         int64_t t0, t;
         xp_plan_tokens(f->plan, ranks[q], &t0, &t);
         tokens += t;
+        f->recv_least += least_of(f, t);
         blocks += f->block ? (t + f->block - 1) / f->block : 0;
     }
-    f->M = f->T * f->K + f->E * pad;
-    f->C = tokens * f->K + f->L * pad;
+    f->least = least_of(f, f->T);
+    f->M = f->T * f->K + f->E * (f->least + pad);
+    f->C = tokens * f->K + f->L * (f->recv_least + pad);
     if (!f->block)
         return XP_OK;
     XP_TRY(flow_new1(f, XP_KIND_BUFFER, XP_I64, blocks, &f->eblocks));

@@ -113,6 +113,7 @@ static const xp_kernel *const rows[] = {
     &xp_ref_router,
     &xp_ref_route,
     &xp_ref_balance,
+    &xp_ref_capacity,
     &xp_ref_permute,
     &xp_ref_dispatch,
     &xp_ref_expert,

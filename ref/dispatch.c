@@ -31,6 +31,7 @@ static const xp_operand dispatch_operand[] = {
 
 static const xp_param dispatch_param[] = {
     {"align", NULL, "1", XP_P_INT, offsetof(xp_dispatch_args, align)},
+    {"least", NULL, "0", XP_P_I64, offsetof(xp_dispatch_args, least)},
 };
 
 static xp_ref_path dispatch_path(const xp_dispatch_args *a) {
@@ -58,6 +59,8 @@ static xp_status dispatch_check(const void *args, const xp_mesh *m) {
     XP_TRY(xp_ref_check(&xp_stage_dispatch, args, &d));
     if (a->align != 1 && a->align != 16 && a->align != 128)
         return XP_FAIL(XP_E_ARG, "dispatch: align is %d, expected 1, 16 or 128", a->align);
+    if (a->least < 0 || a->least > INT32_MAX)
+        return XP_FAIL(XP_E_ARG, "dispatch: least is %lld, expected 0 to %d", (long long)a->least, INT32_MAX);
     XP_TRY(scales_check(a));
     return xp_ref_path_check("dispatch", &path, m->axis[XP_EP], XP_REF_DIM(d, 'M'), -1);
 }
@@ -106,6 +109,12 @@ static xp_status counts_exchange(const xp_exec *x, const xp_dispatch_args *a, in
     return c->ops->all_gather(c, x->q, &src, each, &dst);
 }
 
+/* Rows of a local expert's segment with n rows in use. */
+static int64_t segment_rows(const xp_dispatch_args *a, int64_t n) {
+    const int64_t rows = n > a->least ? n : a->least;
+    return (rows + a->align - 1) / a->align * a->align;
+}
+
 /* Rows that rank r's experts receive from all ranks, with pads; offsets (when not NULL) gets the L+1 borders. */
 static int64_t segments_measure(const xp_dispatch_args *a, const int64_t *table, int64_t r, const xp_tensor *offsets) {
     const int64_t ranks = a->recv_counts.dim[0], local = a->recv_counts.dim[1], width = a->counts.dim[0] + 1;
@@ -116,7 +125,7 @@ static int64_t segments_measure(const xp_dispatch_args *a, const int64_t *table,
             n += table[q * width + r * local + l];
         if (offsets)
             *(int64_t *)xp_tensor_at(offsets, l, 0, 0, 0) = row;
-        row += (n + a->align - 1) / a->align * a->align;
+        row += segment_rows(a, n);
     }
     if (offsets)
         *(int64_t *)xp_tensor_at(offsets, local, 0, 0, 0) = row;
@@ -174,7 +183,7 @@ static xp_status dispatch_segments(const void *args, const xp_mesh *m, double *o
         int64_t n = 0;
         for (int64_t r = 0; r < a->recv_counts.dim[0]; r++)
             n += xp_ref_i64_2d(&a->recv_counts, r, l);
-        const int64_t end = row + (n + a->align - 1) / a->align * a->align;
+        const int64_t end = row + segment_rows(a, n);
         wrong += xp_ref_i64(&a->recv_offsets, l) != row || end > a->recv_tok.dim[0];
         for (int64_t i = row; i < end && i < a->recv_tok.dim[0]; i++)
             wrong += (xp_ref_i64(&a->recv_tok, i) == -1) != (i >= row + n);

@@ -14,6 +14,7 @@
 #include "num.h"
 #include "plane.h"
 #include "ref.h"
+#include "xp/capacity.h"
 #include "xp/combine.h"
 #include "xp/dispatch.h"
 #include "xp/expert.h"
@@ -140,6 +141,9 @@ static xp_status check(const void *args, const xp_mesh *m) {
     if (K < 1 || K > E)
         return XP_FAIL(XP_E_ARG, "moe: idx dim 1 is %lld, expected 1 to E = %lld", (long long)K, (long long)E);
     XP_TRY(xp_dialect_check(a->dialect, XP_REF_DIM(dims, 'E'), K));
+    if (xp_dialect_limits(a->dialect) && a->dialect->overflow == XP_OVERFLOW_PRIORITY)
+        return XP_FAIL(XP_E_ARG, "moe: overflow is priority, expected order or slots: which slots a full expert drops "
+                                 "would depend on weights that each side rounds its own way (stage capacity has it)");
     for (int64_t t = 0; t < a->idx.dim[0] && xp_ref_readable(&a->idx); t++) {
         for (int64_t k = 0; k < K; k++) {
             const int32_t e = *(const int32_t *)xp_tensor_at(&a->idx, t, k, 0, 0);
@@ -280,6 +284,7 @@ typedef struct {
 typedef struct {
     xp_router_args router;
     xp_route_args route;
+    xp_capacity_args capacity;
     xp_permute_args permute;
     xp_dispatch_args dispatch;
     xp_expert_args expert;
@@ -298,7 +303,7 @@ typedef struct {
     xp_tensor span; /* [2] i64: 0, T - the one group of a dense weight gradient */
     xp_tensor ones; /* [max(T, M),1]: the input whose weight gradient is a bias's */
     xp_tensor dout; /* gradient of the sum of experts: dy, or half of it */
-    part call[28];
+    part call[29];
     int calls;
 } layer;
 
@@ -366,6 +371,20 @@ static double shared_factor(const xp_moe_args *a) {
     return a->sw1.data && a->dialect->shared_combine == XP_COMBINE_AVERAGE ? 0.5 : 1.0;
 }
 
+/* The slots that have rows: those chosen, or with a capacity those kept. */
+static xp_tensor plan_capacity(const xp_moe_args *a, xp_ref_layout *l, layer *y) {
+    const int64_t T = a->x.dim[0], K = a->idx.dim[1];
+    if (!xp_dialect_limits(a->dialect))
+        return a->idx;
+    y->capacity = (xp_capacity_args){.idx = a->idx,
+                                     .w = y->route.w,
+                                     .kept = take(l, XP_I32, T, K),
+                                     .dropped = take1(l, XP_I64, a->w1.dim[0]),
+                                     .dialect = a->dialect};
+    call(y, &xp_ref_capacity, &y->capacity);
+    return y->capacity.kept;
+}
+
 static void plan_routing(const xp_moe_args *a, xp_ref_layout *l, layer *y) {
     const int64_t T = a->x.dim[0], H = a->x.dim[1], E = a->w1.dim[0], Z = a->wr.dim[0], K = a->idx.dim[1], M = T * K;
     const xp_dtype d = a->x.dtype;
@@ -379,8 +398,10 @@ static void plan_routing(const xp_moe_args *a, xp_ref_layout *l, layer *y) {
                                .dialect = a->dialect,
                                .replay = 1,
                                .scale_e = a->scale_e};
+    call(y, &xp_ref_router, &y->router);
+    call(y, &xp_ref_route, &y->route);
     y->permute = (xp_permute_args){.x = a->x,
-                                   .idx = a->idx,
+                                   .idx = plan_capacity(a, l, y),
                                    .rows = take(l, d, M, H),
                                    .tok = take1(l, XP_I64, M),
                                    .src = take1(l, XP_I32, M),
@@ -401,8 +422,6 @@ static void plan_routing(const xp_moe_args *a, xp_ref_layout *l, layer *y) {
                                      .recv_counts = take(l, XP_I64, 1, E),
                                      .recv_offsets = take1(l, XP_I64, E + 1),
                                      .align = 1};
-    call(y, &xp_ref_router, &y->router);
-    call(y, &xp_ref_route, &y->route);
     call(y, &xp_ref_permute, &y->permute);
     call(y, &xp_ref_dispatch, &y->dispatch);
 }
@@ -445,7 +464,7 @@ static void plan_forward(const xp_moe_args *a, xp_ref_layout *l, layer *y) {
                                    .counts = y->permute.counts,
                                    .offsets = y->permute.offsets,
                                    .pos = y->permute.pos,
-                                   .idx = a->idx,
+                                   .idx = y->permute.idx,
                                    .w = y->route.w,
                                    .back = take(l, d, M, H),
                                    .y = a->sw1.data ? take(l, d, T, H) : a->y,
@@ -484,7 +503,7 @@ static void plan_backward_combine(const xp_moe_args *a, xp_ref_layout *l, layer 
                                            .dialect = a->dialect};
     if (has_identity(a)) {
         y->combine_bwd.x = a->x;
-        y->combine_bwd.idx = a->idx;
+        y->combine_bwd.idx = y->permute.idx;
         y->combine_bwd.dx = take(l, d, T, H);
     }
     call(y, &xp_ref_combine_bwd, &y->combine_bwd);

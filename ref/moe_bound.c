@@ -28,8 +28,10 @@
 #include "linear.h"
 #include "mlp.h"
 #include "plane.h"
+#include "ref.h"
 #include "routing.h"
 #include "token.h"
+#include "xp/capacity.h"
 
 enum { CHUNK = XP_REF_MLP_ROWS };
 
@@ -51,6 +53,8 @@ typedef struct {
     double *gate, *z, *ze;     /* a row of H; two numbers for each row of a chunk */
     double *ones;              /* [CHUNK] of 1 */
     int64_t *tok, *slot;       /* of a chunk of expert rows */
+    xp_capacity_args capacity; /* kept [T,K]: the slots that have rows; idx itself without a capacity */
+    void *capacity_ws;
     xp_ref_mlp expert, shared; /* their planes share memory: one is done before the other starts */
 } work;
 
@@ -92,6 +96,23 @@ static void plan_routing(xp_ref_layout *l, work *w) {
     w->dw = xp_ref_take(l, (size_t)(w->T * w->K) * sizeof *w->dw);
 }
 
+static void plan_capacity(xp_ref_layout *l, work *w) {
+    const xp_moe_args *a = w->a;
+    w->capacity = (xp_capacity_args){.idx = a->idx, .kept = a->idx, .dialect = a->dialect};
+    if (!xp_dialect_limits(a->dialect))
+        return;
+    w->capacity.dropped = xp_tensor_1d(xp_ref_take(l, (size_t)w->E * sizeof(int64_t)), XP_I64, w->E);
+    w->capacity.kept = xp_tensor_2d(xp_ref_take(l, (size_t)(w->T * w->K) * sizeof(int32_t)), XP_I32, w->T, w->K);
+    w->capacity_ws = xp_ref_take(l, xp_ref_capacity.workspace(&w->capacity, NULL));
+}
+
+/* Which slots a full expert drops depends on idx alone: see check(). */
+static void keep_slots(const work *w) {
+    const xp_exec x = {.ws = w->capacity_ws};
+    if (xp_dialect_limits(w->a->dialect))
+        (void)xp_ref_capacity.run(&x, &w->capacity); /* it has no way to fail */
+}
+
 static size_t plan(const xp_moe_args *a, void *ws, work *w) {
     *w = (work){.a = a, .op = xp_ref_op(a->x.dtype), .rule = xp_ref_rule_of(a->x.dtype, xp_ref_op(a->x.dtype))};
     w->T = a->x.dim[0];
@@ -107,6 +128,7 @@ static size_t plan(const xp_moe_args *a, void *ws, work *w) {
     const int64_t widest = most(most(w->Z, w->H), most(w->U, w->X));
     xp_ref_layout l = {ws, 0};
     plan_routing(&l, w);
+    plan_capacity(&l, w);
     w->gr = xp_ref_take(&l, rows * sizeof *w->gr);
     w->gs = xp_ref_take(&l, rows * sizeof *w->gs);
     w->y = xp_ref_take(&l, rows * sizeof *w->y);
@@ -141,7 +163,7 @@ static double both(int64_t n, xp_dtype op) {
 }
 
 static int64_t expert_at(const work *w, int64_t t, int64_t k) {
-    return *(const int32_t *)xp_tensor_at(&w->a->idx, t, k, 0, 0);
+    return *(const int32_t *)xp_tensor_at(&w->capacity.kept, t, k, 0, 0);
 }
 
 static xp_ref_val rounded(const work *w, double v, double e) {
@@ -732,6 +754,7 @@ void xp_ref_moe_bound(const xp_moe_args *a, int operand, const xp_tensor *ref, v
     for (int64_t i = 0; i < CHUNK; i++)
         w.ones[i] = 1.0;
     load_dy(&w);
+    keep_slots(&w);
     if (matrix)
         clear_rows(&out);
     if (!of_shared(operand)) {

@@ -30,6 +30,7 @@ static const xp_operand permute_operand[] = {
 static const xp_param permute_param[] = {
     {"order", "slot_token|token", "slot_token", XP_P_WORD, offsetof(xp_permute_args, order)},
     {"align", NULL, "1", XP_P_INT, offsetof(xp_permute_args, align)},
+    {"least", NULL, "0", XP_P_I64, offsetof(xp_permute_args, least)},
     {"dialect", NULL, "hf-5.24/qwen3_moe", XP_P_DIALECT, offsetof(xp_permute_args, dialect)},
 };
 
@@ -100,12 +101,14 @@ static xp_status permute_check(const void *args, const xp_mesh *m) {
         return XP_FAIL(XP_E_ARG, "permute: align is %d, expected 1, 16 or 128", a->align);
     if (a->token0 < 0)
         return XP_FAIL(XP_E_ARG, "permute: token0 is %lld, expected >= 0", (long long)a->token0);
+    if (a->least < 0 || a->least > INT32_MAX)
+        return XP_FAIL(XP_E_ARG, "permute: least is %lld, expected 0 to %d", (long long)a->least, INT32_MAX);
     if (room > INT32_MAX)
         return XP_FAIL(XP_E_ARG, "permute: M is %lld, expected at most %d, the largest i32 row number", (long long)room,
                        INT32_MAX);
-    if (room < tokens * slots + experts * (a->align - 1))
-        return XP_FAIL(XP_E_ARG, "permute: M is %lld, expected at least T*K + E*(align-1) = %lld", (long long)room,
-                       (long long)(tokens * slots + experts * (a->align - 1)));
+    if (room < tokens * slots + experts * (a->least + a->align - 1))
+        return XP_FAIL(XP_E_ARG, "permute: M is %lld, expected at least T*K + E*(least+align-1) = %lld",
+                       (long long)room, (long long)(tokens * slots + experts * (a->least + a->align - 1)));
     XP_TRY(dialect_check(&xp_stage_permute, args, a->dialect, &a->w, a->x.dtype));
     return permute_idx_check(a, experts);
 }
@@ -147,6 +150,12 @@ static size_t permute_workspace(const void *args, const xp_mesh *m) {
            (weighs_input(a->dialect) ? xp_ref_span((size_t)a->x.dim[1] * sizeof(double)) : 0);
 }
 
+/* Rows of an expert's segment with n rows in use. */
+static int64_t segment_rows(const xp_permute_args *a, int64_t n) {
+    const int64_t rows = n > a->least ? n : a->least;
+    return (rows + a->align - 1) / a->align * a->align;
+}
+
 /* Counts, offsets, and the row where each expert's next copy goes. */
 static void segments_place(const xp_permute_args *a, int64_t *next) {
     const int64_t experts = a->counts.dim[0];
@@ -163,7 +172,7 @@ static void segments_place(const xp_permute_args *a, int64_t *next) {
         i64_set(&a->counts, e, n);
         i64_set(&a->offsets, e, row);
         next[e] = row;
-        row += (n + a->align - 1) / a->align * a->align;
+        row += segment_rows(a, n);
     }
     i64_set(&a->offsets, experts, row);
 }
@@ -232,7 +241,7 @@ static xp_status permute_run(const xp_exec *x, const void *args) {
     return XP_OK;
 }
 
-/* Counts add up to the slots with a row; each segment starts where the one before, rounded up, ends. 2 for each
+/* Counts add up to the slots with a row; each segment starts where the one before, with its pads, ends. 2 for each
  * departure. */
 static xp_status permute_segments(const void *args, const xp_mesh *m, double *out) {
     const xp_permute_args *a = args;
@@ -242,7 +251,7 @@ static xp_status permute_segments(const void *args, const xp_mesh *m, double *ou
         const int64_t n = xp_ref_i64(&a->counts, e);
         wrong += n < 0 || xp_ref_i64(&a->offsets, e) != row;
         sum += n;
-        row += (n + a->align - 1) / a->align * a->align;
+        row += segment_rows(a, n);
     }
     wrong += sum != rows_count(a) || xp_ref_i64(&a->offsets, a->counts.dim[0]) != row;
     *out = 2.0 * (double)wrong;

@@ -17,6 +17,7 @@ extern const xp_kernel xp_ref_rmsnorm;
 extern const xp_kernel xp_ref_router;
 extern const xp_kernel xp_ref_route;
 extern const xp_kernel xp_ref_balance;
+extern const xp_kernel xp_ref_capacity;
 extern const xp_kernel xp_ref_permute;
 extern const xp_kernel xp_ref_dispatch;
 extern const xp_kernel xp_ref_expert;

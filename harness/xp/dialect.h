@@ -27,6 +27,8 @@ typedef enum { XP_SCALE_WEIGHT = 0, XP_SCALE_OUTPUT } xp_scale_at;
 typedef enum { XP_AT_OUTPUT = 0, XP_AT_INPUT } xp_weight_at;
 /* What an expert id of E and beyond does to its token: adds w x, or nothing. */
 typedef enum { XP_NULL_IDENTITY = 0, XP_NULL_SKIP } xp_null_kind;
+/* Which slots of one expert come first, where it cannot take all: see capacity.h. */
+typedef enum { XP_OVERFLOW_ORDER = 0, XP_OVERFLOW_PRIORITY, XP_OVERFLOW_SLOTS } xp_overflow;
 typedef enum {
     XP_ACT_SILU = 0,  /* g sigmoid(alpha g) */
     XP_ACT_GELU_TANH, /* 0.5 g (1 + tanh(sqrt(2/pi) (g + 0.044715 g^3))) */
@@ -77,6 +79,10 @@ typedef struct {
     xp_weight_at weight_at;
     int null_experts; /* ids E to E+n-1: the router has rows for them, no weights */
     xp_null_kind null_kind;
+    int capacity;           /* slots that an expert takes of the tokens that are counted together; 0: no limit */
+    double capacity_factor; /* or, of n tokens, ceil((n K / E) capacity_factor); 0: off */
+    xp_overflow overflow;   /* which slots it takes */
+    int pad_to_capacity;    /* an expert has that many rows of each rank, zero rows behind those it took */
     /* expert */
     int gated;
     xp_act act;
@@ -118,6 +124,10 @@ xp_status xp_dialect_set(xp_dialect *d, const char *name, const char *value);
 void xp_dialect_print(const xp_dialect *d, const xp_dialect_field *f, char *buf, size_t bytes);
 /* XP_E_ARG naming two fields that contradict each other, or one that is out of range; E and K are the model's. */
 xp_status xp_dialect_check(const xp_dialect *d, int64_t E, int64_t K);
+/* 1: the record limits what an expert takes. */
+int xp_dialect_limits(const xp_dialect *d);
+/* C of `tokens` tokens that are counted together, E and K the model's; tokens K without a limit. */
+int64_t xp_dialect_capacity(const xp_dialect *d, int64_t tokens, int64_t E, int64_t K);
 
 #ifdef __cplusplus
 }

@@ -1,9 +1,9 @@
 /* Stages dispatch and dispatch_bwd: send each row to the rank that owns its expert (all-to-all-v over ep) and back.
  *
  * Experts are split over ep in contiguous blocks of L. After dispatch the rows lie by (local expert, source rank, order
- * at the source); each local expert's segment starts at a multiple of align, pad rows are zero with recv_tok = -1. Pad
- * rows of the sender are not sent. C is a capacity: rows at recv_offsets[L] and beyond are not written. Moves bits:
- * judged bit for bit.
+ * at the source); each local expert's segment starts at a multiple of align and has at least `least` rows, pad rows are
+ * zero with recv_tok = -1. Pad rows of the sender are not sent. C is a capacity: rows at recv_offsets[L] and beyond are
+ * not written. Moves bits: judged bit for bit.
  *
  * Rows may be 8-bit codes (see xp/quant.h) whose scales travel with them, J to a row: ceil(H/128) f32 as DeepEP sends
  * them, or ceil(H/32) e8m0. dispatch looks at neither: what a code means is its quantiser's business. The scales of a
@@ -29,6 +29,7 @@ typedef struct {
     int align;              /* 1, 16 or 128 */
     xp_tensor scales;       /* in, optional [M,J] f32|e8m0; only with 8-bit rows */
     xp_tensor recv_scales;  /* out, with scales [C,J] */
+    int64_t least;          /* rows that every local expert has, pads among them; the same on all ranks, as align is */
 } xp_dispatch_args;
 extern const xp_stage xp_stage_dispatch;
 

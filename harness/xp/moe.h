@@ -2,7 +2,8 @@
  *
  * The reference row calls the parts in order (router, route, permute, expert, combine, shared and their gradients); a
  * second formulation computes every expert over every token, masked. idx is given (replay), so both sides take the same
- * choice. dx and the weight gradients are those of <dy, y>. */
+ * choice; a capacity counts all T tokens together, with overflow order or slots, which idx alone decides. dx and the
+ * weight gradients are those of <dy, y>. */
 #ifndef XP_MOE_H
 #define XP_MOE_H
 

@@ -1,8 +1,9 @@
 /* Stages permute and permute_bwd: sort a token's copies by expert.
  *
  * Row order inside an expert: slot_token (slot k, then token), or token (token, then slot). Each expert's segment
- * starts at a multiple of align; pad rows are zero and have tok = src = -1. A token that names one expert twice has two
- * rows. M is a capacity: rows at offsets[E] and beyond are not written. Moves bits: judged bit for bit.
+ * starts at a multiple of align and has at least `least` rows, which is how an expert is padded to its capacity; pad
+ * rows are zero and have tok = src = -1. A token that names one expert twice has two rows. M is a capacity: rows at
+ * offsets[E] and beyond are not written. Moves bits: judged bit for bit.
  *
  * A slot whose idx is -1 (dropped) or E and beyond (a null expert) has no row: pos is -1. With weight_at input a row is
  * r(w x), the product rounded to f32 first (not where act is f64). That, too, is judged bit for bit: f32 holds the
@@ -23,7 +24,7 @@ typedef enum { XP_ORDER_SLOT_TOKEN = 0, XP_ORDER_TOKEN } xp_row_order;
 typedef struct {
     xp_tensor x;       /* in  [T,H] act */
     xp_tensor idx;     /* in  [T,K] i32 expert of each slot, -1: none */
-    xp_tensor rows;    /* out [M,H] act, M >= T*K + E*(align-1) */
+    xp_tensor rows;    /* out [M,H] act, M >= T*K + E*(least+align-1) */
     xp_tensor tok;     /* out [M] i64 global token number of each row */
     xp_tensor src;     /* out [M] i32 t*K + k of each row */
     xp_tensor pos;     /* out [T,K] i32 row of each slot */
@@ -34,6 +35,7 @@ typedef struct {
     int64_t token0;
     xp_tensor w; /* in  [T,K] weight; absent unless the dialect says weight_at input */
     const xp_dialect *dialect;
+    int64_t least; /* rows that every expert has, pads among them; 0 or more */
 } xp_permute_args;
 extern const xp_stage xp_stage_permute;
 

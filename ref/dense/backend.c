@@ -16,6 +16,7 @@ static const xp_kernel *const rows[] = {
     &xp_dense_route_bwd,
     &xp_dense_balance,
     &xp_dense_balance_bwd,
+    &xp_dense_capacity,
     &xp_dense_permute,
     &xp_dense_permute_bwd,
     &xp_dense_dispatch,

@@ -6,6 +6,7 @@
 #include "xp/adamw.h"
 #include "xp/backend.h"
 #include "xp/balance.h"
+#include "xp/capacity.h"
 #include "xp/cast.h"
 #include "xp/clip.h"
 #include "xp/combine.h"
@@ -45,6 +46,7 @@ extern const xp_kernel xp_dense_route;
 extern const xp_kernel xp_dense_route_bwd;
 extern const xp_kernel xp_dense_balance;
 extern const xp_kernel xp_dense_balance_bwd;
+extern const xp_kernel xp_dense_capacity;
 extern const xp_kernel xp_dense_permute;
 extern const xp_kernel xp_dense_permute_bwd;
 extern const xp_kernel xp_dense_dispatch;
@@ -68,6 +70,8 @@ extern const xp_kernel xp_dense_clip;
 extern const xp_kernel xp_dense_adamw;
 extern const xp_kernel xp_dense_sgd;
 
+/* 1: expert idx[t][k] takes the slot. */
+int xp_dense_capacity_keeps(const xp_capacity_args *a, int64_t t, int64_t k);
 /* NULL, or why the second formulation of routing, of an expert does not cover the dialect. */
 const char *xp_dense_route_why_not(const xp_dialect *d);
 const char *xp_dense_mlp_why_not(const xp_dialect *d);

@@ -67,12 +67,14 @@ static size_t workspace(const void *args, const xp_mesh *m) {
 static int64_t lay_out(const xp_dispatch_args *a, const xp_dense_away *w, int ranks) {
     int64_t at = 0;
     for (int64_t l = 0; l < w->l_n; l++) {
+        const int64_t from = at;
         xp_dense_put_int(&a->recv_offsets, l, at);
         for (int r = 0; r < ranks; r++) {
             const int64_t n = w->counts[r * w->e_n + w->me * w->l_n + l];
             xp_dense_put_int(&a->recv_counts, xp_dense_at(&a->recv_counts, r, l, 0, 0), n);
             at += n;
         }
+        at = at < from + a->least ? from + a->least : at;
         at = (at + a->align - 1) / a->align * a->align;
     }
     xp_dense_put_int(&a->recv_offsets, w->l_n, at);

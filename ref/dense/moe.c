@@ -1,7 +1,8 @@
 /* Second formulation of stage moe: y[t] = sum over every expert e of C[t][e] E_e(a[t][e] x[t]), with a matrix C [T,Z]
  * that is zero where a token did not choose the expert; no permutation, no rows that travel. With w the weight of one
  * slot and n the slots that name e: C = n w and a = 1, or C = n and a = w where weights are at the input. An identity
- * expert is E(x) = x.
+ * expert is E(x) = x. With a capacity n in C, and in the gradient of w, counts the slots that the expert takes; the
+ * divisor D keeps all that were chosen.
  *
  * Gradients of <dy, y> on that form. With b[t] = W2^T dy[t] and h[t] the hidden row of expert e:
  *   d<dy,y>/dw = n (<b[t], h[t]> + <dy[t], b2>): the expert's output is not needed again; at the input n <dx, x>;
@@ -152,15 +153,16 @@ static void pass_run(const pass *p, const weights *w) {
 /* ---- the block ---- */
 
 /* The whole block's buffers. l takes the raw logits, then their gradient in place; s the scores, w the weight of one
- * slot, n the slots, kept 0 where masked_weight makes a score 0, g the gradient of w. */
+ * slot, n the slots, held those of them that the expert takes, kept 0 where masked_weight makes a score 0, g the
+ * gradient of w. */
 typedef struct {
     const xp_moe_args *a;
     const xp_dialect *d;
     int64_t t_n, h_n, z_n, e_n, f_n, u_n, s_n, x_n;
-    double factor, share;                   /* of the routed and of the shared experts in y */
-    double *x, *dy, *y, *dx;                /* [T,H] */
-    double *raw, *l, *s, *kept, *n, *w, *g; /* [T,Z] */
-    double *row, *key, *gone;               /* [max(H,Z)], [Z], [Z] */
+    double factor, share;                          /* of the routed and of the shared experts in y */
+    double *x, *dy, *y, *dx;                       /* [T,H] */
+    double *raw, *l, *s, *kept, *n, *held, *w, *g; /* [T,Z] */
+    double *row, *key, *gone;                      /* [max(H,Z)], [Z], [Z] */
     pass p;
 } block;
 
@@ -188,7 +190,7 @@ typedef struct {
     double **at;
     int64_t n;
 } room;
-enum { ROOMS = 22 };
+enum { ROOMS = 23 };
 
 static void rooms(block *b, room out[ROOMS]) {
     const int64_t th = b->t_n * b->h_n, tz = b->t_n * b->z_n, f = larger(b->f_n, b->s_n);
@@ -201,6 +203,7 @@ static void rooms(block *b, room out[ROOMS]) {
                              {&b->s, tz},
                              {&b->kept, tz},
                              {&b->n, tz},
+                             {&b->held, tz},
                              {&b->w, tz},
                              {&b->g, tz},
                              {&b->row, larger(b->h_n, b->z_n)},
@@ -398,6 +401,23 @@ static void router_back(const block *b) {
 
 /* ---- experts ---- */
 
+/* Without a capacity an expert takes all slots. */
+static void take_slots(const block *b) {
+    const xp_moe_args *a = b->a;
+    const xp_capacity_args all = {
+        .idx = a->idx, .dropped = {.ndim = 1, .dim = {b->e_n}}, .dialect = b->d}; /* overflow never priority here */
+    if (!xp_dialect_limits(b->d)) {
+        memcpy(b->held, b->n, (size_t)(b->t_n * b->z_n) * sizeof *b->held);
+        return;
+    }
+    for (int64_t t = 0; t < b->t_n; t++) {
+        for (int64_t k = 0; k < a->idx.dim[1]; k++) {
+            if (slot_of(b, t, k) >= 0)
+                b->held[t * b->z_n + slot_of(b, t, k)] += xp_dense_capacity_keeps(&all, t, k);
+        }
+    }
+}
+
 static xp_tensor plane(const xp_tensor *t, int64_t e) {
     return t->data ? xp_dense_plane(t, e) : (xp_tensor){.data = NULL};
 }
@@ -414,7 +434,7 @@ static void experts(const block *b) {
                            .db1 = plane(&a->db1, e),
                            .db2 = plane(&a->db2, e)};
         for (int64_t t = 0; t < b->t_n; t++) {
-            b->p.chosen[t] = b->n[t * b->z_n + e];
+            b->p.chosen[t] = b->held[t * b->z_n + e];
             b->p.weight[t] = b->w[t * b->z_n + e];
         }
         pass_run(&b->p, &w);
@@ -473,6 +493,8 @@ static const char *why_not(const void *args, const xp_mesh *m) {
     const int by_slots = d->score == XP_SCORE_SPARSEMIXER || d->score == XP_SCORE_SOFTMAX_TOPK;
     if (by_slots && d->renorm != XP_RENORM_NONE)
         return "no division after the sparsemixer or a softmax over the chosen";
+    if (d->score == XP_SCORE_SPARSEMIXER && xp_dialect_limits(d))
+        return "no sparsemixer with a capacity";
     if (d->weight_at == XP_AT_INPUT && d->score == XP_SCORE_SPARSEMIXER)
         return "no sparsemixer with weights at the experts' input";
     return d->weight_at == XP_AT_INPUT && d->null_experts > 0 && d->null_kind == XP_NULL_IDENTITY
@@ -486,6 +508,7 @@ static xp_status run(const xp_exec *x, const void *args) {
     sizes(a, &b);
     carve(&b, x->ws);
     prepare(&b);
+    take_slots(&b);
     experts(&b);
     null_experts(&b);
     router_back(&b);

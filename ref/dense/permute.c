@@ -50,7 +50,8 @@ static void borders(const xp_permute_args *a, const int32_t *expert, int64_t n) 
         const int64_t count = number_of(expert, n, (int32_t)e);
         xp_dense_put_int(&a->counts, e, count);
         xp_dense_put_int(&a->offsets, e, at);
-        at = (at + count + a->align - 1) / a->align * a->align;
+        for (at += count > a->least ? count : a->least; at % a->align != 0;)
+            at++;
     }
     xp_dense_put_int(&a->offsets, a->counts.dim[0], at);
 }

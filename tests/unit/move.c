@@ -864,7 +864,7 @@ static const refusal permute_refusals[] = {
     {p_offsets, "offsets dim 0 is 3, expected E+1 = 4"},
     {p_order, "order is 2, expected 0 (slot_token) or 1 (token)"},
     {p_align, "align is 8, expected 1, 16 or 128"},
-    {p_room, "M is 8, expected at least T*K + E*(align-1) = 51"},
+    {p_room, "M is 8, expected at least T*K + E*(least+align-1) = 51"},
     {p_token0, "token0 is -1, expected >= 0"},
     {p_index, "idx[0][1] is 3, expected -1 to 2, the last of E = 3 and 0 null experts"},
 };
