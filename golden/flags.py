@@ -30,6 +30,8 @@ NOTES = {
     "OneSlot": {"bugType": "RENORM_OF_ONE",
                 "description": "k is 1: a weight that is divided by the sum is the factor, whatever the logits",
                 "effect": "other weights, or a router gradient that is more than rounding"},
+    "PolicyName": {"bugType": "MISSING_CHECK", "description": "a drop policy by a name that is none",
+                   "effect": "another policy is taken in silence"},
     "RoundedLogits": {"bugType": "DTYPE", "description": "the logits' dtype is the dialect's, not the activation's",
                       "effect": "logits rounded to bf16 where the class keeps f32, or the other way round"},
     "RoundingPoints": {"bugType": "ROUNDING",
@@ -47,6 +49,7 @@ NOTES = {
     "TwoRoundings": {"bugType": "ROUNDING",
                      "description": "torch multiplies by a rounded reciprocal, or rounds every operation",
                      "effect": "one division, or one rounding, differs in the last place"},
+    "TwoCapacities": {"bugType": "MISSING_CHECK", "description": "two fields that both say what an expert takes"},
     "UnevenRows": {"bugType": "SHARDING", "description": "the ranks' shards have different numbers of rows",
                    "effect": "rows of padding that are counted, or rows that are lost"},
 }

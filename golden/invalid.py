@@ -44,3 +44,11 @@ def add_all(out):
            {"logits": logits, "bias": torch.zeros(6)}, "topk_group")
     refuse(out, "MissingOperand", "no selection bias", "route dtype=f32 dialect=hf-5.24/minimax_m2 K=2",
            {"logits": logits}, "bias is absent")
+    line = "capacity dtype=f32 dialect=hf-5.24/mixtral E=6"
+    slots = {"idx": ids([0, 1], [0, 5], [3, 0]), "w": torch.ones(3, 2)}
+    refuse(out, "PolicyName", "Megatron-LM's word for another policy name", f"{line} capacity=1 overflow=probs", slots,
+           "overflow: 'probs'")
+    refuse(out, "TwoCapacities", "a number and a factor", f"{line} capacity=1 capacity_factor=1.5", slots,
+           "capacity: 1 beside capacity_factor 1.5")
+    refuse(out, "BadId", "expert 6 of 6 among the slots", f"{line} capacity=1",
+           {**slots, "idx": ids([0, 1], [0, 6], [3, 0])}, "idx[1][1] is 6")

@@ -695,7 +695,7 @@ static xp_status read_shared(reader *r, xp_tensor *part) {
 static xp_status read_router(reader *r, xp_tensor *part) {
     const int64_t Z = rows_of(r->m), dim[2] = {Z, r->m->H};
     const want w = {.what = xp_part_name(XP_PART_ROUTER), .out = Z, .in = r->m->H};
-    const xp_dialect *d = &r->m->dialect;
+    const xp_dialect *d = xp_model_dialect(r->m, r->layer);
     const xp_tensor_names *n = r->names;
     XP_TRY(read_plain(r, n->router, &w, 2, dim, &part[XP_PART_ROUTER]));
     if (d->router_bias)
@@ -738,7 +738,8 @@ static xp_status check_unused(const reader *r) {
     return XP_FAIL(XP_E_FORMAT,
                    "%s: tensor '%.300s'%s: nothing of %s (%s, E %" PRId64 ", dialect %s) asks for it; a tensor that is "
                    "not used would be a block that is not the model's",
-                   r->ck->path, first->name, others, r->m->name, r->names->model_type, r->m->E, r->m->dialect.name);
+                   r->ck->path, first->name, others, r->m->name, r->names->model_type, r->m->E,
+                   xp_model_dialect(r->m, r->layer)->name);
 }
 
 /* A file may not have a tensor of the block that the index does not place there. */
@@ -928,7 +929,7 @@ static void tell_mlp(const telling *t, const xp_matrix_names *n, xp_part up, xp_
 
 xp_status xp_checkpoint_expect(const xp_model *m, int layer, xp_expected_fn fn, void *arg) {
     telling t = {.m = m, .layer = layer, .fn = fn, .arg = arg};
-    const xp_dialect *d = &m->dialect;
+    const xp_dialect *d = xp_model_dialect(m, layer);
     const int64_t Z = rows_of(m);
     XP_TRY(names_for(m, &t.names));
     const xp_tensor_names *n = t.names;

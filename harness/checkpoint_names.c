@@ -140,6 +140,14 @@ const xp_tensor_names xp_tensor_names_of[] = {
      .select_bias = "block_sparse_moe.e_score_correction_bias",
      .expert = {EACH_W("block_sparse_moe.")},
      SHARED("block_sparse_moe.shared_experts")},
+    /* Stacked, gate and up apart; the shared expert lies beside the block. */
+    {.model_type = "step3p7",
+     .prefix = PLAIN,
+     .scope = "moe.|share_expert.",
+     .router = "moe.gate.weight",
+     .select_bias = "moe.router_bias",
+     .expert = {{.gate = "moe.gate_proj.weight", .up = "moe.up_proj.weight", .down = "moe.down_proj.weight"}},
+     SHARED("share_expert")},
     {.model_type = "afmoe",
      .prefix = PLAIN,
      .scope = "mlp.",
@@ -177,6 +185,13 @@ const xp_tensor_names xp_tensor_names_of[] = {
      .expert = {EACH("mlp.")},
      SHARED("mlp.shared_experts")},
     {SPARSE("phimoe")},
+    {.model_type = "switch_transformers",
+     .prefix = "encoder.block.{L}.",
+     .scope = "layer.1.mlp.",
+     .router = "layer.1.mlp.router.classifier.weight",
+     .router_bias = "layer.1.mlp.router.classifier.bias",
+     .expert = {{.up = "layer.1.mlp.experts.expert_{E}.wi.weight",
+                 .down = "layer.1.mlp.experts.expert_{E}.wo.weight"}}},
     {.model_type = NULL},
 };
 

@@ -272,25 +272,20 @@ static xp_status choose_layer(const xp_options *o, xp_model *m) {
                        m->name, m->layers, xp_model_moe_layers(m));
     memset(m->moe, 0, sizeof m->moe);
     m->moe[layer] = 1;
+    xp_model_settle(m);
     return XP_OK;
 }
 
-/* The record as the layers' tensors complete it: one record for all of them. */
-static xp_status complete_dialect(xp_checkpoint *ck, xp_model *m) {
-    const xp_dialect given = m->dialect;
-    int before = -1;
+/* The records as the layers' tensors complete them. */
+static xp_status complete_dialects(xp_checkpoint *ck, xp_model *m) {
     for (int i = 0; i < m->layers; i++) {
-        xp_dialect d = given;
+        xp_dialect d = *xp_model_dialect(m, i);
         if (!m->moe[i])
             continue;
         XP_TRY(xp_checkpoint_dialect(ck, m, i, &d));
-        if (before >= 0 && d.select_on != m->dialect.select_on)
-            return XP_FAIL(XP_E_ARG,
-                           "--layers: layers %d and %d choose experts in different ways; give one with --layer", before,
-                           i);
-        m->dialect = d;
-        before = i;
+        XP_TRY(xp_model_set_dialect(m, i, &d));
     }
+    xp_model_settle(m);
     return XP_OK;
 }
 
@@ -312,7 +307,7 @@ static xp_status load_weights(checking *s, int layers) {
                        s->o->experts ? "--experts" : "--shrink");
     XP_TRY(xp_model_override(&s->model, layers, 0, 0));
     XP_TRY(xp_checkpoint_open(s->o->weights, &ck));
-    xp_status st = complete_dialect(ck, &s->model);
+    xp_status st = complete_dialects(ck, &s->model);
     if (st == XP_OK)
         st = xp_weights_load(ck, &s->model, &s->weights);
     xp_checkpoint_close(ck);
@@ -326,9 +321,12 @@ static void print_layers(const checking *s, const xp_case *c, const xp_model *m)
         fprintf(s->style.out, "layer %lld of %d layers; ", s->o->layer, m->layers);
     else
         fprintf(s->style.out, "%d of %d layers; ", c->layers, m->layers);
+    int tables = 0;
+    for (int i = 0; i < s->model.layers; i++)
+        tables |= s->model.moe[i] && xp_model_dialect(&s->model, i)->select_on == XP_ON_TOKEN_TABLE;
     if (s->o->weights)
         fprintf(s->style.out, "MoE weights of %s%s, seeded norms and embedding\n", s->o->weights,
-                s->model.dialect.select_on == XP_ON_TOKEN_TABLE ? " (experts by its table)" : "");
+                tables ? " (experts by its tables)" : "");
     else
         fputs("seeded weights, not the published ones\n", s->style.out);
 }

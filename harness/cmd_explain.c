@@ -148,6 +148,12 @@ static xp_status explain_model(sink *s, const char *name) {
     say(s, "model", m.name);
     say(s, "type", m.model_type);
     say(s, "dialect", m.dialect.name);
+    for (int n = 1; n <= m.others; n++) {
+        char layers[64], record[XP_FORMULA_TEXT];
+        xp_model_record_layers(&m, n, layers, sizeof layers);
+        xp_model_record_text(&m, n, record, sizeof record);
+        say_in(s, "records", s->object ? layers : "beside", record);
+    }
     snprintf(text, sizeof text, "%d layers, %d of them MoE blocks", m.layers, xp_model_moe_layers(&m));
     say(s, "layers", text);
     snprintf(text, sizeof text, "H %" PRId64 ", F %" PRId64 ", E %" PRId64 ", k %" PRId64 ", shared %" PRId64, m.H, m.F,

@@ -57,17 +57,24 @@ static xp_status list_meshes(sink *s) {
 
 static xp_status model_line(const char *name, void *arg) {
     xp_model m;
-    char text[400];
+    char text[600], others[200] = "";
     double all, active;
     XP_TRY(xp_model_open(name, &m));
+    for (int n = 1; n <= m.others; n++) {
+        const size_t used = strlen(others);
+        char layers[32];
+        xp_model_record_layers(&m, n, layers, sizeof layers);
+        snprintf(others + used, sizeof others - used, " and %s in %s%s", m.other[n - 1].name, layers,
+                 xp_golden_covers(m.other[n - 1].name) ? "" : " (no vector covers it)");
+    }
     xp_model_moe_params(&m, &all, &active);
     snprintf(
         text, sizeof text,
-        "%s, %d layers, %d MoE, H %lld, F %lld, E %lld, k %lld, shared %lld, dialect %s%s, %.1f B parameters in MoE "
+        "%s, %d layers, %d MoE, H %lld, F %lld, E %lld, k %lld, shared %lld, dialect %s%s%s, %.1f B parameters in MoE "
         "blocks, %.2f B active, %.1f KiB dispatched a token",
         m.model_type, m.layers, xp_model_moe_layers(&m), (long long)m.H, (long long)m.F, (long long)m.E, (long long)m.K,
-        (long long)m.S, m.dialect.name, xp_golden_covers(m.dialect.name) ? "" : " (no vector covers it)", all / 1e9,
-        active / 1e9, 2.0 * (double)m.K * (double)m.H / 1024);
+        (long long)m.S, m.dialect.name, xp_golden_covers(m.dialect.name) ? "" : " (no vector covers it)", others,
+        all / 1e9, active / 1e9, 2.0 * (double)m.K * (double)m.H / 1024);
     emit(arg, name, text);
     return XP_OK;
 }

@@ -49,15 +49,22 @@ static const slot_rule rules[XP_NSLOT] = {
     [XP_SLOT_SCALE] = {"factor of the weights", KIND_REAL, 1e-6, 1e6},
     [XP_SLOT_NULLS] = {"experts without weights", KIND_INT, 0, XP_MAX_EXPERTS},
     [XP_SLOT_LIMIT] = {"limit of the activation", KIND_REAL, 0, 1e6},
+    [XP_SLOT_LIMITS] = {"limits of the activation", KIND_LIST, 0, 1e6},
+    [XP_SLOT_LIMITS_SHARED] = {"limits in the shared expert", KIND_LIST, 0, 1e6},
+    [XP_SLOT_FURTHER] = {"layers that predict further tokens", KIND_INT, 0, XP_MAX_LAYERS},
+    [XP_SLOT_HASH] = {"layers that choose by the token id", KIND_INT, 0, XP_MAX_LAYERS},
     [XP_SLOT_ALPHA] = {"alpha of the activation", KIND_REAL, 1e-6, 1e6},
     [XP_SLOT_SUM_EPS] = {"smallest sum of weights", KIND_REAL, 1e-30, 1},
     [XP_SLOT_MARGIN] = {"margin of the sparsemixer", KIND_REAL, 0, 1e6},
+    [XP_SLOT_CAPACITY] = {"tokens that an expert takes", KIND_INT, 1, 1000000},
+    [XP_SLOT_ROUTER_BIAS] = {"whether the router has a bias", KIND_FLAG, 0, 1},
     [XP_SLOT_SELECT_BIAS] = {"whether the choice has a bias", KIND_FLAG, 0, 1},
     [XP_SLOT_NORM] = {"whether weights are divided by their sum", KIND_FLAG, 0, 1},
     [XP_SLOT_ACT] = {"activation", KIND_TEXT, 0, 0},
     [XP_SLOT_JITTER] = {"noise on the router's input", KIND_REAL, 0, 0},
     [XP_SLOT_EPS] = {"epsilon of the norms", KIND_REAL, 1e-30, 1},
     [XP_SLOT_AUX] = {"coefficient of the balance loss", KIND_REAL, 0, 1e6},
+    [XP_SLOT_Z] = {"coefficient of the z loss", KIND_REAL, 0, 1e6},
     [XP_SLOT_VOCAB] = {"vocabulary", KIND_INT, 1, 2147483647},
     [XP_SLOT_DTYPE] = {"dtype of the published weights", KIND_TEXT, 0, 0},
 };
@@ -144,6 +151,8 @@ static void expectation(const reader *in, xp_slot s, char *buf, size_t bytes) {
         snprintf(buf, bytes, "a name of `expar list dialects`");
     else if (s == XP_SLOT_TYPES)
         snprintf(buf, bytes, "a list of words, one a layer");
+    else if (s == XP_SLOT_LIMITS || s == XP_SLOT_LIMITS_SHARED)
+        snprintf(buf, bytes, "a list of numbers from 0 to %.15g, or null, one a layer", r->hi);
     else if (r->type == KIND_TEXT)
         snprintf(buf, bytes, "a text");
     else if (r->type == KIND_LIST)
@@ -219,7 +228,8 @@ static xp_status take(reader *in, xp_slot s, const json_t *v) {
         in->text[s] = json_string_value(v);
         return XP_OK;
     case KIND_LIST:
-        if (!json_is_array(v) && !(s == XP_SLOT_TYPES && json_is_string(v) && has_letter(in->family->sparse)))
+        if (!json_is_array(v) && !(s == XP_SLOT_TYPES && json_is_string(v) && has_letter(in->family->sparse)) &&
+            !(s == XP_SLOT_LIST && json_is_string(v) && in->family->list_text))
             return wrong(in, s, v);
         return XP_OK;
     }
@@ -308,10 +318,30 @@ static xp_status check_topk(const reader *in) {
     return XP_OK;
 }
 
+/* Layers as a text, "3,4,5". */
+static xp_status read_text_list(const reader *in, xp_slot s, int layers, uint8_t *named) {
+    const char *p = json_string_value(in->json[s]);
+    do {
+        char *end;
+        const long n = *p >= '0' && *p <= '9' ? strtol(p, &end, 10) : -1;
+        if (n < 0 || n >= layers || (*end && *end != ',')) {
+            char got[64];
+            show(in->json[s], got, sizeof got);
+            return XP_FAIL(XP_E_FORMAT, "%s: %.*s is %s, expected layer numbers from 0 to %d with commas between them",
+                           in->path, NAME(in, s), got, layers - 1);
+        }
+        named[n] = 1;
+        p = end + (*end == ',');
+    } while (*p);
+    return XP_OK;
+}
+
 /* named[i] = 1 for every layer that the list of slot s names. */
 static xp_status read_list(const reader *in, xp_slot s, int layers, uint8_t *named) {
     const json_t *list = in->json[s];
     memset(named, 0, (size_t)layers);
+    if (json_is_string(list))
+        return read_text_list(in, s, layers, named);
     for (size_t i = 0; i < json_array_size(list); i++) {
         const json_t *v = json_array_get(list, i);
         char got[48];
@@ -349,7 +379,8 @@ static xp_status type_of(const reader *in, int i, char *buf, size_t bytes) {
 static xp_status read_types(const reader *in, int layers, uint8_t *named) {
     const json_t *list = in->json[XP_SLOT_TYPES];
     const size_t words = json_is_string(list) ? json_string_length(list) : json_array_size(list);
-    if (words != (size_t)layers)
+    const size_t further = (size_t)in->value[XP_SLOT_FURTHER];
+    if (words != (size_t)layers && words != (size_t)layers + further)
         return XP_FAIL(XP_E_FORMAT, "%s: %.*s has %zu %s, expected one for each of the %d layers", in->path,
                        NAME(in, XP_SLOT_TYPES), words, json_is_string(list) ? "letters" : "words", layers);
     for (int i = 0; i < layers; i++) {
@@ -367,7 +398,7 @@ static xp_status read_layers(const reader *in, xp_model *m) {
     const int last = in->family->slot[XP_SLOT_LAST].from == XP_SLOT_NONE ? -1 : (int)in->value[XP_SLOT_LAST];
     const int period = (int)in->value[XP_SLOT_PERIOD], offset = (int)in->value[XP_SLOT_OFFSET];
     for (int i = 0; i < m->layers; i++)
-        m->moe[i] = (i + 1) % step == 0 && (last < 0 || i <= last) && (period < 1 || i % period == offset);
+        m->moe[i] = (i + 1) % step == 0 && (last < 0 || i <= last) && (period < 1 || i % period == offset % period);
     for (int i = 0; i < m->layers && i < first && !in->json[XP_SLOT_TYPES]; i++)
         m->moe[i] = 0;
     XP_TRY(read_list(in, XP_SLOT_DENSE_LAYERS, m->layers, named));
@@ -403,7 +434,8 @@ static void take_numbers(const reader *in, xp_dialect *d) {
         {XP_SLOT_NULLS, &d->null_experts, NULL}, {XP_SLOT_SELECT_BIAS, &d->select_bias, NULL},
         {XP_SLOT_SCALE, NULL, &d->scale},        {XP_SLOT_LIMIT, NULL, &d->limit},
         {XP_SLOT_ALPHA, NULL, &d->act_alpha},    {XP_SLOT_SUM_EPS, NULL, &d->renorm_eps},
-        {XP_SLOT_MARGIN, NULL, &d->sparse_eps},
+        {XP_SLOT_MARGIN, NULL, &d->sparse_eps},  {XP_SLOT_Z, NULL, &d->z_coef},
+        {XP_SLOT_CAPACITY, &d->capacity, NULL},  {XP_SLOT_ROUTER_BIAS, &d->router_bias, NULL},
     };
     for (size_t i = 0; i < sizeof field / sizeof *field; i++) {
         const xp_slot s = field[i].slot;
@@ -421,6 +453,88 @@ static void take_numbers(const reader *in, xp_dialect *d) {
         d->renorm = XP_RENORM_NONE;
 }
 
+/* ---- layers that differ ---- */
+
+/* Element `layer` of a list of limits; an absent list has none. */
+static xp_status limit_of(const reader *in, xp_slot s, const xp_model *m, int layer, double *out) {
+    const json_t *list = in->json[s];
+    const size_t n = json_array_size(list), layers = (size_t)m->layers;
+    *out = 0;
+    if (n == 0)
+        return XP_OK;
+    if (n != layers && n != layers + (size_t)in->value[XP_SLOT_FURTHER])
+        return XP_FAIL(XP_E_FORMAT, "%s: %.*s has %zu numbers, expected one for each of the %d layers", in->path,
+                       NAME(in, s), n, m->layers);
+    const json_t *v = json_array_get(list, (size_t)layer);
+    if (json_is_null(v))
+        return XP_OK;
+    *out = json_number_value(v);
+    if (json_is_number(v) && *out >= rules[s].lo && *out <= rules[s].hi)
+        return XP_OK;
+    char got[48];
+    show(v, got, sizeof got);
+    return XP_FAIL(XP_E_FORMAT, "%s: %.*s[%d] is %s, expected null or a number from %.15g to %.15g (%s)", in->path,
+                   NAME(in, s), layer, got, rules[s].lo, rules[s].hi, rules[s].what);
+}
+
+static xp_status limit_layer(const reader *in, const xp_model *m, int layer, xp_dialect *d) {
+    double shared;
+    XP_TRY(limit_of(in, XP_SLOT_LIMITS, m, layer, &d->limit));
+    XP_TRY(limit_of(in, XP_SLOT_LIMITS_SHARED, m, layer, &shared));
+    d->shared_limit = shared > 0;
+    d->limit_shared = shared > 0 && shared != d->limit ? shared : 0;
+    return XP_OK;
+}
+
+/* 1 for the layers that have the family's other preset. A word a layer and a number of first layers may not differ. */
+static xp_status read_other(const reader *in, const xp_model *m, uint8_t *other) {
+    const int first = (int)in->value[XP_SLOT_HASH];
+    for (int i = 0; i < m->layers; i++) {
+        char word[48] = "";
+        if (in->json[XP_SLOT_TYPES])
+            XP_TRY(type_of(in, i, word, sizeof word));
+        other[i] = in->json[XP_SLOT_TYPES] ? strcmp(word, in->family->other_word) == 0 : i < first;
+        if (in->json[XP_SLOT_TYPES] && in->json[XP_SLOT_HASH] && other[i] != (i < first))
+            return XP_FAIL(XP_E_FORMAT, "%s: %.*s %d and %.*s[%d] \"%s\" contradict one another", in->path,
+                           NAME(in, XP_SLOT_HASH), first, NAME(in, XP_SLOT_TYPES), i, word);
+    }
+    return XP_OK;
+}
+
+static xp_status set_record(const reader *in, xp_model *m, int layer, const xp_dialect *d) {
+    const xp_status st = xp_model_set_dialect(m, layer, d);
+    return st == XP_OK ? XP_OK : XP_FAIL(XP_E_FORMAT, "%s: %s", in->path, xp_error_text());
+}
+
+static xp_status read_records(const reader *in, xp_model *m) {
+    const int limits = in->family->slot[XP_SLOT_LIMITS].from != XP_SLOT_NONE;
+    const xp_dialect first = m->dialect;
+    uint8_t other[XP_MAX_LAYERS] = {0};
+    xp_dialect second = {0};
+    int blocks = 0;
+    if (in->family->other) {
+        const xp_dialect *d = xp_dialect_find(in->family->other);
+        if (!d)
+            return XP_FAIL(XP_E_BUG, "config: the record of %s names no preset that exists", in->family->model_type);
+        second = *d;
+        second.aux_coef = m->dialect.aux_coef;
+        take_numbers(in, &second);
+        XP_TRY(read_other(in, m, other));
+    }
+    for (int i = 0; i < m->layers; i++) {
+        xp_dialect d = other[i] ? second : first;
+        if (!m->moe[i])
+            continue;
+        if (limits)
+            XP_TRY(limit_layer(in, m, i, &d));
+        if (blocks++ == 0)
+            m->dialect = d;
+        XP_TRY(set_record(in, m, i, &d));
+    }
+    xp_model_settle(m);
+    return XP_OK;
+}
+
 static xp_status read_dialect(const reader *in, xp_model *m) {
     const int method = in->family->methods ? method_of(in, in->text[XP_SLOT_METHOD]) : -1;
     const char *preset = in->text[XP_SLOT_PRESET]
@@ -433,7 +547,10 @@ static xp_status read_dialect(const reader *in, xp_model *m) {
     if (in->family->slot[XP_SLOT_AUX].from != XP_SLOT_NONE)
         m->dialect.aux_coef = in->value[XP_SLOT_AUX];
     take_numbers(in, &m->dialect);
-    const xp_status st = xp_dialect_check(&m->dialect, m->E, m->K);
+    XP_TRY(read_records(in, m));
+    xp_status st = xp_dialect_check(&m->dialect, m->E, m->K);
+    for (int n = 0; n < m->others && st == XP_OK; n++)
+        st = xp_dialect_check(&m->other[n], m->E, m->K);
     return st == XP_OK ? XP_OK : XP_FAIL(XP_E_FORMAT, "%s: %s", in->path, xp_error_text());
 }
 
@@ -546,6 +663,48 @@ static xp_status read_rest(const reader *in, xp_model *m) {
     return XP_OK;
 }
 
+/* 1 for the name of an object that configures another part of the model: a tower, a tokenizer. */
+static int is_part(const char *key, const json_t *v) {
+    const size_t n = strlen(key);
+    return json_is_object(v) && n > 7 && strcmp(key + n - 7, "_config") == 0;
+}
+
+static xp_status read_beside_key(const reader *in, const char *key, json_t *v, xp_model *m) {
+    const json_t *within = json_object_get(in->root, key);
+    if (!*key || !is_plain(key))
+        return XP_FAIL(XP_E_FORMAT, "%s: a key has an empty name, or control characters in it: '%s'", in->path, key);
+    if (is_read(in, key)) {
+        char got[48];
+        show(v, got, sizeof got);
+        if (list_has(in->family->slot[XP_SLOT_DTYPE].keys, key) || (within && json_equal(within, v)))
+            return XP_OK;
+        return XP_FAIL(XP_E_FORMAT, "%s: key '%s' (%s) lies beside '%s', where a %s reads it; there it is %s", in->path,
+                       key, got, in->family->inside, in->family->model_type, within ? "another value" : "absent");
+    }
+    if (!list_has(in->family->unread, key)) {
+        if (xp_config_speaks(key))
+            return refuse_key(in, key, NULL, v);
+        const char *inner = is_part(key, v) ? NULL : speaks_inside(v);
+        if (inner)
+            return refuse_key(in, key, inner, v);
+    }
+    if (!add_line(m->unread, sizeof m->unread, key))
+        return XP_FAIL(XP_E_FORMAT, "%s: key '%.60s': the names of the keys that are not read exceed %d bytes",
+                       in->path, key, XP_MODEL_NOTES);
+    return XP_OK;
+}
+
+/* The keys beside the object that holds the fields. */
+static xp_status read_beside(const reader *in, xp_model *m) {
+    const char *key;
+    json_t *v;
+    json_object_foreach(in->file, key, v) {
+        if (strcmp(key, in->family->inside) != 0 && strcmp(key, "model_type") != 0 && strcmp(key, "architectures") != 0)
+            XP_TRY(read_beside_key(in, key, v, m));
+    }
+    return XP_OK;
+}
+
 /* ---- the whole ---- */
 
 static xp_status find_family(reader *in) {
@@ -627,7 +786,8 @@ static xp_status fill(reader *in, xp_model *m) {
     m->shrink = 1;
     XP_TRY(read_layers(in, m));
     XP_TRY(read_dialect(in, m));
-    return read_rest(in, m);
+    XP_TRY(read_rest(in, m));
+    return in->family->inside ? read_beside(in, m) : XP_OK;
 }
 
 /* The key whose value begins before byte `at`: the last "..." that a ':' follows. Empty when there is none. */

@@ -63,6 +63,7 @@ const xp_dialect_field xp_dialect_fields[] = {
          "a token's copies' gradients are summed wide, or one after another in the activation dtype"),
     WORD(shared_gate, SWITCH, "the shared expert is multiplied by sigmoid(x . v)"),
     WORD(shared_limit, SWITCH, "the limit holds in the shared expert, too"),
+    NUMBER(limit_shared, "the shared expert's own limit where it has one; 0: the experts'"),
     WORD(shared_combine, "add|average", "the shared expert is added, or both are halved"),
     NUMBER(aux_coef, "coefficient of the load-balancing loss"),
     NUMBER(z_coef, "coefficient of the z loss"),
@@ -188,6 +189,7 @@ static xp_status check_numbers(const xp_dialect *d) {
         {"logit_softcap", d->logit_softcap, d->logit_softcap >= 0},
         {"renorm_eps", d->renorm_eps, d->renorm_eps >= 0 && (d->renorm != XP_RENORM_MAX_EPS || d->renorm_eps > 0)},
         {"limit", d->limit, d->limit >= 0},
+        {"limit_shared", d->limit_shared, d->limit_shared >= 0 && (d->shared_limit || d->limit_shared == 0)},
         {"gate_cap", d->gate_cap, d->act != XP_ACT_SOFTCAP || d->gate_cap > 0},
         {"up_cap", d->up_cap, d->act != XP_ACT_SOFTCAP || d->up_cap > 0},
         {"act_alpha", d->act_alpha, d->act_alpha > 0},
@@ -199,7 +201,7 @@ static xp_status check_numbers(const xp_dialect *d) {
     if (d->weight_at == XP_AT_INPUT && d->null_experts > 0 && d->null_kind == XP_NULL_IDENTITY)
         return XP_FAIL(XP_E_ARG,
                        "null_kind: identity, expected skip beside weight_at input: nothing comes back to weigh");
-    if (!d->gated && (d->limit > 0 || d->up_offset != 0 || d->act == XP_ACT_SOFTCAP))
+    if (!d->gated && (d->limit > 0 || d->limit_shared > 0 || d->up_offset != 0 || d->act == XP_ACT_SOFTCAP))
         return XP_FAIL(XP_E_ARG, "gated: off, but limit, up_offset and softcap need an up projection");
     return XP_OK;
 }
@@ -236,4 +238,20 @@ xp_status xp_dialect_check(const xp_dialect *d, int64_t E, int64_t K) {
     XP_TRY(check_scores(d, K));
     XP_TRY(check_capacity(d));
     return check_numbers(d);
+}
+
+double xp_dialect_shared_limit(const xp_dialect *d) {
+    if (!d->shared_limit)
+        return 0.0;
+    return d->limit_shared > 0.0 ? d->limit_shared : d->limit;
+}
+
+int xp_dialect_equal(const xp_dialect *a, const xp_dialect *b) {
+    for (const xp_dialect_field *f = xp_dialect_fields; f->name; f++) {
+        const char *at = (const char *)a + f->at, *bt = (const char *)b + f->at;
+        if (f->type == XP_FIELD_F64 ? *(const double *)(const void *)at != *(const double *)(const void *)bt
+                                    : *(const int *)(const void *)at != *(const int *)(const void *)bt)
+            return 0;
+    }
+    return 1;
 }

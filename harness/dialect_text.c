@@ -142,9 +142,12 @@ static void sum(const xp_dialect *d, char *text) {
 }
 
 static void shared(const xp_dialect *d, char *text) {
-    append(text, "z = the same MLP of x%s%s, where the model has one",
-           d->shared_limit || d->limit == 0.0 ? "" : " without limit",
-           d->shared_gate ? ", z = r(r(sigmoid(r(x v))) z)" : "");
+    append(text, "z = the same MLP of x");
+    if (d->limit_shared > 0.0)
+        append(text, " with limit %g", d->limit_shared);
+    else if (d->limit > 0.0 && !d->shared_limit)
+        append(text, " without limit");
+    append(text, "%s, where the model has one", d->shared_gate ? ", z = r(r(sigmoid(r(x v))) z)" : "");
     append(text, d->shared_combine == XP_COMBINE_AVERAGE ? "; y = r(r(y + z) / 2)" : "; y = r(y + z)");
 }
 
@@ -197,4 +200,15 @@ const xp_dialect *xp_dialect_neighbour(const xp_dialect *d, int n) {
         }
     }
     return NULL;
+}
+
+/* ---- the records of a model ---------------------------------------------------------------------------------------
+ */
+
+void xp_model_record_text(const xp_model *m, int n, char *text, size_t bytes) {
+    const xp_dialect *d = &m->other[n - 1];
+    char layers[64], fields[512];
+    xp_model_record_layers(m, n, layers, sizeof layers);
+    (void)xp_dialect_differences(d, &m->dialect, 0, fields, sizeof fields);
+    snprintf(text, bytes, "layer%s %s: %s; %s", strpbrk(layers, "-,") ? "s" : "", layers, d->name, fields);
 }

@@ -3,7 +3,7 @@
 #ifndef XP_DIALECT_TEXT_H
 #define XP_DIALECT_TEXT_H
 
-#include "xp/dialect.h"
+#include "model.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -19,6 +19,10 @@ int xp_dialect_formula(const xp_dialect *d, int i, const char **out_key, char *t
 int xp_dialect_differences(const xp_dialect *a, const xp_dialect *b, int all, char *text, size_t bytes);
 /* The n-th nearest other preset by the number of differing fields, presets that do not differ left out; NULL: none. */
 const xp_dialect *xp_dialect_neighbour(const xp_dialect *d, int n);
+
+/* "layers 0-2: hf-5.24/deepseek_v4-hash; select_on token_table, not score": record n (1 to others) of a model, and what
+ * differs from `dialect`. */
+void xp_model_record_text(const xp_model *m, int n, char *text, size_t bytes);
 
 #ifdef __cplusplus
 }

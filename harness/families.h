@@ -34,14 +34,21 @@ typedef enum {
     XP_SLOT_SCALE,
     XP_SLOT_NULLS,
     XP_SLOT_LIMIT,
+    XP_SLOT_LIMITS,        /* a limit a layer, of the experts ... */
+    XP_SLOT_LIMITS_SHARED, /* ... and of the shared expert; null or 0: none */
+    XP_SLOT_FURTHER,       /* layers after the last one that a list a layer may speak of, too */
+    XP_SLOT_HASH,          /* the first so many layers have the family's preset `other` */
     XP_SLOT_ALPHA,
     XP_SLOT_SUM_EPS,
     XP_SLOT_MARGIN,
+    XP_SLOT_CAPACITY,    /* slots that an expert takes */
+    XP_SLOT_ROUTER_BIAS, /* whether the router has a bias */
     XP_SLOT_SELECT_BIAS, /* whether there is a selection bias */
     XP_SLOT_ACT,         /* activation of the experts */
     XP_SLOT_JITTER,      /* noise on the block's input */
     XP_SLOT_EPS,         /* of RMSNorm */
     XP_SLOT_AUX,         /* coefficient of the balance loss */
+    XP_SLOT_Z,           /* coefficient of the z loss */
     XP_SLOT_VOCAB,
     XP_SLOT_DTYPE, /* of the published weights */
     XP_NSLOT
@@ -69,8 +76,12 @@ typedef struct {
     const char *inside;    /* key of the object that holds the fields; NULL: the file's own */
     const char *sparse;    /* words of XP_SLOT_TYPES that mean a MoE block, '|' between them; with a word of one letter
                               the files may have a text with a letter a layer, with "1" a list of 0 and 1 */
-    const char *act;       /* what XP_SLOT_ACT must say, '|' between names of one function; NULL: silu */
-    const char *note;      /* what the step leaves out of this family's block; NULL: nothing */
+    const char *other;     /* preset of the layers whose word of XP_SLOT_TYPES is `other_word`, or of the first
+                              XP_SLOT_HASH ones; its numbers are the file's, too. NULL: all blocks are alike */
+    const char *other_word;
+    int list_text;    /* 1: XP_SLOT_LIST may be a text, numbers with commas between them */
+    const char *act;  /* what XP_SLOT_ACT must say, '|' between names of one function; NULL: silu */
+    const char *note; /* what the step leaves out of this family's block; NULL: nothing */
     xp_slot_source slot[XP_NSLOT];
     const char *unread; /* keys, '|' between them, whose names speak of routing and that may be left unread */
 } xp_family;

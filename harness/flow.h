@@ -38,18 +38,19 @@ typedef struct {
     int64_t H, F, E, K, S, L, Y, V;
     int64_t Z, U, X; /* router rows; rows of an expert's and of the shared expert's first matrix */
     xp_dtype act, param, logits, weight, wide, grad;
-    int64_t block;             /* tokens a block, 0 outside deterministic mode */
-    int efold;                 /* an expert's blocks are all on its rank: they are folded where they are made */
-    xp_tensor blocks;          /* [B] numbers of the blocks of this rank's own tokens */
-    xp_tensor eblocks;         /* [B] numbers of the blocks whose rows this rank's experts may get */
-    xp_tensor own_tok;         /* [T] global token numbers */
-    xp_tensor ones;            /* [rows,1] of 1: a bias's gradient is the weight gradient of this input */
-    xp_tensor token;           /* [T] i32 token ids */
-    xp_tensor own_span;        /* [2] i64: 0, T - the one group of a dense weight gradient */
-    int64_t M, C;              /* rows that there is memory for */
-    int64_t least, recv_least; /* rows of every expert of this rank's tokens, of the ep group's; 0: not padded */
-    xp_tensor all_logits, all_idx, daux; /* [Y,T,E], [Y,T,K], [Y,T,E]: what the balance losses see */
-    xp_tensor count;                     /* [1] i64: valid tokens in the world */
+    int64_t block;                 /* tokens a block, 0 outside deterministic mode */
+    int efold;                     /* an expert's blocks are all on its rank: they are folded where they are made */
+    xp_tensor blocks;              /* [B] numbers of the blocks of this rank's own tokens */
+    xp_tensor eblocks;             /* [B] numbers of the blocks whose rows this rank's experts may get */
+    xp_tensor own_tok;             /* [T] global token numbers */
+    xp_tensor ones;                /* [rows,1] of 1: a bias's gradient is the weight gradient of this input */
+    xp_tensor token;               /* [T] i32 token ids */
+    xp_tensor own_span;            /* [2] i64: 0, T - the one group of a dense weight gradient */
+    int64_t M, C;                  /* rows that there is memory for */
+    xp_tensor all_logits, all_idx; /* [Y,T,Z], [Y,T,K]; the balance losses see the first layers of both, and */
+    xp_tensor daux;                /* [balanced,T,Z] is their gradient */
+    int *place;                    /* [Y] where a layer lies in these: those that the balance losses see come first */
+    xp_tensor count;               /* [1] i64: valid tokens in the world */
     double divisor;
     layer_params *lp;              /* [Y] */
     layer_state *ls;               /* [Y] */
@@ -86,7 +87,10 @@ xp_status params_wgrad_experts(xp_flow *f, int i, const char *site, const xp_ten
 xp_status params_segments(xp_flow *f, xp_tensor *out_seg, xp_tensor *out_owner, xp_tensor *out_decay);
 xp_status params_digest(xp_flow *f, char out_hex[65]);
 
-/* layer.c. h [T,H] belongs to the caller and must live until the backward; out is new. */
+/* layer.c. Rows that every expert of block y has, pads among them: of this rank's tokens, or with of_group of the ep
+ * group's; 0 where experts are not padded to their capacity. */
+int64_t layer_least(const xp_flow *f, int y, int of_group);
+/* h [T,H] belongs to the caller and must live until the backward; out is new. */
 xp_status layer_forward(xp_flow *f, int y, const xp_tensor *h, xp_tensor *out);
 /* dh: gradient of the layer's output, [T,H]; out: of its input, new. */
 xp_status layer_backward(xp_flow *f, int y, const xp_tensor *dh, xp_tensor *out);

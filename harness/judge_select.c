@@ -113,7 +113,7 @@ static int equal_inputs(const xp_choice *v, int64_t t, int64_t a, int64_t b) {
 }
 
 /* Equal inputs: the lower index comes first, and NaN comes last, wherever the judge's own choice keeps to it too (under
- * a mask of groups it need not). */
+ * a mask of groups it need not, and it may be open which groups stay). */
 static int check_ties(xp_judged *c, const xp_choice *v, const row *w) {
     if (!v->logits)
         return 1;
@@ -122,7 +122,8 @@ static int check_ties(xp_judged *c, const xp_choice *v, const row *w) {
         const xp_tensor *x = v->logits;
         const int nan = isnan(xp_widen(x->data, x->dtype, xp_tensor_offset(x, w->t * x->dim[1] + e)));
         for (int64_t a = 0; a < w->E; a++) {
-            if (a == e || slot_of(w->idx, k, a) < k || slot_of(w->mine, w->K, a) > slot_of(w->mine, w->K, e))
+            if (a == e || slot_of(w->idx, k, a) < k || slot_of(w->mine, w->K, a) > slot_of(w->mine, w->K, e) ||
+                isinf(w->b[a]) || isinf(w->b[e]))
                 continue;
             if (a < e && equal_inputs(v, w->t, a, e)) {
                 fail_at(c, w, k, XP_C_TIE, "equal logits, the lower index must come first", a);

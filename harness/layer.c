@@ -38,12 +38,12 @@ static xp_tensor expert_bias(const xp_flow *f, int i) {
     return xp_tensor_2d(t->data, t->dtype, t->dim[0], t->dim[1]);
 }
 
-static const xp_dialect *dialect(const xp_flow *f) {
-    return &f->plan->model.dialect;
+static const xp_dialect *dialect(const xp_flow *f, int y) {
+    return xp_plan_dialect(f->plan, y);
 }
 
-static int has_identity(const xp_flow *f) {
-    return dialect(f)->null_experts > 0 && dialect(f)->null_kind == XP_NULL_IDENTITY;
+static int has_identity(const xp_flow *f, int y) {
+    return dialect(f, y)->null_experts > 0 && dialect(f, y)->null_kind == XP_NULL_IDENTITY;
 }
 
 static xp_status call(xp_flow *f, const xp_stage *s, const char *site, void *args) {
@@ -93,8 +93,8 @@ static xp_status forward_route(xp_flow *f, int y, layer_state *s) {
     xp_rmsnorm_args norm = {
         .x = s->h, .w = vector(f, p->norm), .y = s->xn, .rstd = s->rstd, .eps = f->plan->model.norm_eps};
     XP_TRY(call(f, &xp_stage_rmsnorm, "rmsnorm", &norm));
-    s->logits = xp_tensor_2d(xp_tensor_at(&f->all_logits, y, 0, 0, 0), f->logits, f->T, f->Z);
-    s->idx = xp_tensor_2d(xp_tensor_at(&f->all_idx, y, 0, 0, 0), XP_I32, f->T, f->K);
+    s->logits = xp_tensor_2d(xp_tensor_at(&f->all_logits, f->place[y], 0, 0, 0), f->logits, f->T, f->Z);
+    s->idx = xp_tensor_2d(xp_tensor_at(&f->all_idx, f->place[y], 0, 0, 0), XP_I32, f->T, f->K);
     xp_router_args gate = {.x = s->xn, .w = matrix(f, p->router), .logits = s->logits};
     if (p->rbias >= 0)
         gate.bias = vector(f, p->rbias);
@@ -108,7 +108,7 @@ static xp_status forward_route(xp_flow *f, int y, layer_state *s) {
                            .scores = s->scores,
                            .idx = s->idx,
                            .w = s->w,
-                           .dialect = dialect(f),
+                           .dialect = dialect(f, y),
                            .table = s->table};
     if (s->table.data)
         route.token = f->token;
@@ -118,7 +118,7 @@ static xp_status forward_route(xp_flow *f, int y, layer_state *s) {
 /* kept: the slots that get rows. The step's tokens are one sequence, and each rank counts its own: what a full expert
  * drops depends on the mesh, so that a run in which a slot was dropped is not compared with one rank's. */
 static xp_status forward_capacity(xp_flow *f, int y, layer_state *s) {
-    if (!xp_dialect_limits(dialect(f))) {
+    if (!xp_dialect_limits(dialect(f, y))) {
         s->kept = s->idx;
         return XP_OK;
     }
@@ -126,7 +126,7 @@ static xp_status forward_capacity(xp_flow *f, int y, layer_state *s) {
     XP_TRY(flow_new2(f, XP_KIND_ACT, XP_I32, f->T, f->K, &s->kept));
     XP_TRY(flow_new1(f, XP_KIND_ACT, XP_I64, f->E, &dropped));
     xp_capacity_args a = {
-        .idx = s->idx, .w = s->w, .kept = s->kept, .dropped = dropped, .dialect = dialect(f), .token0 = f->token0};
+        .idx = s->idx, .w = s->w, .kept = s->kept, .dropped = dropped, .dialect = dialect(f, y), .token0 = f->token0};
     XP_TRY(call(f, &xp_stage_capacity, "capacity", &a));
     int64_t slots = 0;
     for (int64_t e = 0; e < f->E; e++)
@@ -136,7 +136,24 @@ static xp_status forward_capacity(xp_flow *f, int y, layer_state *s) {
     return flow_trace(f, "capacity kept", y, &s->kept);
 }
 
-static xp_status forward_send(xp_flow *f, layer_state *s) {
+int64_t layer_least(const xp_flow *f, int y, int of_group) {
+    const xp_dialect *d = dialect(f, y);
+    int ranks[XP_MESH_MAX_RANKS];
+    int64_t rows = 0;
+    if (!d->pad_to_capacity)
+        return 0;
+    if (!of_group)
+        return xp_dialect_capacity(d, f->T, f->E, f->K);
+    xp_mesh_axis_ranks(&f->plan->mesh, XP_EP, f->r->rank, ranks);
+    for (int q = 0; q < f->r->mesh->axis[XP_EP]->size; q++) {
+        int64_t t0, t;
+        xp_plan_tokens(f->plan, ranks[q], &t0, &t);
+        rows += xp_dialect_capacity(d, t, f->E, f->K);
+    }
+    return rows;
+}
+
+static xp_status forward_send(xp_flow *f, int y, layer_state *s) {
     XP_TRY(act2(f, f->M, f->H, &s->rows));
     XP_TRY(flow_new1(f, XP_KIND_ACT, XP_I64, f->M, &s->tok));
     XP_TRY(flow_new1(f, XP_KIND_ACT, XP_I32, f->M, &s->src));
@@ -154,9 +171,9 @@ static xp_status forward_send(xp_flow *f, layer_state *s) {
                             .order = f->src->order,
                             .align = f->src->align,
                             .token0 = f->token0,
-                            .dialect = dialect(f),
-                            .least = f->least};
-    if (dialect(f)->weight_at == XP_AT_INPUT)
+                            .dialect = dialect(f, y),
+                            .least = layer_least(f, y, 0)};
+    if (dialect(f, y)->weight_at == XP_AT_INPUT)
         perm.w = s->w;
     XP_TRY(call(f, &xp_stage_permute, "permute", &perm));
     XP_TRY(act2(f, f->C, f->H, &s->recv));
@@ -172,7 +189,7 @@ static xp_status forward_send(xp_flow *f, layer_state *s) {
                              .recv_counts = s->recv_counts,
                              .recv_offsets = s->recv_offsets,
                              .align = f->src->align,
-                             .least = f->recv_least};
+                             .least = layer_least(f, y, 1)};
     XP_TRY(call(f, &xp_stage_dispatch, "dispatch", &send));
     flow_drop(f, &s->rows);
     return XP_OK;
@@ -190,7 +207,7 @@ static xp_status forward_experts(xp_flow *f, int y, layer_state *s) {
                           .pre = s->pre,
                           .act = s->act,
                           .y = s->out,
-                          .dialect = dialect(f)};
+                          .dialect = dialect(f, y)};
     if (p->b1 >= 0) {
         ffn.b1 = expert_bias(f, p->b1);
         ffn.b2 = expert_bias(f, p->b2);
@@ -208,16 +225,16 @@ static xp_status forward_experts(xp_flow *f, int y, layer_state *s) {
                            .w = s->w,
                            .back = s->back,
                            .y = s->y,
-                           .dialect = dialect(f)};
-    if (has_identity(f))
+                           .dialect = dialect(f, y)};
+    if (has_identity(f, y))
         sum.x = s->xn;
     XP_TRY(call(f, &xp_stage_combine, "combine", &sum));
     flow_drop(f, &s->out);
     return flow_trace(f, "combine y", y, &s->y);
 }
 
-static double shared_factor(const xp_flow *f) {
-    return dialect(f)->shared_combine == XP_COMBINE_AVERAGE ? 0.5 : 1.0;
+static double shared_factor(const xp_flow *f, int y) {
+    return dialect(f, y)->shared_combine == XP_COMBINE_AVERAGE ? 0.5 : 1.0;
 }
 
 static xp_status forward_shared(xp_flow *f, int y, layer_state *s) {
@@ -233,7 +250,7 @@ static xp_status forward_shared(xp_flow *f, int y, layer_state *s) {
                         .act = s->sact,
                         .mlp = s->smlp,
                         .y = s->sy,
-                        .dialect = dialect(f)};
+                        .dialect = dialect(f, y)};
     if (p->sgate >= 0) {
         XP_TRY(act2(f, f->T, 1, &s->ssig));
         a.gate = matrix(f, p->sgate);
@@ -241,7 +258,7 @@ static xp_status forward_shared(xp_flow *f, int y, layer_state *s) {
     }
     XP_TRY(call(f, &xp_stage_shared, "shared", &a));
     XP_TRY(act2(f, f->T, f->H, &s->sum));
-    xp_residual_args sum = {.a = s->y, .b = s->sy, .y = s->sum, .factor = shared_factor(f)};
+    xp_residual_args sum = {.a = s->y, .b = s->sy, .y = s->sum, .factor = shared_factor(f, y)};
     return call(f, &xp_stage_residual, "residual shared", &sum);
 }
 
@@ -255,7 +272,7 @@ xp_status layer_forward(xp_flow *f, int y, const xp_tensor *h, xp_tensor *out) {
     XP_TRY(flow_trace(f, "route idx", y, &s->idx));
     XP_TRY(flow_trace(f, "route w", y, &s->w));
     XP_TRY(forward_capacity(f, y, s));
-    XP_TRY(forward_send(f, s));
+    XP_TRY(forward_send(f, y, s));
     XP_TRY(forward_experts(f, y, s));
     s->sum = s->y;
     if (f->S > 0)
@@ -282,8 +299,8 @@ static xp_status backward_experts(xp_flow *f, int y, const xp_tensor *dh, xp_ten
                                .recv_offsets = s->recv_offsets,
                                .dw = *out_dw,
                                .dout = dout,
-                               .dialect = dialect(f)};
-    if (has_identity(f)) {
+                               .dialect = dialect(f, y)};
+    if (has_identity(f, y)) {
         XP_TRY(act2(f, f->T, f->H, &dnull));
         sum.x = s->xn;
         sum.idx = s->kept;
@@ -300,7 +317,7 @@ static xp_status backward_experts(xp_flow *f, int y, const xp_tensor *dh, xp_ten
                               .w2 = *full(f, p->w2),
                               .dpre = dpre,
                               .dx = drecv,
-                              .dialect = dialect(f)};
+                              .dialect = dialect(f, y)};
     XP_TRY(call(f, &xp_stage_expert_bwd, "expert_bwd", &ffn));
     XP_TRY(params_wgrad_experts(f, p->w1, "wgrad w1", &dpre, &s->recv, &s->recv_offsets, &s->recv_tok));
     XP_TRY(params_wgrad_experts(f, p->w2, "wgrad w2", &dout, &s->act, &s->recv_offsets, &s->recv_tok));
@@ -321,8 +338,8 @@ static xp_status backward_experts(xp_flow *f, int y, const xp_tensor *dh, xp_ten
     XP_TRY(call(f, &xp_stage_dispatch_bwd, "dispatch_bwd", &send));
     flow_drop(f, &drecv);
     XP_TRY(act2(f, f->T, f->H, out));
-    xp_permute_bwd_args perm = {.drows = drows, .pos = s->pos, .dx = *out, .dialect = dialect(f)};
-    if (dialect(f)->weight_at == XP_AT_INPUT) {
+    xp_permute_bwd_args perm = {.drows = drows, .pos = s->pos, .dx = *out, .dialect = dialect(f, y)};
+    if (dialect(f, y)->weight_at == XP_AT_INPUT) {
         perm.w = s->w;
         perm.x = s->xn;
         perm.dw = *out_dw; /* combine's was 0: the weight is not in the output */
@@ -344,12 +361,16 @@ static xp_status backward_route(xp_flow *f, int y, const xp_tensor *dw, xp_tenso
     layer_state *s = &f->ls[y];
     xp_tensor dlogits;
     XP_TRY(flow_new2(f, XP_KIND_ACT, f->logits, f->T, f->Z, &dlogits));
-    xp_route_bwd_args route = {
-        .scores = s->scores, .idx = s->idx, .dw = *dw, .dlogits = dlogits, .dialect = dialect(f), .logits = s->logits};
-    if (dialect(f)->masked_weight)
+    xp_route_bwd_args route = {.scores = s->scores,
+                               .idx = s->idx,
+                               .dw = *dw,
+                               .dlogits = dlogits,
+                               .dialect = dialect(f, y),
+                               .logits = s->logits};
+    if (dialect(f, y)->masked_weight)
         route.bias = s->cbias;
-    if (f->daux.data)
-        route.daux = xp_tensor_2d(xp_tensor_at(&f->daux, y, 0, 0, 0), f->wide, f->T, f->Z);
+    if (f->daux.data && xp_plan_is_balanced(f->plan, y))
+        route.daux = xp_tensor_2d(xp_tensor_at(&f->daux, f->place[y], 0, 0, 0), f->wide, f->T, f->Z);
     XP_TRY(call(f, &xp_stage_route_bwd, "route_bwd", &route));
     XP_TRY(act2(f, f->T, f->H, out));
     xp_router_bwd_args gate = {.dlogits = dlogits, .w = matrix(f, p->router), .dx = *out};
@@ -379,7 +400,7 @@ static xp_status backward_shared(xp_flow *f, int y, const xp_tensor *dh, xp_tens
                             .dmlp = dmlp,
                             .dpre = dpre,
                             .dx = dx,
-                            .dialect = dialect(f)};
+                            .dialect = dialect(f, y)};
     if (p->sgate >= 0) {
         XP_TRY(act2(f, f->T, 1, &dz));
         a.mlp = s->smlp;
@@ -419,9 +440,9 @@ xp_status layer_backward(xp_flow *f, int y, const xp_tensor *dh, xp_tensor *out)
     layer_state *s = &f->ls[y];
     f->r->layer = y;
     xp_tensor dw, dxe, dxr, dxn, dx, dnorm, dsum = *dh, dhalf = {0};
-    if (f->S > 0 && shared_factor(f) != 1.0) {
+    if (f->S > 0 && shared_factor(f, y) != 1.0) {
         XP_TRY(act2(f, f->T, f->H, &dhalf));
-        xp_residual_args half = {.a = *dh, .y = dhalf, .factor = shared_factor(f)};
+        xp_residual_args half = {.a = *dh, .y = dhalf, .factor = shared_factor(f, y)};
         XP_TRY(call(f, &xp_stage_residual, "residual d half", &half));
         dsum = dhalf;
     }

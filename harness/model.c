@@ -21,6 +21,89 @@ int xp_model_moe_layers(const xp_model *m) {
     return n;
 }
 
+/* ---- records ---- */
+
+const xp_dialect *xp_model_dialect(const xp_model *m, int layer) {
+    return layer >= 0 && layer < m->layers && m->record[layer] ? &m->other[m->record[layer] - 1] : &m->dialect;
+}
+
+/* What decides which parameters and tensors there are is the same in all blocks. */
+static xp_status check_shared_fields(const xp_model *m, int layer, const xp_dialect *d) {
+    static const char *const same[] = {"logits_dtype",   "router_bias", "expert_scale", "weight_dtype",
+                                       "null_experts",   "gated",       "expert_bias",  "shared_gate",
+                                       "aux_coef",       "z_coef",      "capacity",     "capacity_factor",
+                                       "pad_to_capacity"};
+    for (size_t i = 0; i < sizeof same / sizeof *same; i++) {
+        const xp_dialect_field *f = xp_dialect_fields;
+        char is[64], was[64];
+        while (f->name && strcmp(f->name, same[i]) != 0)
+            f++;
+        xp_dialect_print(d, f, is, sizeof is);
+        xp_dialect_print(&m->dialect, f, was, sizeof was);
+        if (strcmp(is, was) != 0)
+            return XP_FAIL(XP_E_ARG, "%s: %s in layer %d of %s, expected %s as in its other MoE blocks", same[i], is,
+                           layer, m->name, was);
+    }
+    return XP_OK;
+}
+
+xp_status xp_model_set_dialect(xp_model *m, int layer, const xp_dialect *d) {
+    int n = 0;
+    XP_TRY(check_shared_fields(m, layer, d));
+    while (n <= m->others && !xp_dialect_equal(d, n ? &m->other[n - 1] : &m->dialect))
+        n++;
+    if (n == XP_MAX_RECORDS)
+        return XP_FAIL(XP_E_ARG, "layer %d of %s: its dialect record would be the %dth, expected at most %d", layer,
+                       m->name, n + 1, (int)XP_MAX_RECORDS);
+    if (n > m->others)
+        m->other[m->others++] = *d;
+    m->record[layer] = (uint8_t)n;
+    return XP_OK;
+}
+
+void xp_model_settle(xp_model *m) {
+    const xp_model was = *m;
+    int blocks[XP_MAX_RECORDS] = {0}, at[XP_MAX_RECORDS] = {0}, most = 0;
+    for (int i = 0; i < was.layers; i++)
+        blocks[was.record[i]] += was.moe[i];
+    for (int n = 1; n <= was.others; n++)
+        most = blocks[n] > blocks[most] ? n : most;
+    m->dialect = most ? was.other[most - 1] : was.dialect;
+    m->others = 0;
+    memset(m->other, 0, sizeof m->other);
+    for (int n = 0; n <= was.others; n++) {
+        if (n == most || blocks[n] == 0)
+            continue;
+        m->other[m->others] = n ? was.other[n - 1] : was.dialect;
+        at[n] = ++m->others;
+    }
+    memset(m->record, 0, sizeof m->record);
+    for (int i = 0; i < was.layers; i++)
+        m->record[i] = (uint8_t)(was.moe[i] ? at[was.record[i]] : 0);
+}
+
+void xp_model_record_layers(const xp_model *m, int n, char *buf, size_t bytes) {
+    size_t used = 0;
+    buf[0] = 0;
+    for (int i = 0, last; i < m->layers; i = last + 1) {
+        char run[32];
+        last = i;
+        if (!m->moe[i] || m->record[i] != n)
+            continue;
+        while (last + 1 < m->layers && m->moe[last + 1] && m->record[last + 1] == n)
+            last++;
+        if (last > i)
+            snprintf(run, sizeof run, "%s%d-%d", used ? "," : "", i, last);
+        else
+            snprintf(run, sizeof run, "%s%d", used ? "," : "", i);
+        if (used + strlen(run) + 4 > bytes) {
+            snprintf(buf + used, bytes - used, "...");
+            return;
+        }
+        used += (size_t)snprintf(buf + used, bytes - used, "%s", run);
+    }
+}
+
 void xp_model_moe_params(const xp_model *m, double *out_all, double *out_active) {
     const double H = (double)m->H, layers = (double)xp_model_moe_layers(m);
     const double maps = m->dialect.gated ? 3.0 : 2.0;
@@ -96,6 +179,7 @@ xp_status xp_model_override(xp_model *m, int layers, int64_t experts, int64_t to
     m->layers = layers ? layers : m->layers;
     m->E = E;
     m->K = K;
+    xp_model_settle(m);
     return XP_OK;
 }
 

@@ -17,7 +17,8 @@ enum {
     XP_MAX_WIDTH = 1 << 20, /* hidden, expert, shared and dense widths */
     XP_MODEL_NAME = 128,
     XP_MODEL_NOTES = 4096,
-    XP_VOCAB = 256 /* the step's tokens are bytes, whatever the model's own vocabulary is */
+    XP_MAX_RECORDS = 8, /* dialect records of one model */
+    XP_VOCAB = 256      /* the step's tokens are bytes, whatever the model's own vocabulary is */
 };
 
 typedef struct {
@@ -31,8 +32,12 @@ typedef struct {
     int64_t dense_F;            /* width of the layers that are no MoE blocks; 0 when the model states none */
     int64_t vocab;              /* of the published model; the step uses XP_VOCAB */
     double norm_eps;
-    int shrink;         /* the widths were divided by this */
-    xp_dialect dialect; /* a copy of the preset; aux_coef is the file's */
+    int shrink; /* the widths were divided by this */
+    /* A copy of the preset with the file's numbers, the record of the most MoE blocks; and those of the other blocks,
+     * which differ in how they choose or in limits, never in what parameters there are. */
+    xp_dialect dialect, other[XP_MAX_RECORDS - 1];
+    int others;
+    uint8_t record[XP_MAX_LAYERS]; /* of a layer: 0 is dialect, n is other[n-1] */
     /* One line each, '\n' between them: names of the keys of the file that nothing reads; fields that the file does not
      * have and what the family's record says their absence means. */
     char unread[XP_MODEL_NOTES], assumed[1024];
@@ -42,6 +47,15 @@ typedef struct {
 int xp_model_is_moe(const xp_model *m, int layer);
 /* Number of MoE blocks. */
 int xp_model_moe_layers(const xp_model *m);
+/* The record of a layer's block. */
+const xp_dialect *xp_model_dialect(const xp_model *m, int layer);
+/* Gives a layer's block a record. XP_E_ARG: the model would have more than XP_MAX_RECORDS, or the record differs from
+ * `dialect` in a field that all blocks of a model share. */
+xp_status xp_model_set_dialect(xp_model *m, int layer, const xp_dialect *d);
+/* Forgets records that no MoE block has, after layers went; makes that of the most blocks `dialect`. */
+void xp_model_settle(xp_model *m);
+/* "0-2,7": the layers whose blocks have record n; at most bytes - 1 characters, cut with "...". */
+void xp_model_record_layers(const xp_model *m, int n, char *buf, size_t bytes);
 /* Parameters of the published architecture's MoE blocks: all, and those that one token meets. Router included. */
 void xp_model_moe_params(const xp_model *m, double *out_all, double *out_active);
 

@@ -117,9 +117,43 @@ static int64_t row_elements(const xp_tensor *t) {
     return n;
 }
 
+/* Where a dtype's NaN codes begin once the sign is off, and what is left of a code then; 0: it has none. */
+static uint64_t nan_above(xp_dtype d, uint64_t *out_mask) {
+    static const struct {
+        uint64_t infinity, mask;
+    } of[XP_NDTYPE] = {[XP_F64] = {UINT64_C(0x7ff) << 52, UINT64_MAX >> 1},
+                       [XP_F32] = {0x7f800000, 0x7fffffff},
+                       [XP_BF16] = {0x7f80, 0x7fff},
+                       [XP_F16] = {0x7c00, 0x7fff}};
+    *out_mask = of[d].mask;
+    return of[d].infinity;
+}
+
+/* NaN is NaN: which payload and sign it has depends on the order in which operands met. */
+static uint64_t hash_with_nans(const void *base, xp_dtype d, int64_t n, uint64_t infinity, uint64_t mask) {
+    enum { CHUNK = 64 };
+    uint64_t code[CHUNK], h = (uint64_t)d;
+    for (int64_t at = 0; at < n; at += CHUNK) {
+        const int64_t m = n - at < CHUNK ? n - at : CHUNK;
+        for (int64_t i = 0; i < m; i++) {
+            code[i] = xp_code(base, d, at + i);
+            code[i] = (code[i] & mask) > infinity ? UINT64_MAX : code[i];
+        }
+        h = xp_hash64(code, (size_t)m * sizeof *code, h);
+    }
+    return h;
+}
+
 static uint64_t row_hash(const xp_tensor *t, int64_t row) {
-    const size_t bytes = xp_dtype_bytes(t->dtype, row_elements(t));
-    const uint64_t h = xp_hash64(xp_tensor_at(t, row, 0, 0, 0), bytes, (uint64_t)t->dtype);
+    const void *base = xp_tensor_at(t, row, 0, 0, 0);
+    const int64_t n = row_elements(t);
+    uint64_t mask;
+    const uint64_t infinity = nan_above(t->dtype, &mask);
+    int64_t at = infinity ? 0 : n;
+    while (at < n && (xp_code(base, t->dtype, at) & mask) <= infinity)
+        at++;
+    const uint64_t h = at < n ? hash_with_nans(base, t->dtype, n, infinity, mask)
+                              : xp_hash64(base, xp_dtype_bytes(t->dtype, n), (uint64_t)t->dtype);
     return h ? h : 1;
 }
 

@@ -235,6 +235,8 @@ static xp_status choose_blocks(xp_plan *p) {
         if (xp_model_is_moe(&p->model, i))
             p->layer[p->blocks++] = i;
     }
+    for (int b = 0; b < p->blocks; b++)
+        p->balanced += xp_plan_is_balanced(p, b);
     if (p->blocks)
         return XP_OK;
     return XP_FAIL(XP_E_ARG, "layers: %d, and none of the first %d layers of %s is a MoE block", p->model.layers,
@@ -276,12 +278,22 @@ static xp_status choose_path(xp_plan *p) {
 
 /* ---- the plan ---- */
 
+const xp_dialect *xp_plan_dialect(const xp_plan *p, int block) {
+    return xp_model_dialect(&p->model, p->layer[block]);
+}
+
+int xp_plan_is_balanced(const xp_plan *p, int block) {
+    return xp_plan_dialect(p, block)->select_on != XP_ON_TOKEN_TABLE;
+}
+
 static xp_status fill(xp_plan *p) {
     XP_TRY(check_options(&p->opt));
     XP_TRY(xp_model_override(&p->model, p->opt.layers, 0, 0));
     XP_TRY(xp_model_shrink(&p->model, p->opt.shrink));
     XP_TRY(check_mesh(&p->mesh, &p->model));
     XP_TRY(xp_dialect_check(&p->model.dialect, p->model.E, p->model.K));
+    for (int n = 0; n < p->model.others; n++)
+        XP_TRY(xp_dialect_check(&p->model.other[n], p->model.E, p->model.K));
     if (p->model.dialect.expert_scale)
         return XP_FAIL(XP_E_ARG, "expert_scale: on, but no parameter of the step is one");
     if (p->opt.act == XP_F64)
@@ -417,7 +429,8 @@ xp_dtype xp_plan_reduce_dtype(const xp_plan *p, int param) {
 /* ---- cost ---- */
 
 typedef struct {
-    double tokens, rows, room;             /* of the rank; rows of its experts, balanced and at capacity */
+    double tokens, rows, room;             /* of the rank; rows of its experts, balanced and at most */
+    double sent, got, home;                /* rows that it sends and gets when balanced; rows at home, at most */
     int64_t blocks, group_blocks;          /* of tokens: its own, its ep group's */
     double act, param, shared, grad, wide; /* bytes of an element */
 } scale;
@@ -426,15 +439,30 @@ static void scale_of(const xp_plan *p, const xp_mesh_coord *c, int64_t tokens, s
     const xp_mesh_spec *s = &p->mesh;
     *out = (scale){.tokens = (double)tokens, .blocks = blocks_of(tokens)};
     /* Ranks of one ep group: same ep_dp and ep_fsdp, every ep. */
-    int64_t group = 0;
+    const xp_dialect *d = &p->model.dialect;
+    const int64_t E = p->model.E, K = p->model.K;
+    int64_t group = 0, taken = 0;
     for (int e = 0; e < s->ep; e++) {
         int64_t start, count;
         xp_plan_tokens(p, (c->ep_dp * s->ep + e) * s->ep_fsdp + c->ep_fsdp, &start, &count);
         group += count;
+        taken += xp_dialect_capacity(d, count, E, K);
         out->group_blocks += blocks_of(count);
     }
-    out->room = (double)group * (double)p->model.K;
-    out->rows = out->room / s->ep;
+    /* An expert that takes so many slots and no more computes no others; one that is padded computes the pads, too. */
+    const double full = (double)(E * taken) / s->ep, own = (double)(E * xp_dialect_capacity(d, tokens, E, K));
+    out->room = (double)(group * K);
+    out->rows = out->got = out->room / s->ep;
+    out->sent = out->home = (double)(tokens * K);
+    if (xp_dialect_limits(d)) {
+        out->got = full < out->got ? full : out->got;
+        out->rows = d->pad_to_capacity ? full : out->got;
+        out->sent = own < out->sent ? own : out->sent;
+    }
+    if (d->pad_to_capacity) {
+        out->room += full;
+        out->home += own;
+    }
     out->act = (double)xp_dtype_bytes(p->opt.act, 1);
     out->param = (double)xp_dtype_bytes(p->opt.param, 1);
     out->grad = (double)xp_dtype_bytes(p->opt.grad, 1);
@@ -448,10 +476,11 @@ static double kept_activations(const xp_model *m, const scale *n) {
     const double F = (double)m->F, S = (double)m->S, maps = m->dialect.gated ? 3 : 2;
     const double logits = m->dialect.logits_dtype == XP_WIDE_F32 ? n->wide : n->act;
     const double weight = m->dialect.weight_dtype == XP_WIDE_F32 ? n->wide : n->act;
-    const double model = 3 * T * H * n->act + T * n->wide;                    /* x, normed x, y; 1/rms */
-    const double route = T * E * (logits + n->wide) + T * K * (4 + weight);   /* logits, scores; idx, w */
-    const double table = T * K * 16 + C * 8 + 4 * E * 8;                      /* tok, src, pos; recv_tok; counts */
-    const double expert = (T * K + C) * H * n->act + C * maps * F * n->param; /* returned, received; inside */
+    const double model = 3 * T * H * n->act + T * n->wide;                         /* x, normed x, y; 1/rms */
+    const double kept = xp_dialect_limits(&m->dialect) ? 4 : 0;                    /* what is left of idx */
+    const double route = T * E * (logits + n->wide) + T * K * (4 + kept + weight); /* logits, scores; idx, w */
+    const double table = T * K * 4 + n->home * 12 + C * 8 + 4 * E * 8;             /* pos; tok, src; recv_tok; counts */
+    const double expert = (n->home + C) * H * n->act + C * maps * F * n->param;    /* returned, received; inside */
     const double shared = S > 0 ? 3 * T * H * n->act + T * maps * S * n->shared + T * n->act : 0;
     return model + route + table + expert + shared;
 }
@@ -496,13 +525,13 @@ static void add_param_cost(const xp_plan *p, int i, const xp_plan_shard *sh, con
 
 static void add_token_cost(const xp_plan *p, const scale *n, xp_plan_cost *out) {
     const xp_model *m = &p->model;
-    const double T = n->tokens, H = (double)m->H, sent = T * (double)m->K, remote = 1.0 - 1.0 / p->mesh.ep;
+    const double T = n->tokens, H = (double)m->H, remote = 1.0 - 1.0 / p->mesh.ep;
     const double balance = p->opt.aux_coef > 0 || p->opt.z_coef > 0 ? T * (double)m->E * n->wide : 0;
-    out->bytes[XP_KIND_ACT] += p->blocks * (kept_activations(m, n) + balance) + passing_activations(m, n);
+    out->bytes[XP_KIND_ACT] += p->blocks * kept_activations(m, n) + p->balanced * balance + passing_activations(m, n);
     out->bytes[XP_KIND_ACT] += T * (H * n->act + 9); /* position rows, tokens, targets, which are valid */
     out->bytes[XP_KIND_BUFFER] += T * 8 + 8 * (double)(n->blocks + n->group_blocks);
     /* There and back, forward and backward; token numbers once. */
-    out->sent[XP_EP] += p->opt.micro * p->blocks * remote * (2 * (sent + n->rows) * H * n->act + 8 * sent);
+    out->sent[XP_EP] += p->opt.micro * p->blocks * remote * (2 * (n->sent + n->got) * H * n->act + 8 * n->sent);
     out->flop_forward = p->opt.micro * forward_flop(p, n);
     out->flop_backward = 2 * out->flop_forward;
 }

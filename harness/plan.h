@@ -112,7 +112,8 @@ typedef struct {
  *           backward of one block need beside it. Expert rows are held at capacity: all rows of the ep group;
  *   BUFFER  token numbers, row tables, segment borders. Not the workspace that kernel rows ask for, which is the
  *           backend's choice, nor the whole parameters that the digest gathers.
- * Rows sent and FLOPs take routing as balanced: an expert gets tokens * K / E rows of its ep group. */
+ * Rows sent and FLOPs take routing as balanced: an expert gets tokens * K / E rows of its ep group,
+ * or with a capacity that many of each rank if it is less; with pad_to_capacity it computes that many in any case. */
 typedef struct {
     int64_t token0, tokens;
     int64_t elements;   /* of the flat f32 buffer */
@@ -130,6 +131,7 @@ typedef struct {
     xp_step_options opt;      /* path and coefficients resolved */
     int blocks;               /* MoE blocks built */
     int layer[XP_MAX_LAYERS]; /* the model's layer number of each block */
+    int balanced;             /* blocks that the balance losses look at: those that do not choose by a table */
     int params;
     xp_plan_param *param; /* in the order of the forward pass, which is the order of the flat buffers */
     int *by_name;         /* params numbers in strcmp order of their names */
@@ -162,6 +164,10 @@ int64_t xp_plan_chunk_groups(const xp_plan *p, int param);
 /* The dtypes in which a parameter is gathered and its gradient reduced. */
 xp_dtype xp_plan_param_dtype(const xp_plan *p, int param);
 xp_dtype xp_plan_reduce_dtype(const xp_plan *p, int param);
+/* The record of a block. */
+const xp_dialect *xp_plan_dialect(const xp_plan *p, int block);
+/* 1 when the balance losses look at a block: its choice is its router's. */
+int xp_plan_is_balanced(const xp_plan *p, int block);
 /* The number of a block's parameter (block -1 for those outside the blocks), or -1 when the model has none. */
 int xp_plan_find(const xp_plan *p, xp_weight w, int block);
 

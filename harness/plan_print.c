@@ -3,6 +3,7 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "dialect_text.h"
 #include "plan.h"
 
 /* ---- pieces ---- */
@@ -69,6 +70,11 @@ static void print_model(const xp_plan *p, FILE *f) {
     char a[32];
     fprintf(f, "model      %s%s%s, dialect %s\n", m->name, *m->model_type ? ": " : "", m->model_type, m->dialect.name);
     fprintf(f, "           %s\n", m->dialect.meaning);
+    for (int n = 1; n <= m->others; n++) {
+        char text[XP_FORMULA_TEXT];
+        xp_model_record_text(m, n, text, sizeof text);
+        fprintf(f, "           %s\n", text);
+    }
     fprintf(f, "           %d MoE block%s of %d layer%s; H %" PRId64 ", F %" PRId64 ", E %" PRId64 ", k %" PRId64,
             p->blocks, p->blocks == 1 ? "" : "s", m->layers, m->layers == 1 ? "" : "s", m->H, m->F, m->E, m->K);
     if (m->S)
@@ -226,18 +232,31 @@ static json_t *lines_json(const char *text) {
     return list;
 }
 
+static json_t *records_json(const xp_model *m) {
+    json_t *list = json_array();
+    for (int n = 1; n <= m->others; n++) {
+        char layers[256], text[XP_FORMULA_TEXT];
+        xp_model_record_layers(m, n, layers, sizeof layers);
+        (void)xp_dialect_differences(&m->other[n - 1], &m->dialect, 0, text, sizeof text);
+        json_array_append_new(
+            list, json_pack("{s:s, s:s, s:s}", "layers", layers, "dialect", m->other[n - 1].name, "differs", text));
+    }
+    return list;
+}
+
 static json_t *model_json(const xp_plan *p) {
     const xp_model *m = &p->model;
     json_t *layers = json_array();
     for (int b = 0; b < p->blocks; b++)
         json_array_append_new(layers, json_integer(p->layer[b]));
-    return json_pack("{s:s, s:s, s:s, s:i, s:o, s:I, s:I, s:I, s:I, s:I, s:b, s:I, s:i, s:f, s:i, s:s, s:I, s:o, s:o}",
-                     "name", m->name, "model_type", m->model_type, "dialect", m->dialect.name, "layers", m->layers,
-                     "moe_layers", layers, "H", (json_int_t)m->H, "F", (json_int_t)m->F, "E", (json_int_t)m->E, "k",
-                     (json_int_t)m->K, "S", (json_int_t)m->S, "shared_gate", m->S && m->dialect.shared_gate,
-                     "published_vocabulary", (json_int_t)m->vocab, "vocabulary", XP_VOCAB, "norm_eps", m->norm_eps,
-                     "shrink", m->shrink, "torch_dtype", m->torch_dtype, "parameters", (json_int_t)p->elements,
-                     "unread", lines_json(m->unread), "assumed", lines_json(m->assumed));
+    return json_pack(
+        "{s:s, s:s, s:s, s:i, s:o, s:I, s:I, s:I, s:I, s:I, s:b, s:I, s:i, s:f, s:i, s:s, s:I, s:o, s:o, s:o}", "name",
+        m->name, "model_type", m->model_type, "dialect", m->dialect.name, "layers", m->layers, "moe_layers", layers,
+        "H", (json_int_t)m->H, "F", (json_int_t)m->F, "E", (json_int_t)m->E, "k", (json_int_t)m->K, "S",
+        (json_int_t)m->S, "shared_gate", m->S && m->dialect.shared_gate, "published_vocabulary", (json_int_t)m->vocab,
+        "vocabulary", XP_VOCAB, "norm_eps", m->norm_eps, "shrink", m->shrink, "torch_dtype", m->torch_dtype,
+        "parameters", (json_int_t)p->elements, "other_dialects", records_json(m), "unread", lines_json(m->unread),
+        "assumed", lines_json(m->assumed));
 }
 
 static json_t *mesh_json(const xp_mesh_spec *s) {

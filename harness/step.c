@@ -74,29 +74,26 @@ static void take_sizes(xp_flow *f) {
     f->r->token0 = f->token0;
 }
 
-/* Rows that every expert has room for, of n tokens; 0 where it is not padded to its capacity. */
-static int64_t least_of(const xp_flow *f, int64_t n) {
-    const xp_dialect *d = &f->plan->model.dialect;
-    return d->pad_to_capacity ? xp_dialect_capacity(d, n, f->E, f->K) : 0;
-}
-
 /* Rows that the ranks of this rank's ep group can send here, and the blocks that their tokens lie in. */
 static xp_status take_capacity(xp_flow *f) {
     const xp_comm *ep = f->r->mesh->axis[XP_EP];
     const int pad = f->src->align - 1;
     int ranks[XP_MESH_MAX_RANKS];
-    int64_t tokens = 0, blocks = 0;
+    int64_t tokens = 0, blocks = 0, least = 0, recv_least = 0;
     xp_mesh_axis_ranks(&f->plan->mesh, XP_EP, f->r->rank, ranks);
     for (int q = 0; q < ep->size; q++) {
         int64_t t0, t;
         xp_plan_tokens(f->plan, ranks[q], &t0, &t);
         tokens += t;
-        f->recv_least += least_of(f, t);
         blocks += f->block ? (t + f->block - 1) / f->block : 0;
     }
-    f->least = least_of(f, f->T);
-    f->M = f->T * f->K + f->E * (f->least + pad);
-    f->C = tokens * f->K + f->L * (f->recv_least + pad);
+    for (int y = 0; y < f->Y; y++) {
+        const int64_t m = layer_least(f, y, 0), c = layer_least(f, y, 1);
+        least = m > least ? m : least;
+        recv_least = c > recv_least ? c : recv_least;
+    }
+    f->M = f->T * f->K + f->E * (least + pad);
+    f->C = tokens * f->K + f->L * (recv_least + pad);
     if (!f->block)
         return XP_OK;
     XP_TRY(flow_new1(f, XP_KIND_BUFFER, XP_I64, blocks, &f->eblocks));
@@ -135,6 +132,16 @@ static xp_status take_ones(xp_flow *f) {
     return XP_OK;
 }
 
+static xp_status take_places(xp_flow *f) {
+    int seen = 0, unseen = f->plan->balanced;
+    void *mem = NULL;
+    XP_TRY(xp_rank_alloc(f->r, XP_KIND_BUFFER, (size_t)f->Y * sizeof *f->place, &mem));
+    f->place = mem;
+    for (int y = 0; y < f->Y; y++)
+        f->place[y] = xp_plan_is_balanced(f->plan, y) ? seen++ : unseen++;
+    return XP_OK;
+}
+
 static xp_status take_own(xp_flow *f) {
     XP_TRY(flow_new1(f, XP_KIND_BUFFER, XP_I64, f->T, &f->own_tok));
     XP_TRY(flow_new1(f, XP_KIND_BUFFER, XP_I64, 2, &f->own_span));
@@ -142,6 +149,7 @@ static xp_status take_own(xp_flow *f) {
     ((int64_t *)f->own_span.data)[0] = 0;
     ((int64_t *)f->own_span.data)[1] = f->T;
     XP_TRY(take_ones(f));
+    XP_TRY(take_places(f));
     const int64_t scores[3] = {f->Y, f->T, f->Z}, picks[3] = {f->Y, f->T, f->K};
     XP_TRY(xp_rank_tensor(f->r, XP_KIND_ACT, f->logits, 3, scores, &f->all_logits));
     return xp_rank_tensor(f->r, XP_KIND_ACT, XP_I32, 3, picks, &f->all_idx);
@@ -157,14 +165,16 @@ static void copy_buffer(const xp_flow *f, int y, xp_part part, const xp_tensor *
 /* The routers' buffers: the same on every rank, so nobody gathers them. A selection bias is as wide as the numbers that
  * it is added to are apart; a token's experts are distinct. */
 static xp_status take_routers(xp_flow *f) {
-    const xp_dialect *d = &f->plan->model.dialect;
-    const double std = d->select_on == XP_ON_LOGIT ? 0.5 : d->score == XP_SCORE_SOFTMAX ? 0.5 / (double)f->Z : 0.125;
     const xp_data kind = f->src->data == XP_DATA_EXACT ? XP_DATA_EXACT : XP_DATA_REAL;
     const int64_t base = 0;
     char name[64];
     XP_TRY(flow_new1(f, XP_KIND_ACT, XP_I32, f->T, &f->token));
     for (int y = 0; y < f->Y; y++) {
         layer_state *s = &f->ls[y];
+        const xp_dialect *d = xp_plan_dialect(f->plan, y);
+        const double std = d->select_on == XP_ON_LOGIT    ? 0.5
+                           : d->score == XP_SCORE_SOFTMAX ? 0.5 / (double)f->Z
+                                                          : 0.125;
         if (d->select_bias) {
             snprintf(name, sizeof name, "model.layers.%d.mlp.gate.e_score_correction_bias", f->plan->layer[y]);
             XP_TRY(flow_new1(f, XP_KIND_BUFFER, f->wide, f->Z, &s->cbias));
@@ -337,8 +347,11 @@ static xp_status balance(xp_step *st, xp_step_result *res) {
     xp_flow *f = &st->f;
     const xp_step_options *o = &f->plan->opt;
     f->r->layer = -1;
-    xp_balance_args a = {.logits = f->all_logits,
-                         .idx = f->all_idx,
+    if (f->plan->balanced == 0)
+        return XP_OK;
+    const xp_tensor logits = xp_tensor_rows(&f->all_logits, 0, 0, f->plan->balanced);
+    xp_balance_args a = {.logits = logits,
+                         .idx = xp_tensor_rows(&f->all_idx, 0, 0, f->plan->balanced),
                          .valid = st->valid,
                          .freq = st->freq,
                          .prob = st->prob,
@@ -352,9 +365,8 @@ static xp_status balance(xp_step *st, xp_step_result *res) {
     res->zloss += xp_widen(st->bloss.data, st->bloss.dtype, 1) / o->micro;
     if (o->aux_coef == 0 && o->z_coef == 0)
         return XP_OK;
-    const int64_t dim[3] = {f->Y, f->T, f->Z};
-    XP_TRY(xp_rank_tensor(f->r, XP_KIND_ACT, f->wide, 3, dim, &f->daux));
-    xp_balance_bwd_args b = {.logits = f->all_logits,
+    XP_TRY(xp_rank_tensor(f->r, XP_KIND_ACT, f->wide, 3, logits.dim, &f->daux));
+    xp_balance_bwd_args b = {.logits = logits,
                              .valid = st->valid,
                              .freq = st->freq,
                              .count = st->bcount,

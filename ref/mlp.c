@@ -12,7 +12,7 @@
 
 void xp_ref_mlp_plan(xp_ref_layout *l, int64_t rows, int64_t H, int64_t F, int bounds, const xp_dialect *d,
                      xp_ref_mlp_kind kind, xp_dtype param, xp_dtype act, xp_ref_mlp *out) {
-    const double limit = kind == XP_REF_MLP_EXPERT || d->shared_limit ? d->limit : 0.0;
+    const double limit = kind == XP_REF_MLP_EXPERT ? d->limit : xp_dialect_shared_limit(d);
     const int64_t U = d->gated ? 2 * F : F;
     const size_t m = (size_t)(rows < XP_REF_MLP_ROWS ? rows : XP_REF_MLP_ROWS) * sizeof(double);
     const size_t h = m * (size_t)H, f = m * (size_t)F, u = m * (size_t)U;
@@ -73,6 +73,8 @@ xp_status xp_ref_mlp_check(const char *stage, const xp_dialect *d) {
         {"act_alpha", "> 0", d->act_alpha, d->act != XP_ACT_SILU || d->act_alpha > 0.0},
         {"limit", ">= 0 (0: none)", d->limit, d->limit >= 0.0},
         {"limit", "0 without a gate", d->limit, d->gated || d->limit == 0.0},
+        {"limit_shared", ">= 0, 0 without a gate", d->limit_shared,
+         d->limit_shared >= 0.0 && (d->gated || d->limit_shared == 0.0)},
         {"up_offset", "a number", d->up_offset, 1},
         {"up_offset", "0 without a gate", d->up_offset, d->gated || d->up_offset == 0.0},
         {"gate_cap", "> 0 with act softcap", d->gate_cap, !caps || d->gate_cap > 0.0},

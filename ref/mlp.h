@@ -26,7 +26,7 @@ typedef struct {
 } xp_ref_mlp;
 
 /* Which of the record's fields do not hold everywhere. */
-typedef enum { XP_REF_MLP_EXPERT, XP_REF_MLP_SHARED } xp_ref_mlp_kind; /* shared: the limit only with shared_limit */
+typedef enum { XP_REF_MLP_EXPERT, XP_REF_MLP_SHARED } xp_ref_mlp_kind; /* shared: its own limit */
 
 /* Takes the planes for chunks of at most XP_REF_MLP_ROWS rows out of `rows`. */
 void xp_ref_mlp_plan(xp_ref_layout *l, int64_t rows, int64_t H, int64_t F, int bounds, const xp_dialect *d,

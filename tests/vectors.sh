@@ -91,6 +91,17 @@ check "a layer's stages" 0 'written' "$expar" gen 'layer T=32 H=16 F=8 E=8 K=2 d
 check "are verified" 0 '^PASS [0-9]{2} ' "$expar" verify layer
 check "a step's dump" 0 '' "$expar" step --model mixtral-8x7b --shrink 64 --layers 1 --tokens 16 --steps 1 --dump step
 check "is verified, too" 0 '^PASS [0-9]{2,} ' "$expar" verify step
+
+# The balance losses see the router of the one layer that does not choose by a table, and of no other.
+"$expar" step --model deepseek-v4-flash --shrink 64 --layers 4 --experts 8 --topk 2 --tokens 32 --steps 1 --dump mixed >/dev/null 2>&1
+seen=$(od -An -v -tx1 mixed/data/balance-[0-9]*.prompt.safetensors | tr -d ' \n')
+routers=$(ls mixed/data/router-[0-9]*.expected.safetensors | sort -t- -k2n) places=
+for f in $routers; do
+    bytes=$(tail -c 512 "$f" | od -An -v -tx1 | tr -d ' \n') # 32 tokens, 8 experts, bf16
+    case $seen in *"$bytes"*) places=${places}y ;; *) places=${places}n ;; esac
+done
+check "the layers that the balance losses see" 0 '^nnny$' echo "$places"
+
 check "gen without a folder" 2 'gen' "$expar" gen 'rmsnorm T=5'
 
 # ---- what no vector covers, and what tells dialects apart

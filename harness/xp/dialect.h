@@ -96,8 +96,9 @@ typedef struct {
     xp_accumulate accumulate;
     xp_dx_sum dx_sum;
     /* shared expert and balance */
-    int shared_gate;  /* sigmoid(x . v) times the shared expert's output */
-    int shared_limit; /* 1: the limit holds in the shared expert, too */
+    int shared_gate;     /* sigmoid(x . v) times the shared expert's output */
+    int shared_limit;    /* 1: the limit holds in the shared expert, too ... */
+    double limit_shared; /* ... or, above 0, this one in its place */
     xp_shared_combine shared_combine;
     double aux_coef, z_coef;
 } xp_dialect;
@@ -124,6 +125,10 @@ xp_status xp_dialect_set(xp_dialect *d, const char *name, const char *value);
 void xp_dialect_print(const xp_dialect *d, const xp_dialect_field *f, char *buf, size_t bytes);
 /* XP_E_ARG naming two fields that contradict each other, or one that is out of range; E and K are the model's. */
 xp_status xp_dialect_check(const xp_dialect *d, int64_t E, int64_t K);
+/* The limit inside the shared expert, 0: none. */
+double xp_dialect_shared_limit(const xp_dialect *d);
+/* 1 when every field has the same value; names do not count. */
+int xp_dialect_equal(const xp_dialect *a, const xp_dialect *b);
 /* 1: the record limits what an expert takes. */
 int xp_dialect_limits(const xp_dialect *d);
 /* C of `tokens` tokens that are counted together, E and K the model's; tokens K without a limit. */

@@ -1,8 +1,8 @@
 /* Stages shared and shared_bwd: the expert that every token passes, y = gate(x) * MLP(x).
  *
- * MLP as in expert.h with one weight set of width S, no biases, and the limit only with shared_limit; it computes in
- * its own parameters' dtype. With a gate (Qwen2-MoE): sig = r(sigmoid(r(x . v))), y = r(sig * mlp); without one y = mlp
- * and sig is absent. */
+ * MLP as in expert.h with one weight set of width S, no biases, and the limit as xp_dialect_shared_limit() says; it
+ * computes in its own parameters' dtype. With a gate (Qwen2-MoE): sig = r(sigmoid(r(x . v))), y = r(sig * mlp); without
+ * one y = mlp and sig is absent. */
 #ifndef XP_SHARED_H
 #define XP_SHARED_H
 

@@ -13,7 +13,7 @@ const char *xp_dense_route_why_not(const xp_dialect *d) {
 const char *xp_dense_mlp_why_not(const xp_dialect *d) {
     if (!d)
         return "no dialect";
-    if (!d->gated && (d->act == XP_ACT_SOFTCAP || d->up_offset != 0 || d->limit != 0))
+    if (!d->gated && (d->act == XP_ACT_SOFTCAP || d->up_offset != 0 || d->limit != 0 || d->limit_shared != 0))
         return "no softcap, limit or offset of the up projection without a gate";
     return d->act != XP_ACT_SOFTCAP || d->up_offset == 0 ? NULL : "no offset beside softcap";
 }

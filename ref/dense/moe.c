@@ -464,7 +464,7 @@ static void shared_expert(block *b) {
     p.u_n = b->x_n;
     p.at_input = 0;
     p.factor = b->share;
-    p.unit.limit = b->d->shared_limit ? b->d->limit : 0;
+    p.unit.limit = xp_dialect_shared_limit(b->d);
     if (a->sgate.data)
         xp_dense_read(&a->sgate, 0, b->h_n, b->row);
     for (int64_t t = 0; t < b->t_n; t++) {

@@ -48,7 +48,7 @@ static xp_status run(const xp_exec *x, const void *args) {
     const xp_shared_args *a = args;
     char *ws = x->ws;
     xp_dense_mlp b = xp_dense_mlp_carve(a->dialect, a->x.dtype, &a->w1, &a->w2, &ws);
-    b.unit.limit = a->dialect->shared_limit ? a->dialect->limit : 0;
+    b.unit.limit = xp_dialect_shared_limit(a->dialect);
     const int64_t t_n = a->x.dim[0];
     for (int64_t lo = 0; lo < t_n; lo += XP_DENSE_ROWS) {
         const int64_t m = group_of(t_n, lo);
@@ -108,7 +108,7 @@ static xp_status bwd_run(const xp_exec *x, const void *args) {
     const xp_shared_bwd_args *a = args;
     char *ws = x->ws;
     xp_dense_mlp b = xp_dense_mlp_carve(a->dialect, a->dy.dtype, &a->w1, &a->w2, &ws);
-    b.unit.limit = a->dialect->shared_limit ? a->dialect->limit : 0;
+    b.unit.limit = xp_dialect_shared_limit(a->dialect);
     const int64_t t_n = a->dy.dim[0];
     for (int64_t lo = 0; lo < t_n; lo += XP_DENSE_ROWS) {
         const int64_t m = group_of(t_n, lo);

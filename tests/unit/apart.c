@@ -80,6 +80,7 @@ static const struct {
     {"hf-5.24/mixtral", "", "dx_sum=act", XP_APART_ROUNDING},
     {"hf-5.24/qwen2_moe", "", "shared_gate=off", XP_APART_OUTPUT},
     {"hf-5.24/minimax_m3_vl", "", "shared_limit=off", XP_APART_OUTPUT},
+    {"hf-5.24/minimax_m3_vl", "", "limit_shared=1", XP_APART_OUTPUT},
     {"hf-5.24/cohere2_moe", "", "shared_combine=add", XP_APART_OUTPUT},
     {"hf-5.24/mixtral", "", "aux_coef=0.01", XP_APART_BALANCE},
     {"hf-5.24/mixtral", "", "z_coef=0.001", XP_APART_BALANCE},

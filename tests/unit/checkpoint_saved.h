@@ -169,6 +169,13 @@ static const struct {
       "language_model.model.layers.1.block_sparse_moe.shared_experts.down_proj.weight [16,12]",
       "language_model.model.layers.1.block_sparse_moe.shared_experts.gate_proj.weight [12,16]",
       "language_model.model.layers.1.block_sparse_moe.shared_experts.up_proj.weight [12,16]"}},
+    {"step3p7",
+     12,
+     0,
+     {"model.layers.1.moe.down_proj.weight [6,16,24]", "model.layers.1.moe.gate.weight [6,16]",
+      "model.layers.1.moe.gate_proj.weight [6,24,16]", "model.layers.1.moe.router_bias [6]",
+      "model.layers.1.moe.up_proj.weight [6,24,16]", "model.layers.1.share_expert.down_proj.weight [16,12]",
+      "model.layers.1.share_expert.gate_proj.weight [12,16]", "model.layers.1.share_expert.up_proj.weight [12,16]"}},
     {"afmoe",
      48,
      0,
@@ -206,6 +213,12 @@ static const struct {
       "model.layers.1.mlp.shared_experts.down_proj.weight [16,48]",
       "model.layers.1.mlp.shared_experts.gate_proj.weight [48,16]",
       "model.layers.1.mlp.shared_experts.up_proj.weight [48,16]"}},
+    {"switch_transformers",
+     0,
+     0,
+     {"encoder.block.1.layer.1.mlp.experts.expert_0.wi.weight [24,16]",
+      "encoder.block.1.layer.1.mlp.experts.expert_0.wo.weight [16,24]",
+      "encoder.block.1.layer.1.mlp.router.classifier.weight [6,16]"}},
 };
 enum { SAVED_GROUPS = sizeof saved / sizeof *saved };
 

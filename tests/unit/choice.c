@@ -213,6 +213,7 @@ static const struct {
     {"never written", {1, 5, 3, 2, 0.5f, 4}, {1, (int32_t)0xa5a5a5a5u}, 10.0, XP_C_UNWRITTEN, 0, 0},
     {"tie at the boundary", {1, 5, 4, 2, 0.5f, 4}, {1, 5}, 0.0, XP_C_TIE, 0, 0},
     {"tie at the boundary, wide bound", {1, 5, 4, 2, 0.5f, 4}, {1, 5}, 9.0, XP_C_TIE, 0, 0},
+    {"tie, and nothing is known", {1, 5, 4, 2, 0.5f, 4}, {1, 5}, (double)INFINITY, XP_C_NONE, 1, 0},
     {"tie inside the choice", {1, 5, 5, 2, 0.5f, 4}, {2, 1}, 0.0, XP_C_TIE, 0, 0},
     {"tie kept", {1, 5, 5, 2, 0.5f, 4}, {1, 2}, 0.0, XP_C_NONE, 0, 0},
     {"all equal, last ones", {2, 2, 2, 2, 2, 2}, {4, 5}, 0.0, XP_C_TIE, 0, 0},

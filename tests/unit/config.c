@@ -312,6 +312,200 @@ static void nested_fields(void **state) {
     assert_int_equal(parse_with(inside, "text_config", "{\"hidden_size\": 64, \"moe_gate\": 1}"), XP_E_FORMAT);
 }
 
+/* What lies beside the object that a family reads is looked at by the same rules. */
+static void beside_nested_fields(void **state) {
+    (void)state;
+    static const char inside[] =
+        "{\"model_type\": \"qwen3_5_moe\", \"torch_dtype\": \"bfloat16\", \"image_token_id\": 3,"
+        " \"text_config\": {\"hidden_size\": 64, \"num_hidden_layers\": 2, \"num_experts\": 16,"
+        " \"num_experts_per_tok\": 4, \"moe_intermediate_size\": 48, \"shared_expert_intermediate_size\": 40,"
+        " \"hidden_act\": \"silu\", \"rms_norm_eps\": 1e-06, \"router_aux_loss_coef\": 0.001,"
+        " \"vocab_size\": 1000, \"dtype\": \"bfloat16\"},"
+        " \"vision_config\": {\"hidden_size\": 7, \"layer_scale\": 1}}";
+    assert_int_equal(xp_config_parse(inside, strlen(inside), "f.json", &model), XP_OK);
+    assert_non_null(strstr(model.unread, "image_token_id\nvision_config"));
+    assert_int_equal(parse_with(inside, "num_experts", "7"), XP_E_FORMAT);
+    has("key 'num_experts' (7) lies beside 'text_config', where a qwen3_5_moe reads it; there it is another value");
+    assert_int_equal(parse_with(inside, "num_experts", "16"), XP_OK); /* said twice */
+    assert_int_equal(parse_with(inside, "hidden_size", "32"), XP_E_FORMAT);
+    has("key 'hidden_size' (32) lies beside 'text_config'");
+    assert_int_equal(parse_with(inside, "norm_topk_prob", "true"), XP_E_FORMAT);
+    has("key 'norm_topk_prob' (true) speaks of experts or routing");
+    assert_int_equal(parse_with(inside, "extra", "{\"deep\": [{\"n_group\": 4}]}"), XP_E_FORMAT);
+    has("key 'extra' holds 'n_group'");
+    assert_int_equal(parse_with(inside, "", "1"), XP_E_FORMAT);
+    has("a key has an empty name");
+    static const char llama[] =
+        "{\"model_type\": \"llama4\", \"text_config\": {\"hidden_size\": 64, \"num_hidden_layers\": 2,"
+        " \"num_local_experts\": 16, \"num_experts_per_tok\": 1, \"intermediate_size\": 48,"
+        " \"intermediate_size_mlp\": 96, \"interleave_moe_layer_step\": 1, \"hidden_act\": \"silu\","
+        " \"rms_norm_eps\": 1e-05, \"vocab_size\": 1000, \"moe_layers\": [1]}}";
+    assert_int_equal(xp_config_parse(llama, strlen(llama), "f.json", &model), XP_OK);
+    assert_int_equal(parse_with(llama, "num_experts_per_tok", "2"), XP_E_FORMAT);
+    has("key 'num_experts_per_tok' (2) lies beside 'text_config'");
+    assert_int_equal(parse_with(llama, "moe_layers", "[0]"), XP_E_FORMAT);
+    has("key 'moe_layers'");
+}
+
+/* ---- layers that differ ---- */
+
+static const char v4[] =
+    "{\"model_type\": \"deepseek_v4\", \"hidden_size\": 64, \"num_hidden_layers\": 5, \"n_routed_experts\": 16,"
+    " \"num_experts_per_tok\": 4, \"moe_intermediate_size\": 48, \"routed_scaling_factor\": 1.25,"
+    " \"swiglu_limit\": 6, \"hidden_act\": \"silu\", \"rms_norm_eps\": 1e-06, \"router_aux_loss_coef\": 0.002,"
+    " \"vocab_size\": 1000}";
+
+/* Whether layer i chooses by the table, one character a layer. */
+static void hash_layers_are(const char *expected) {
+    assert_int_equal(model.layers, strlen(expected));
+    for (int i = 0; i < model.layers; i++) {
+        const xp_dialect *d = xp_model_dialect(&model, i);
+        const int hash = d->select_on == XP_ON_TOKEN_TABLE;
+        assert_int_equal(hash, expected[i] == 'h');
+        assert_string_equal(d->name, hash ? "hf-5.24/deepseek_v4-hash" : "hf-5.24/deepseek_v4");
+        assert_int_equal(d->select_bias, !hash);
+        assert_true(d->scale == 1.25 && d->limit == 6 && d->aux_coef == 0.002 && d->shared_limit == 1);
+    }
+}
+
+static void layers_that_choose_by_a_table(void **state) {
+    (void)state;
+    assert_int_equal(xp_config_parse(v4, strlen(v4), "f.json", &model), XP_OK);
+    hash_layers_are("hhhtt"); /* the class's default */
+    assert_non_null(strstr(model.assumed, "num_hash_layers absent, taken as 3"));
+    assert_string_equal(model.dialect.name, "hf-5.24/deepseek_v4-hash"); /* that of the most blocks */
+    assert_int_equal(model.others, 1);
+    assert_int_equal(parse_with(v4, "num_hash_layers", "1"), XP_OK);
+    hash_layers_are("htttt");
+    assert_string_equal(model.dialect.name, "hf-5.24/deepseek_v4");
+    char layers[16];
+    xp_model_record_layers(&model, 0, layers, sizeof layers);
+    assert_string_equal(layers, "1-4");
+    xp_model_record_layers(&model, 1, layers, sizeof layers);
+    assert_string_equal(layers, "0");
+    assert_int_equal(parse_with(v4, "num_hash_layers", "0"), XP_OK);
+    hash_layers_are("ttttt");
+    assert_int_equal(model.others, 0);
+    assert_int_equal(parse_with(v4, "num_hash_layers", "9"), XP_OK);
+    hash_layers_are("hhhhh");
+    assert_int_equal(parse_with(v4, "num_hash_layers", "-1"), XP_E_FORMAT);
+    has("num_hash_layers is -1, expected an integer from 0");
+    assert_int_equal(parse_with(v4, "mlp_layer_types", "[\"moe\", \"hash_moe\", \"moe\", \"hash_moe\", \"hash_moe\"]"),
+                     XP_OK);
+    hash_layers_are("ththh");
+    xp_model_record_layers(&model, 0, layers, sizeof layers);
+    assert_string_equal(layers, "1,3-4");
+    xp_model_record_layers(&model, 0, layers, 6);
+    assert_string_equal(layers, "1...");
+    assert_int_equal(xp_model_override(&model, 1, 0, 0), XP_OK); /* the one layer that is left has the only record */
+    assert_string_equal(model.dialect.name, "hf-5.24/deepseek_v4");
+    assert_int_equal(model.others, 0);
+    assert_int_equal(xp_model_open("deepseek-v4-flash", &model), XP_OK);
+    for (int i = 0; i < 43; i++)
+        assert_int_equal(xp_model_dialect(&model, i)->select_on == XP_ON_TOKEN_TABLE, i < 3);
+}
+
+static void two_ways_to_say_hash(void **state) {
+    (void)state;
+    json_t *root = json_loads(v4, 0, NULL);
+    json_object_set_new(root, "num_hash_layers", json_integer(2));
+    json_object_set_new(root, "mlp_layer_types", json_pack("[sssss]", "hash_moe", "moe", "moe", "moe", "moe"));
+    char *text = json_dumps(root, 0);
+    assert_int_equal(xp_config_parse(text, strlen(text), "f.json", &model), XP_E_FORMAT);
+    has("num_hash_layers 2 and mlp_layer_types[1] \"moe\" contradict one another");
+    free(text);
+    json_decref(root);
+}
+
+static const char step3[] =
+    "{\"model_type\": \"step3p7\", \"text_config\": {\"model_type\": \"step3p5\", \"hidden_size\": 64,"
+    " \"num_hidden_layers\": 6, \"n_routed_experts\": 16, \"num_experts_per_tok\": 4,"
+    " \"moe_intermediate_size\": 48, \"intermediate_size\": 96, \"share_expert_dim\": 40,"
+    " \"rms_norm_eps\": 1e-05, \"vocab_size\": 1000, \"num_nextn_predict_layers\": 1%s}}";
+
+static xp_status parse_step3(const char *more) {
+    char text[1600];
+    assert_true((size_t)snprintf(text, sizeof text, step3, more) < sizeof text);
+    return xp_config_parse(text, strlen(text), "f.json", &model);
+}
+
+static void limits_of_layer(int layer, double limit, double shared) {
+    const xp_dialect *d = xp_model_dialect(&model, layer);
+    assert_true(d->limit == limit);
+    assert_true(xp_dialect_shared_limit(d) == shared);
+}
+
+static void limits_a_layer(void **state) {
+    (void)state;
+    assert_int_equal(parse_step3(""), XP_OK);
+    assert_int_equal(xp_model_moe_layers(&model), 3); /* 3 to 5 */
+    assert_int_equal(model.S, 40);
+    assert_true(model.dialect.scale == 1.0 && model.dialect.aux_coef == 0);
+    assert_int_equal(model.others, 0);
+    limits_of_layer(4, 0, 0);
+    /* One entry more than layers, of the layer that predicts further tokens; 0 and null alike. */
+    assert_int_equal(parse_step3(", \"moe_layers_enum\": \"2,3,4,5\", \"moe_router_scaling_factor\": 3.0,"
+                                 " \"swiglu_limits\": [9, 9, 0.0, 7, 7.0, null, 8],"
+                                 " \"swiglu_limits_shared\": [9, 9, 0.0, 0, 7, 16.0]"),
+                     XP_OK);
+    assert_int_equal(xp_model_moe_layers(&model), 4);
+    assert_true(model.dialect.scale == 3.0);
+    limits_of_layer(2, 0, 0);
+    limits_of_layer(3, 7, 0);
+    limits_of_layer(4, 7, 7);
+    limits_of_layer(5, 0, 16);
+    assert_int_equal(model.others, 3);
+    assert_int_equal(parse_step3(", \"moe_layers_enum\": [1, 2]"), XP_OK);
+    assert_int_equal(xp_model_is_moe(&model, 3), 0);
+    assert_int_equal(xp_model_is_moe(&model, 1), 1);
+    assert_int_equal(parse_step3(", \"moe_layers_enum\": \"1,6\""), XP_E_FORMAT);
+    has("moe_layers_enum is \"1,6\", expected layer numbers from 0 to 5 with commas between them");
+    assert_int_equal(parse_step3(", \"moe_layers_enum\": \"1, 2\""), XP_E_FORMAT);
+    assert_int_equal(parse_step3(", \"moe_layers_enum\": \"\""), XP_E_FORMAT);
+    assert_int_equal(parse_step3(", \"mlp_layer_types\": [\"dense\", \"sparse\", \"dense\", \"dense\", \"dense\","
+                                 " \"dense\", \"sparse\"]"),
+                     XP_OK);
+    assert_int_equal(xp_model_moe_layers(&model), 1);
+    assert_int_equal(parse_step3(", \"swiglu_limits\": [1, 2]"), XP_E_FORMAT);
+    has("swiglu_limits has 2 numbers, expected one for each of the 6 layers");
+    assert_int_equal(parse_step3(", \"swiglu_limits\": [1, 2, 3, 4, -5, 6]"), XP_E_FORMAT);
+    has("swiglu_limits[4] is -5, expected null or a number from 0 to");
+    assert_int_equal(parse_step3(", \"swiglu_limits\": [1, 2, 3, 4, \"5\", 6]"), XP_E_FORMAT);
+    has("swiglu_limits[4] is \"5\"");
+    assert_int_equal(parse_step3(", \"swiglu_limits\": 7"), XP_E_FORMAT);
+    has("swiglu_limits is 7, expected a list of numbers");
+    assert_int_equal(parse_step3(", \"num_experts\": 16"), XP_E_FORMAT); /* no alias here */
+    has("num_experts");
+    assert_int_equal(parse_step3(", \"moe_num_experts\": 16, \"moe_top_k\": 4"), XP_OK);
+    /* Another family's list may not be a text. */
+    assert_int_equal(parse_with("{\"model_type\": \"llama4_text\", \"hidden_size\": 64, \"num_hidden_layers\": 2,"
+                                " \"num_local_experts\": 16, \"num_experts_per_tok\": 1, \"intermediate_size\": 48,"
+                                " \"intermediate_size_mlp\": 96, \"interleave_moe_layer_step\": 1,"
+                                " \"hidden_act\": \"silu\", \"rms_norm_eps\": 1e-05, \"vocab_size\": 1000}",
+                                "moe_layers", "\"1\""),
+                     XP_E_FORMAT);
+    has("moe_layers is \"1\", expected a list of layer numbers");
+}
+
+static void records_are_few_and_alike(void **state) {
+    (void)state;
+    xp_dialect d = *xp_dialect_find("hf-5.24/step3p7");
+    assert_int_equal(xp_model_of("n", &d, 10, 8, 8, 8, 2, 0, &model), XP_OK);
+    for (int i = 0; i < 10; i++) {
+        d.limit = 7 + i;
+        assert_int_equal(xp_model_set_dialect(&model, i, &d), i < XP_MAX_RECORDS ? XP_OK : XP_E_ARG);
+    }
+    has("layer 9 of n: its dialect record would be the 9th, expected at most 8");
+    d = model.dialect;
+    assert_int_equal(xp_model_set_dialect(&model, 3, &d), XP_OK); /* found, not added */
+    assert_int_equal(model.record[3], 0);
+    d.router_bias = 1;
+    assert_int_equal(xp_model_set_dialect(&model, 3, &d), XP_E_ARG);
+    has("router_bias: on in layer 3 of n, expected off as in its other MoE blocks");
+    assert_ptr_equal(xp_model_dialect(&model, 5), &model.other[4]);
+    assert_ptr_equal(xp_model_dialect(&model, 99), &model.dialect);
+}
+
 /* A word a layer, and what chooses a preset by a word. */
 static void words_choose(void **state) {
     (void)state;
@@ -859,6 +1053,47 @@ static void from_numbers(void **state) {
     has("S: -1");
 }
 
+/* ---- an expert's capacity ---- */
+
+/* What transformers 5.24 writes for its default configuration, with fewer layers. */
+static const char switch_base[] =
+    "{\"model_type\": \"switch_transformers\", \"architectures\": [\"SwitchTransformersForConditionalGeneration\"],"
+    " \"d_model\": 768, \"d_kv\": 64, \"d_ff\": 2048, \"expert_capacity\": 64, \"num_layers\": 8,"
+    " \"num_sparse_encoder_layers\": 2, \"encoder_sparse_step\": 4, \"num_decoder_layers\": 8,"
+    " \"num_sparse_decoder_layers\": 4, \"decoder_sparse_step\": 2, \"num_heads\": 12, \"num_experts\": 8,"
+    " \"router_bias\": false, \"router_jitter_noise\": 0.01, \"router_dtype\": \"float32\","
+    " \"router_ignore_padding_tokens\": false, \"layer_norm_epsilon\": 1e-06, \"router_z_loss_coef\": 0.001,"
+    " \"router_aux_loss_coef\": 0.001, \"dense_act_fn\": \"relu\", \"add_router_probs\": false,"
+    " \"vocab_size\": 32128, \"is_encoder_decoder\": true}";
+
+static void switch_transformers(void **state) {
+    (void)state;
+    assert_int_equal(parse_with(switch_base, "expert_capacity", "96"), XP_OK);
+    assert_string_equal(model.dialect.name, "hf-5.24/switch_transformers");
+    assert_true(model.H == 768 && model.F == 2048 && model.E == 8 && model.K == 1 && model.S == 0);
+    assert_int_equal(model.dialect.capacity, 96);
+    assert_true(model.dialect.aux_coef == 0.001 && model.dialect.z_coef == 0.001 && !model.dialect.router_bias);
+    for (int i = 0; i < 8; i++)
+        assert_int_equal(model.moe[i], i == 1 || i == 5); /* not 3 and 7, where (i + 1) % 4 is 0 */
+    assert_int_equal(parse_with(switch_base, "encoder_sparse_step", "1"), XP_OK);
+    assert_int_equal(xp_model_moe_layers(&model), 8);
+    assert_int_equal(parse_with(switch_base, "router_bias", "true"), XP_OK);
+    assert_int_equal(model.dialect.router_bias, 1);
+    assert_int_equal(parse_with(switch_base, "router_z_loss_coef", "0.5"), XP_OK);
+    assert_true(model.dialect.z_coef == 0.5);
+    static const struct {
+        const char *key, *value, *text;
+    } wrong[] = {
+        {"expert_capacity", "0", "expert_capacity is 0"},    {"expert_capacity", "2.5", "expert_capacity is 2.5"},
+        {"expert_capacity", NULL, "expert_capacity"},        {"router_dtype", "\"bfloat16\"", "router_dtype"},
+        {"dense_act_fn", "\"gated-gelu\"", "dense_act_fn"},  {"encoder_sparse_step", "0", "encoder_sparse_step is 0"},
+        {"num_experts_per_tok", "2", "num_experts_per_tok"}, {"capacity_factor", "1.25", "capacity_factor"}};
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        assert_int_equal(parse_with(switch_base, wrong[i].key, wrong[i].value), XP_E_FORMAT);
+        has(wrong[i].text);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(valid_file_gives_its_values),
@@ -871,6 +1106,11 @@ int main(void) {
         cmocka_unit_test(deepseek_v3),
         cmocka_unit_test(one_name_two_meanings),
         cmocka_unit_test(nested_fields),
+        cmocka_unit_test(beside_nested_fields),
+        cmocka_unit_test(layers_that_choose_by_a_table),
+        cmocka_unit_test(two_ways_to_say_hash),
+        cmocka_unit_test(limits_a_layer),
+        cmocka_unit_test(records_are_few_and_alike),
         cmocka_unit_test(words_choose),
         cmocka_unit_test(any_dialect),
         cmocka_unit_test(letters_and_numbers_a_layer),
@@ -889,6 +1129,7 @@ int main(void) {
         cmocka_unit_test(shrink),
         cmocka_unit_test(overrides),
         cmocka_unit_test(from_numbers),
+        cmocka_unit_test(switch_transformers),
     };
     unsetenv("EXPAR_MODELS");
     return cmocka_run_group_tests(tests, open_folder, close_folder);

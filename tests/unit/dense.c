@@ -1370,6 +1370,7 @@ static const struct {
               {"deepseek_v4", "limit=0.4"},
               {"minimax_m3_vl", "limit=0.5"},
               {"step3p7", "limit=0.25 shared_limit=off"},
+              {"step3p7", "limit=0.5 limit_shared=0.25"},
               {"longcat_flash", "null_experts=2"},
               {"longcat_flash", "null_experts=2 renorm=sum scale_at=output"},
               {"ernie4_5_moe", "renorm_eps=0.75"},

@@ -64,6 +64,39 @@ static void one_bit(void **state) {
     xp_parity_close(p);
 }
 
+/* NaN is NaN in every dtype, whatever its sign and payload; what stands beside it still counts. */
+static void nan_rows(void **state) {
+    static const struct {
+        xp_dtype d;
+        uint64_t one, other, infinity;
+    } of[] = {{XP_F64, UINT64_C(0x7ff8000000000000), UINT64_C(0xfff0000000000001), UINT64_C(0x7ff0000000000000)},
+              {XP_F32, 0x7fc00000, 0xff800001, 0x7f800000},
+              {XP_BF16, 0x7fc0, 0xff81, 0x7f80},
+              {XP_F16, 0x7e00, 0xfc01, 0x7c00}};
+    (void)state;
+    for (size_t k = 0; k < sizeof of / sizeof *of; k++) {
+        for (int change = 0; change < 3; change++) { /* another NaN; infinity for NaN; another number beside it */
+            enum { WIDE = 150 };
+            uint64_t words[WIDE] = {0};
+            const size_t bytes = xp_dtype_bytes(of[k].d, 1);
+            unsigned char *v = (unsigned char *)words;
+            xp_parity *p;
+            xp_parity_line l;
+            const xp_tensor t = xp_tensor_2d(v, of[k].d, 1, WIDE);
+            memcpy(v + 77 * bytes, &of[k].one, bytes);
+            assert_int_equal(xp_parity_open(&p), XP_OK);
+            assert_int_equal(xp_parity_rows(p, "y", 0, 0, 0, &t, 0, 1), XP_OK);
+            xp_parity_compare(p);
+            memcpy(v + 77 * bytes, change == 1 ? &of[k].infinity : &of[k].other, bytes);
+            v[149 * bytes] = change == 2;
+            assert_int_equal(xp_parity_rows(p, "y", 0, 0, 0, &t, 0, 1), XP_OK);
+            assert_int_equal(xp_parity_result(p, 0, &l), 1);
+            assert_int_equal(l.different, change > 0);
+            xp_parity_close(p);
+        }
+    }
+}
+
 /* Rows that only one side has are differences: missing ones, and ones that were never recorded. */
 static void one_sided(void **state) {
     (void)state;
@@ -253,15 +286,11 @@ static void values_sampled(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(same_bits),
-        cmocka_unit_test(one_bit),
-        cmocka_unit_test(one_sided),
-        cmocka_unit_test(deep_rows),
-        cmocka_unit_test(kept_apart),
-        cmocka_unit_test(out_of_range),
-        cmocka_unit_test(faults),
-        cmocka_unit_test(values_by_bound),
-        cmocka_unit_test(values_missing_or_misplaced),
+        cmocka_unit_test(same_bits),       cmocka_unit_test(one_bit),
+        cmocka_unit_test(nan_rows),        cmocka_unit_test(one_sided),
+        cmocka_unit_test(deep_rows),       cmocka_unit_test(kept_apart),
+        cmocka_unit_test(out_of_range),    cmocka_unit_test(faults),
+        cmocka_unit_test(values_by_bound), cmocka_unit_test(values_missing_or_misplaced),
         cmocka_unit_test(values_sampled),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

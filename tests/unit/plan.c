@@ -363,6 +363,35 @@ static void costs_by_hand(void **state) {
     xp_plan_close(&plan);
 }
 
+/* The same with 16 tokens: 2 slots an expert and rank when even. */
+static void capacities_by_hand(void **state) {
+    (void)state;
+    xp_step_options o = xp_step_defaults();
+    xp_plan_cost none, one, three;
+    o.tokens = 16;
+    must(xp_model_of("hand", xp_dialect_find("hf-5.24/qwen3_moe"), 1, 4, 3, 4, 2, 0, &model));
+    make("sim:dp=2,fsdp=2,ep=2,ep_fsdp=1", &o);
+    xp_plan_cost_of(&plan, 3, &none);
+    xp_plan_close(&plan);
+    model.dialect.capacity = 1;
+    make("sim:dp=2,fsdp=2,ep=2,ep_fsdp=1", &o);
+    xp_plan_cost_of(&plan, 3, &one);
+    xp_plan_close(&plan);
+    model.dialect.capacity = 3;
+    model.dialect.pad_to_capacity = 1;
+    make("sim:dp=2,fsdp=2,ep=2,ep_fsdp=1", &o);
+    xp_plan_cost_of(&plan, 3, &three);
+    xp_plan_close(&plan);
+    assert_true(none.expert_rows == 8 && none.expert_room == 16);
+    assert_true(none.sent[XP_EP] == 0.5 * (2 * (8 + 8) * 4 * 2 + 8 * 8));
+    assert_true(one.expert_rows == 4 && one.expert_room == 16); /* one of each of 2 ranks, for 2 experts */
+    assert_true(one.sent[XP_EP] == 0.5 * (2 * (4 + 4) * 4 * 2 + 8 * 4));
+    assert_true(one.bytes[XP_KIND_ACT] == none.bytes[XP_KIND_ACT] + 4 * 4 * 2); /* kept */
+    assert_true(three.expert_rows == 12 && three.expert_room == 28);            /* pads are computed, */
+    assert_true(three.sent[XP_EP] == none.sent[XP_EP]);                         /* and stay at home */
+    assert_true(three.bytes[XP_KIND_ACT] > one.bytes[XP_KIND_ACT]);
+}
+
 /* Block partials: in deterministic mode a rank brings one gradient for each of its 16-token blocks, but an expert that
  * lies on one rank only is folded there. */
 static void deterministic_mode_moves_block_partials(void **state) {
@@ -623,6 +652,50 @@ static void printed_plan_says_what_it_is(void **state) {
     xp_plan_close(&plan);
 }
 
+/* Three blocks choose by a table, two by their scores; the parameters are the same, the balance losses see two. */
+static void layers_have_records(void **state) {
+    (void)state;
+    xp_step_options o = xp_step_defaults();
+    xp_plan_cost some, all;
+    o.shrink = 64;
+    o.layers = 5;
+    o.tokens = 16;
+    o.act = XP_F32;
+    must(xp_model_open("deepseek-v4-flash", &model));
+    make("sim:fsdp=1", &o);
+    assert_int_equal(plan.balanced, 2);
+    for (int b = 0; b < 5; b++) {
+        assert_int_equal(xp_plan_dialect(&plan, b)->select_on, b < 3 ? XP_ON_TOKEN_TABLE : XP_ON_SCORE);
+        assert_int_equal(xp_plan_is_balanced(&plan, b), b >= 3);
+    }
+    xp_plan_cost_of(&plan, 0, &some);
+    if (!strstr(printed(),
+                "\n           layers 3-4: hf-5.24/deepseek_v4; select_on score, not token_table; select_bias on, "
+                "not off\n"))
+        fail_msg("no line of layers 3-4 in:\n%s", printed());
+    json_t *j, *list;
+    must(xp_plan_json(&plan, &j));
+    list = json_object_get(json_object_get(j, "model"), "other_dialects");
+    assert_int_equal(json_array_size(list), 1);
+    assert_string_equal(json_string_value(json_object_get(json_array_get(list, 0), "layers")), "3-4");
+    assert_string_equal(json_string_value(json_object_get(json_array_get(list, 0), "dialect")), "hf-5.24/deepseek_v4");
+    json_decref(j);
+    xp_plan_close(&plan);
+    for (int i = 0; i < 3; i++)
+        must(xp_model_set_dialect(&model, i, xp_model_dialect(&model, 4)));
+    make("sim:fsdp=1", &o);
+    assert_int_equal(plan.balanced, 5);
+    xp_plan_cost_of(&plan, 0, &all);
+    assert_true(all.total_bytes - some.total_bytes == 3 * 16.0 * 256 * 4); /* three layers' gradients of logits */
+    xp_plan_close(&plan);
+    model.other[0].topk_group = 0;
+    model.other[0].group_reduce = XP_GROUP_MAX;
+    const xp_mesh_spec s = mesh_of("sim:fsdp=1");
+    model.record[1] = 1;
+    assert_int_equal(xp_plan_make(&model, &s, &o, &plan), XP_E_ARG);
+    has("topk_group: 0, expected 1 to");
+}
+
 /* What is gathered and reduced in which dtype, and what that costs: 4 bytes for 2. */
 static void dtypes_by_parameter(void **state) {
     (void)state;
@@ -755,10 +828,12 @@ int main(void) {
         cmocka_unit_test(dense_layers_are_left_out),
         cmocka_unit_test(costs_add_up_on_every_mesh),
         cmocka_unit_test(costs_by_hand),
+        cmocka_unit_test(capacities_by_hand),
         cmocka_unit_test(deterministic_mode_moves_block_partials),
         cmocka_unit_test(foreach_needs_one_placement),
         cmocka_unit_test(mixed_placements_refuse_foreach),
         cmocka_unit_test(micro_batches_cost),
+        cmocka_unit_test(layers_have_records),
         cmocka_unit_test(dtypes_by_parameter),
         cmocka_unit_test(coefficients_come_from_the_model),
         cmocka_unit_test(options_are_refused_by_name),
