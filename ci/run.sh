@@ -31,7 +31,7 @@ build() { # PRESET [cmake arguments]
 ctest_run() {
     local preset=$1 start=$SECONDS
     shift
-    ctest --test-dir "build/$preset" --output-on-failure --no-tests=error "$@" >"$log/ctest" 2>&1
+    ctest --test-dir "build/$preset" -j 2 --output-on-failure --no-tests=error "$@" >"$log/ctest" 2>&1
     local ok bad skip
     ok=$(grep -c ' Passed ' "$log/ctest")
     bad=$(grep -cE '\*\*\*(Failed|Timeout|Exception|Not Run)' "$log/ctest")
