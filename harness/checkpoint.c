@@ -703,7 +703,7 @@ static xp_status read_router(reader *r, xp_tensor *part) {
     if (d->select_bias)
         XP_TRY(read_vector(r, n->select_bias, XP_PART_SELECT_BIAS, Z, n->select_row, &part[XP_PART_SELECT_BIAS]));
     if (d->expert_scale)
-        XP_TRY(read_vector(r, n->expert_scale, XP_PART_EXPERT_SCALE, r->m->E, 0, &part[XP_PART_EXPERT_SCALE]));
+        XP_TRY(read_vector(r, n->expert_scale, XP_PART_EXPERT_SCALE, Z, 0, &part[XP_PART_EXPERT_SCALE]));
     return d->select_on == XP_ON_TOKEN_TABLE ? read_table(r, &part[XP_PART_TABLE]) : XP_OK;
 }
 
@@ -941,7 +941,7 @@ xp_status xp_checkpoint_expect(const xp_model *m, int layer, xp_expected_fn fn, 
     if (d->select_on == XP_ON_TOKEN_TABLE)
         tell(&t, n->table, XP_PART_TABLE, 0, m->vocab, m->K, NULL);
     if (d->expert_scale)
-        tell(&t, n->expert_scale, XP_PART_EXPERT_SCALE, 0, m->E, 0, NULL);
+        tell(&t, n->expert_scale, XP_PART_EXPERT_SCALE, 0, Z, 0, NULL);
     tell_mlp(&t, &n->expert[0], XP_PART_UP, XP_PART_DOWN, m->E, m->F);
     if (d->expert_bias) {
         tell(&t, n->expert[0].up_bias, XP_PART_UP_BIAS, m->E, d->gated ? 2 * m->F : m->F, 0, NULL);

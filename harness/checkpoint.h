@@ -16,12 +16,12 @@ extern "C" {
 #endif
 
 typedef enum {
-    XP_PART_ROUTER = 0,  /* [Z,H], Z = E and the null experts */
-    XP_PART_ROUTER_BIAS, /* [Z] */
-    XP_PART_SELECT_BIAS, /* [Z] */
-    XP_PART_TABLE,       /* [vocabulary,K] i32 or i64, experts of a token id */
-    XP_PART_EXPERT_SCALE,
-    XP_PART_UP, /* [E,U,H]; U = 2F rows as the dialect's gate_layout says, F without a gate */
+    XP_PART_ROUTER = 0,   /* [Z,H], Z = E and the null experts */
+    XP_PART_ROUTER_BIAS,  /* [Z] */
+    XP_PART_SELECT_BIAS,  /* [Z] */
+    XP_PART_TABLE,        /* [vocabulary,K] i32 or i64, experts of a token id */
+    XP_PART_EXPERT_SCALE, /* [Z] */
+    XP_PART_UP,           /* [E,U,H]; U = 2F rows as the dialect's gate_layout says, F without a gate */
     XP_PART_UP_BIAS,
     XP_PART_DOWN, /* [E,H,F] */
     XP_PART_DOWN_BIAS,

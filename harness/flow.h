@@ -7,7 +7,7 @@
 
 /* Plan indices of one layer's parameters; -1 where the model has none. */
 typedef struct {
-    int norm, router, rbias, w1, b1, w2, b2, sw1, sw2, sgate;
+    int norm, router, rbias, scale, w1, b1, w2, b2, sw1, sw2, sgate;
 } layer_params;
 
 /* What a layer's forward leaves for its backward. */

@@ -58,7 +58,7 @@ static xp_status add(xp_flow *f, const char *site, const xp_tensor *a, const xp_
 
 static xp_status gather_layer(xp_flow *f, int y) {
     const layer_params *p = &f->lp[y];
-    const int all[] = {p->norm, p->router, p->rbias, p->w1, p->b1, p->w2, p->b2, p->sw1, p->sw2, p->sgate};
+    const int all[] = {p->norm, p->router, p->rbias, p->scale, p->w1, p->b1, p->w2, p->b2, p->sw1, p->sw2, p->sgate};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         if (all[i] >= 0)
             XP_TRY(params_gather(f, all[i]));
@@ -68,7 +68,7 @@ static xp_status gather_layer(xp_flow *f, int y) {
 
 static void release_layer(xp_flow *f, int y) {
     const layer_params *p = &f->lp[y];
-    const int all[] = {p->norm, p->router, p->rbias, p->w1, p->b1, p->w2, p->b2, p->sw1, p->sw2, p->sgate};
+    const int all[] = {p->norm, p->router, p->rbias, p->scale, p->w1, p->b1, p->w2, p->b2, p->sw1, p->sw2, p->sgate};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         if (all[i] >= 0)
             params_release(f, all[i]);
@@ -112,6 +112,8 @@ static xp_status forward_route(xp_flow *f, int y, layer_state *s) {
                            .table = s->table};
     if (s->table.data)
         route.token = f->token;
+    if (p->scale >= 0)
+        route.scale_e = vector(f, p->scale);
     return call(f, &xp_stage_route, "route", &route);
 }
 
@@ -356,6 +358,28 @@ static xp_status backward_experts(xp_flow *f, int y, const xp_tensor *dh, xp_ten
     return XP_OK;
 }
 
+static xp_status backward_scale(xp_flow *f, int y, const xp_tensor *dw) {
+    const layer_state *s = &f->ls[y];
+    const int64_t b = f->block ? f->blocks.dim[0] : 1, dim[4] = {b, 1, f->Z, 1};
+    xp_tensor dscale;
+    XP_TRY(flow_new2(f, XP_KIND_GRAD, f->grad, b, f->Z, &dscale));
+    xp_route_scale_bwd_args a = {.scores = s->scores,
+                                 .idx = s->idx,
+                                 .dw = *dw,
+                                 .dscale = dscale,
+                                 .dialect = dialect(f, y),
+                                 .logits = s->logits,
+                                 .token0 = f->token0,
+                                 .block = f->block};
+    if (dialect(f, y)->masked_weight)
+        a.bias = s->cbias;
+    XP_TRY(call(f, &xp_stage_route_scale_bwd, "route_scale_bwd", &a));
+    const xp_tensor view = xp_tensor_of(dscale.data, f->grad, 4, dim);
+    XP_TRY(params_scatter(f, f->lp[y].scale, 0, &view, &(flow_made){&xp_stage_route_scale_bwd, &a, "dscale"}));
+    flow_drop(f, &dscale);
+    return XP_OK;
+}
+
 static xp_status backward_route(xp_flow *f, int y, const xp_tensor *dw, xp_tensor *out) {
     const layer_params *p = &f->lp[y];
     layer_state *s = &f->ls[y];
@@ -371,7 +395,11 @@ static xp_status backward_route(xp_flow *f, int y, const xp_tensor *dw, xp_tenso
         route.bias = s->cbias;
     if (f->daux.data && xp_plan_is_balanced(f->plan, y))
         route.daux = xp_tensor_2d(xp_tensor_at(&f->daux, f->place[y], 0, 0, 0), f->wide, f->T, f->Z);
+    if (p->scale >= 0)
+        route.scale_e = vector(f, p->scale);
     XP_TRY(call(f, &xp_stage_route_bwd, "route_bwd", &route));
+    if (p->scale >= 0)
+        XP_TRY(backward_scale(f, y, dw));
     XP_TRY(act2(f, f->T, f->H, out));
     xp_router_bwd_args gate = {.dlogits = dlogits, .w = matrix(f, p->router), .dx = *out};
     XP_TRY(call(f, &xp_stage_router_bwd, "router_bwd", &gate));

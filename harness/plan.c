@@ -138,6 +138,7 @@ static xp_status add(xp_plan *p, xp_weight w, int block, int ndim, int64_t G, in
         [XP_W_NORM] = "post_attention_layernorm.weight",
         [XP_W_ROUTER] = "mlp.gate.weight",
         [XP_W_ROUTER_BIAS] = "mlp.gate.bias",
+        [XP_W_EXPERT_SCALE] = "mlp.gate.per_expert_scale",
         [XP_W_UP] = "mlp.experts.gate_up_proj",
         [XP_W_UP_BIAS] = "mlp.experts.gate_up_proj_bias",
         [XP_W_DOWN] = "mlp.experts.down_proj",
@@ -159,7 +160,7 @@ static xp_status add(xp_plan *p, xp_weight w, int block, int ndim, int64_t G, in
     q->gather = q->expert ? XP_EP_FSDP : XP_FSDP;
     q->reduce = q->expert ? XP_EDP : XP_WORLD;
     q->decay = ndim > 1;
-    q->mean = w == XP_W_NORM || w == XP_W_FINAL_NORM ? 1.0 : 0.0;
+    q->mean = w == XP_W_NORM || w == XP_W_FINAL_NORM || w == XP_W_EXPERT_SCALE ? 1.0 : 0.0;
     q->std = std;
     const int64_t size[3] = {G, R, N};
     for (int d = 0; d < ndim; d++)
@@ -187,6 +188,8 @@ static xp_status add_block(xp_plan *p, int b) {
     XP_TRY(add(p, XP_W_ROUTER, b, 2, 1, m->E + m->dialect.null_experts, m->H, by_h));
     if (m->dialect.router_bias)
         XP_TRY(add(p, XP_W_ROUTER_BIAS, b, 1, 1, m->E + m->dialect.null_experts, 1, BIAS_STD));
+    if (m->dialect.expert_scale)
+        XP_TRY(add(p, XP_W_EXPERT_SCALE, b, 1, 1, m->E + m->dialect.null_experts, 1, 0.125));
     XP_TRY(add(p, XP_W_UP, b, 3, m->E, maps * m->F, m->H, by_h));
     if (m->dialect.expert_bias)
         XP_TRY(add(p, XP_W_UP_BIAS, b, 2, m->E, maps * m->F, 1, BIAS_STD));
@@ -220,7 +223,7 @@ static void sort_names(xp_plan *p) {
 }
 
 static xp_status make_params(xp_plan *p) {
-    const size_t room = (size_t)p->blocks * 10 + 3;
+    const size_t room = (size_t)p->blocks * 11 + 3;
     p->param = calloc(room, sizeof *p->param);
     p->by_name = calloc(room, sizeof *p->by_name);
     if (!p->param || !p->by_name)
@@ -294,8 +297,6 @@ static xp_status fill(xp_plan *p) {
     XP_TRY(xp_dialect_check(&p->model.dialect, p->model.E, p->model.K));
     for (int n = 0; n < p->model.others; n++)
         XP_TRY(xp_dialect_check(&p->model.other[n], p->model.E, p->model.K));
-    if (p->model.dialect.expert_scale)
-        return XP_FAIL(XP_E_ARG, "expert_scale: on, but no parameter of the step is one");
     if (p->opt.act == XP_F64)
         p->opt.router = XP_F64;
     p->opt.shared = p->opt.shared != XP_NDTYPE ? p->opt.shared : p->opt.param;
@@ -413,6 +414,8 @@ xp_dtype xp_plan_param_dtype(const xp_plan *p, int param) {
     case XP_W_ROUTER:
     case XP_W_ROUTER_BIAS:
         return p->opt.gate;
+    case XP_W_EXPERT_SCALE:
+        return p->opt.act == XP_F64 ? XP_F64 : XP_F32;
     case XP_W_SHARED_UP:
     case XP_W_SHARED_DOWN:
     case XP_W_SHARED_GATE:

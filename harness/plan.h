@@ -41,7 +41,8 @@ typedef struct {
     xp_dtype reduce;   /* of the gradient reduction: f32 bf16 f16; f64 when grad is f64 */
     xp_dtype grad;     /* of unsharded weight gradients: f32 bf16 f16 f64 */
     xp_dtype router;   /* of the router's softmax: f32; f64 when act is f64 (set so by the plan) */
-    int deterministic; /* fold by global token block: the same bits on every mesh */
+    int deterministic; /* fold by global token block: the same bits on every mesh, unless full experts drop slots: each
+                          rank counts its own tokens */
     xp_optimizer optimizer;
     xp_optim_path path;
     double lr, beta1, beta2, eps, weight_decay; /* of AdamW; lr and weight_decay of SGD too */
@@ -65,19 +66,20 @@ xp_step_options xp_step_defaults(void);
 
 /* What a parameter is to the step. */
 typedef enum {
-    XP_W_EMBED = 0,   /* [V,H] */
-    XP_W_NORM,        /* [H] of a block */
-    XP_W_ROUTER,      /* [Z,H], Z = E and the null experts */
-    XP_W_ROUTER_BIAS, /* [Z] */
-    XP_W_UP,          /* [E,2F,H] rows as the dialect lays them out; [E,F,H] without a gate */
-    XP_W_UP_BIAS,     /* [E,2F] or [E,F] */
-    XP_W_DOWN,        /* [E,H,F] */
-    XP_W_DOWN_BIAS,   /* [E,H] */
-    XP_W_SHARED_UP,   /* [2S,H] */
-    XP_W_SHARED_DOWN, /* [H,S] */
-    XP_W_SHARED_GATE, /* [1,H] */
-    XP_W_FINAL_NORM,  /* [H] */
-    XP_W_HEAD,        /* [V,H] */
+    XP_W_EMBED = 0,    /* [V,H] */
+    XP_W_NORM,         /* [H] of a block */
+    XP_W_ROUTER,       /* [Z,H], Z = E and the null experts */
+    XP_W_ROUTER_BIAS,  /* [Z] */
+    XP_W_EXPERT_SCALE, /* [Z] factors of the experts' weights; f32 wherever it is used, f64 when act is f64 */
+    XP_W_UP,           /* [E,2F,H] rows as the dialect lays them out; [E,F,H] without a gate */
+    XP_W_UP_BIAS,      /* [E,2F] or [E,F] */
+    XP_W_DOWN,         /* [E,H,F] */
+    XP_W_DOWN_BIAS,    /* [E,H] */
+    XP_W_SHARED_UP,    /* [2S,H] */
+    XP_W_SHARED_DOWN,  /* [H,S] */
+    XP_W_SHARED_GATE,  /* [1,H] */
+    XP_W_FINAL_NORM,   /* [H] */
+    XP_W_HEAD,         /* [V,H] */
     XP_NWEIGHT
 } xp_weight;
 

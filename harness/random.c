@@ -137,7 +137,10 @@ static void draw_dialect(dice *d, xp_case *c) {
                {"dx_sum", {"wide", "act", "act", "wide"}},
                {"null_experts", {"0", "1", "3", "4"}},
                {"null_kind", {"identity", "skip", "identity", "skip"}},
-               {"logit_softcap", {"0", "2", "30", "5"}}};
+               {"logit_softcap", {"0", "2", "30", "5"}},
+               {"capacity", {"1", "2", "5", "64"}},
+               {"capacity_factor", {"0.25", "0.5", "1", "1.5"}}},
+      overflow = {"overflow", {"order", "priority", "slots", "slots"}};
     int n = 0;
     while (xp_dialects[n].name)
         n++;
@@ -159,6 +162,10 @@ static void draw_dialect(dice *d, xp_case *c) {
     if (roll(d, 2)) {
         const size_t i = roll(d, sizeof own / sizeof *own);
         set_param(c, own[i].field, own[i].value[roll(d, 4)]);
+        if (strncmp(own[i].field, "capacity", 8) == 0) {
+            set_param(c, overflow.field, overflow.value[roll(d, 4)]);
+            set_param(c, "pad_to_capacity", roll(d, 2) ? "on" : "off");
+        }
     }
 }
 

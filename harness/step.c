@@ -211,6 +211,7 @@ static xp_status find_params(xp_step *st) {
         f->lp[y] = (layer_params){.norm = xp_plan_find(f->plan, XP_W_NORM, y),
                                   .router = xp_plan_find(f->plan, XP_W_ROUTER, y),
                                   .rbias = xp_plan_find(f->plan, XP_W_ROUTER_BIAS, y),
+                                  .scale = xp_plan_find(f->plan, XP_W_EXPERT_SCALE, y),
                                   .b1 = xp_plan_find(f->plan, XP_W_UP_BIAS, y),
                                   .b2 = xp_plan_find(f->plan, XP_W_DOWN_BIAS, y),
                                   .w1 = xp_plan_find(f->plan, XP_W_UP, y),

@@ -37,6 +37,7 @@ extern const xp_kernel xp_ref_dispatch_bwd;
 extern const xp_kernel xp_ref_permute_bwd;
 extern const xp_kernel xp_ref_balance_bwd;
 extern const xp_kernel xp_ref_route_bwd;
+extern const xp_kernel xp_ref_route_scale_bwd;
 extern const xp_kernel xp_ref_router_bwd;
 extern const xp_kernel xp_ref_embed_bwd;
 extern const xp_kernel xp_ref_moe;

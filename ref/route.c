@@ -1,4 +1,5 @@
-/* Stages route and route_bwd: see xp/route.h for the meaning, and routing.h for the arithmetic of one token.
+/* Stages route, route_bwd and route_scale_bwd: see xp/route.h for the meaning, and routing.h for the arithmetic of one
+ * token.
  *
  * The choice and the weights read the scores as stored, so that a choice can be verified from the outputs alone. With
  * nothing but -inf, or a +inf, among a token's numbers IEEE makes the scores of a softmax NaN; a NaN logit still scores
@@ -42,6 +43,16 @@ static const xp_operand bwd_operands[] = {
     [BWD_SCALE_E] = XP_OPTIONAL(xp_route_bwd_args, scale_e, "Z", XP_IN, XP_DT_WIDE, XP_UNCOMPARED, "wide"),
 };
 
+enum { SCALE_DSCALE = 3, SCALE_LOGITS, SCALE_BIAS };
+static const xp_operand scale_operands[] = {
+    XP_OPERAND(xp_route_scale_bwd_args, scores, "T,Z", XP_IN, XP_DT_WIDE, XP_UNCOMPARED, "wide"),
+    XP_OPERAND(xp_route_scale_bwd_args, idx, "T,K", XP_IN, XP_BIT(XP_I32), XP_UNCOMPARED, ""),
+    XP_OPERAND(xp_route_scale_bwd_args, dw, "T,K", XP_IN, XP_DT_WIDE, XP_UNCOMPARED, "wide"),
+    [SCALE_DSCALE] = XP_OPERAND(xp_route_scale_bwd_args, dscale, "B,Z", XP_OUT, XP_DT_ACT, XP_BOUND, "grad"),
+    [SCALE_LOGITS] = XP_OPTIONAL(xp_route_scale_bwd_args, logits, "T,Z", XP_IN, XP_DT_ACT, XP_UNCOMPARED, "logits"),
+    [SCALE_BIAS] = XP_OPTIONAL(xp_route_scale_bwd_args, bias, "Z", XP_IN, XP_DT_BIAS, XP_UNCOMPARED, ""),
+};
+
 static const xp_param params[] = {
     {"dialect", NULL, "hf-5.24/qwen3_moe", XP_P_DIALECT, offsetof(xp_route_args, dialect)},
     {"replay", "off|on", "off", XP_P_WORD, offsetof(xp_route_args, replay)},
@@ -49,6 +60,12 @@ static const xp_param params[] = {
 
 static const xp_param bwd_params[] = {
     {"dialect", NULL, "hf-5.24/qwen3_moe", XP_P_DIALECT, offsetof(xp_route_bwd_args, dialect)},
+};
+
+static const xp_param scale_params[] = {
+    {"dialect", NULL, "hf-5.24/qwen3_moe", XP_P_DIALECT, offsetof(xp_route_scale_bwd_args, dialect)},
+    {"token0", NULL, "0", XP_P_I64, offsetof(xp_route_scale_bwd_args, token0)},
+    {"block", NULL, "0", XP_P_I64, offsetof(xp_route_scale_bwd_args, block)},
 };
 
 /* ---- check ---- */
@@ -69,6 +86,14 @@ static int bwd_wants(const void *args, int operand) {
     return operand == BWD_LOGITS    ? xp_ref_routing_wants_logits(d)
            : operand == BWD_SCALE_E ? d->expert_scale
                                     : operand == BWD_BIAS && d->masked_weight && d->select_bias;
+}
+
+static int scale_wants(const void *args, int operand) {
+    const xp_dialect *d = ((const xp_route_scale_bwd_args *)args)->dialect;
+    if (!d)
+        return 0;
+    return operand == SCALE_LOGITS ? xp_ref_routing_wants_logits(d) || d->score_dtype == XP_WIDE_ACT
+                                   : operand == SCALE_BIAS && d->masked_weight && d->select_bias;
 }
 
 /* Every optional operand that the record wants, and none of the others but those named by `free`. */
@@ -119,6 +144,21 @@ static xp_status bwd_check(const void *args, const xp_mesh *m) {
     return xp_ref_ids_check("route_bwd", "idx", &a->idx, 0, XP_REF_DIM(d, 'Z'), "E");
 }
 
+static xp_status scale_check(const void *args, const xp_mesh *m) {
+    (void)m;
+    const xp_route_scale_bwd_args *a = args;
+    xp_ref_dims d;
+    XP_TRY(xp_ref_check(&xp_stage_route_scale_bwd, args, &d));
+    XP_TRY(dialect_check("route_scale_bwd", a->dialect, &d));
+    XP_TRY(wanted_check(&xp_stage_route_scale_bwd, args, a->dialect, XP_BIT(SCALE_LOGITS) | XP_BIT(SCALE_BIAS)));
+    XP_TRY(xp_ref_blocks_check("route_scale_bwd", a->token0, a->block, XP_REF_DIM(d, 'T')));
+    const int64_t B = xp_ref_blocks(a->token0, a->block, XP_REF_DIM(d, 'T'));
+    if (XP_REF_DIM(d, 'B') != B)
+        return XP_FAIL(XP_E_ARG, "route_scale_bwd: dscale dim 0 is %lld, expected B = %lld blocks from token0 %lld",
+                       (long long)XP_REF_DIM(d, 'B'), (long long)B, (long long)a->token0);
+    return xp_ref_ids_check("route_scale_bwd", "idx", &a->idx, 0, XP_REF_DIM(d, 'Z'), "E");
+}
+
 /* ---- cost ---- */
 
 /* Softmax: subtract, exp, add, divide; one comparison a score, a sum and a division a slot. */
@@ -135,6 +175,13 @@ static void bwd_cost(const void *args, const xp_mesh *m, xp_cost *out) {
     const double T = (double)a->idx.dim[0], E = (double)a->scores.dim[1], K = (double)a->idx.dim[1];
     *out = (xp_cost){.flop = T * ((a->daux.data ? 3.0 : 2.0) * E + 8.0 * K),
                      .mem_bytes = xp_ref_bytes(&xp_stage_route_bwd, args)};
+}
+
+static void scale_cost(const void *args, const xp_mesh *m, xp_cost *out) {
+    (void)m;
+    const xp_route_scale_bwd_args *a = args;
+    *out = (xp_cost){.flop = 5.0 * (double)(a->idx.dim[0] * a->idx.dim[1]),
+                     .mem_bytes = xp_ref_bytes(&xp_stage_route_scale_bwd, args)};
 }
 
 /* ---- rows ---- */
@@ -175,6 +222,21 @@ static size_t bwd_plan(const xp_route_bwd_args *a, void *ws, xp_ref_routing *r, 
     r->scale_e = widened(&l, &a->scale_e, Z, ws != NULL);
     *out_dw = xp_ref_take(&l, (size_t)K * sizeof(double));
     *out_g = xp_ref_take(&l, (size_t)Z * sizeof(double));
+    return l.bytes;
+}
+
+static size_t scale_plan(const xp_route_scale_bwd_args *a, int bounds, void *ws, xp_ref_routing *r, double **out_dw,
+                         double **out_sum, double **out_err) {
+    const int64_t Z = a->scores.dim[1], K = a->idx.dim[1];
+    const xp_tensor *const all[] = {&a->scores, &a->dw};
+    xp_ref_layout l = {ws, 0};
+    xp_ref_routing_plan(&l, a->dialect, Z, K, a->logits.data ? a->logits.dtype : a->scores.dtype, xp_ref_op_of(all, 2),
+                        bounds, r);
+    r->bias = widened(&l, &a->bias, Z, ws != NULL);
+    r->scale_e = NULL; /* the weights before their factors */
+    *out_dw = xp_ref_take(&l, (size_t)K * sizeof(double));
+    *out_sum = xp_ref_take(&l, (size_t)Z * sizeof(double));
+    *out_err = bounds ? xp_ref_take(&l, (size_t)Z * sizeof(double)) : NULL;
     return l.bytes;
 }
 
@@ -298,6 +360,58 @@ static xp_status bwd_bound(const void *args, const xp_mesh *m, int operand, cons
     return XP_OK;
 }
 
+static size_t scale_bound_workspace(const void *args, const xp_mesh *m) {
+    (void)m;
+    xp_ref_routing r;
+    double *dw, *sum, *err;
+    return scale_plan(args, 1, NULL, &r, &dw, &sum, &err);
+}
+
+/* The weights of token t before their factors, from what the forward left. Its scores are operands: without error. */
+static void scale_load(const xp_route_scale_bwd_args *a, xp_ref_routing *r, int64_t t, double *dw) {
+    const xp_route_bwd_args b = {
+        .scores = a->scores, .dw = a->dw, .dialect = a->dialect, .logits = a->logits, .bias = a->bias};
+    bwd_load(&b, r, t, dw);
+    if (r->score_e)
+        memset(r->score_e, 0, (size_t)r->E * sizeof *r->score_e);
+    xp_ref_routing_weights(r, xp_tensor_at(&a->idx, t, 0, 0, 0));
+}
+
+/* A sum of at most n = tokens x K products: gamma(n + 2) of the sum of |dw| (|w'| + e), which is what a partial sum may
+ * reach, and |dw| e for the error e of a weight. */
+static xp_status scale_bound(const void *args, const xp_mesh *m, int operand, const xp_tensor *ref, void *ws,
+                             xp_tensor *tol) {
+    (void)m;
+    const xp_route_scale_bwd_args *a = args;
+    xp_ref_routing r;
+    double *dw, *gauge, *e;
+    if (operand != SCALE_DSCALE)
+        return XP_FAIL(XP_E_BUG, "route_scale_bwd: operand %d has no bound", operand);
+    scale_plan(a, 1, ws, &r, &dw, &gauge, &e);
+    const xp_ref_rule rule = xp_ref_rule_of(a->dscale.dtype, r.op);
+    for (int64_t b = 0; b < a->dscale.dim[0]; b++) {
+        int64_t lo, hi;
+        xp_ref_block_tokens(a->token0, a->block, a->scores.dim[0], b, &lo, &hi);
+        memset(gauge, 0, (size_t)r.E * sizeof *gauge);
+        memset(e, 0, (size_t)r.E * sizeof *e);
+        for (int64_t t = lo; t < hi; t++) {
+            const int32_t *idx = xp_tensor_at(&a->idx, t, 0, 0, 0);
+            scale_load(a, &r, t, dw);
+            for (int64_t k = 0; k < r.K; k++) {
+                gauge[idx[k]] += fabs(dw[k]) * (fabs(r.w[k].v) + r.w[k].e);
+                e[idx[k]] += fabs(dw[k]) * r.w[k].e + 2.0 * xp_ref_least(r.op);
+            }
+        }
+        const double g = xp_ref_both((hi - lo) * r.K + 2, r.op);
+        for (int64_t i = 0; i < r.E; i++) {
+            const double v = *(const double *)xp_tensor_at(ref, b, i, 0, 0);
+            const double err = gauge[i] <= xp_ref_largest(r.op) / 4 ? g * gauge[i] + e[i] : (double)INFINITY;
+            *(double *)xp_tensor_at(tol, b, i, 0, 0) = xp_ref_rule_out(&rule, (xp_ref_val){v, err});
+        }
+    }
+    return XP_OK;
+}
+
 /* ---- reference ---- */
 
 static size_t workspace(const void *args, const xp_mesh *m) {
@@ -349,6 +463,33 @@ static xp_status bwd_run(const xp_exec *x, const void *args) {
         for (int64_t e = 0; a->daux.data && e < r.E; e++)
             g[e] += xp_widen(xp_tensor_at(&a->daux, t, e, 0, 0), a->daux.dtype, 0);
         row_store(&a->dlogits, t, g);
+    }
+    return XP_OK;
+}
+
+static size_t scale_workspace(const void *args, const xp_mesh *m) {
+    (void)m;
+    xp_ref_routing r;
+    double *dw, *sum, *err;
+    return scale_plan(args, 0, NULL, &r, &dw, &sum, &err);
+}
+
+static xp_status scale_run(const xp_exec *x, const void *args) {
+    const xp_route_scale_bwd_args *a = args;
+    xp_ref_routing r;
+    double *dw, *sum, *err;
+    scale_plan(a, 0, x->ws, &r, &dw, &sum, &err);
+    for (int64_t b = 0; b < a->dscale.dim[0]; b++) {
+        int64_t lo, hi;
+        xp_ref_block_tokens(a->token0, a->block, a->scores.dim[0], b, &lo, &hi);
+        memset(sum, 0, (size_t)r.E * sizeof *sum);
+        for (int64_t t = lo; t < hi; t++) {
+            const int32_t *idx = xp_tensor_at(&a->idx, t, 0, 0, 0);
+            scale_load(a, &r, t, dw);
+            for (int64_t k = 0; k < r.K; k++)
+                sum[idx[k]] += dw[k] * r.w[k].v;
+        }
+        row_store(&a->dscale, b, sum);
     }
     return XP_OK;
 }
@@ -451,6 +592,19 @@ static xp_status bwd_fill(void *args, const xp_mesh *m, const char *data, uint64
         }
     }
     return XP_OK;
+}
+
+static xp_status scale_fill(void *args, const xp_mesh *m, const char *data, uint64_t seed) {
+    const xp_route_scale_bwd_args *a = args;
+    const xp_tensor dlogits = {.dtype = a->logits.data ? a->logits.dtype : a->dscale.dtype};
+    xp_route_bwd_args b = {.scores = a->scores,
+                           .idx = a->idx,
+                           .dw = a->dw,
+                           .dlogits = dlogits,
+                           .dialect = a->dialect,
+                           .logits = a->logits,
+                           .bias = a->bias};
+    return bwd_fill(&b, m, data, seed);
 }
 
 static int64_t extent(const void *args) {
@@ -602,6 +756,23 @@ const xp_stage xp_stage_route_bwd = {
     .wants = bwd_wants,
 };
 
+const xp_stage xp_stage_route_scale_bwd = {
+    .name = "route_scale_bwd",
+    .meaning = "gradient of the factors of the experts' weights, for each block of tokens",
+    .axis = XP_LOCAL,
+    .args_size = sizeof(xp_route_scale_bwd_args),
+    .operand = scale_operands,
+    .operands = sizeof scale_operands / sizeof *scale_operands,
+    .param = scale_params,
+    .params = sizeof scale_params / sizeof *scale_params,
+    .check = scale_check,
+    .cost = scale_cost,
+    .bound = scale_bound,
+    .bound_workspace = scale_bound_workspace,
+    .fill = scale_fill,
+    .wants = scale_wants,
+};
+
 const xp_kernel xp_ref_route = {
     .stage = &xp_stage_route,
     .name = "ref",
@@ -616,4 +787,12 @@ const xp_kernel xp_ref_route_bwd = {
     .det = XP_DET_RUN | XP_DET_MESH,
     .workspace = bwd_workspace,
     .run = bwd_run,
+};
+
+const xp_kernel xp_ref_route_scale_bwd = {
+    .stage = &xp_stage_route_scale_bwd,
+    .name = "ref",
+    .det = XP_DET_RUN,
+    .workspace = scale_workspace,
+    .run = scale_run,
 };

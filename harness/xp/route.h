@@ -1,4 +1,4 @@
-/* Stages route and route_bwd: choose K experts a token and weigh them, as the dialect record says.
+/* Stages route, route_bwd and route_scale_bwd: choose K experts a token and weigh them, as the dialect record says.
  *
  * l = logits, scaled and soft-capped where the record says so. q = rounding to the logits' dtype with score_dtype act,
  * no rounding else (f32 arithmetic is inside the bounds).
@@ -54,6 +54,20 @@ typedef struct {
     xp_tensor scale_e; /* in  [Z] f32|f64; absent unless expert_scale */
 } xp_route_bwd_args;
 extern const xp_stage xp_stage_route_bwd;
+
+/* dscale[b][e] = sum over the block's tokens and the slots that chose e of dw w', with w' the weight as it was before
+ * scale_e multiplied it: what autograd gives the factors. A record without factors has them at 1. */
+typedef struct {
+    xp_tensor scores; /* in  [T,Z] f32|f64, from the forward */
+    xp_tensor idx;    /* in  [T,K] i32 */
+    xp_tensor dw;     /* in  [T,K] f32|f64 */
+    xp_tensor dscale; /* out [B,Z] grad */
+    const xp_dialect *dialect;
+    xp_tensor logits;      /* in  [T,Z] logits; absent where route_bwd needs none and score_dtype is f32 */
+    xp_tensor bias;        /* in  [Z] as in route_bwd */
+    int64_t token0, block; /* as in embed.h */
+} xp_route_scale_bwd_args;
+extern const xp_stage xp_stage_route_scale_bwd;
 
 #ifdef __cplusplus
 }

@@ -14,6 +14,7 @@ static const xp_kernel *const rows[] = {
     &xp_dense_router_bwd,
     &xp_dense_route,
     &xp_dense_route_bwd,
+    &xp_dense_route_scale_bwd,
     &xp_dense_balance,
     &xp_dense_balance_bwd,
     &xp_dense_capacity,

@@ -44,6 +44,7 @@ extern const xp_kernel xp_dense_router;
 extern const xp_kernel xp_dense_router_bwd;
 extern const xp_kernel xp_dense_route;
 extern const xp_kernel xp_dense_route_bwd;
+extern const xp_kernel xp_dense_route_scale_bwd;
 extern const xp_kernel xp_dense_balance;
 extern const xp_kernel xp_dense_balance_bwd;
 extern const xp_kernel xp_dense_capacity;

@@ -1,5 +1,6 @@
-/* Second formulation of stages route and route_bwd: an expert's place is the number of experts that beat it; the
- * gradient goes through whole Jacobian matrices, slots x slots for the division and slots x experts for the scores. */
+/* Second formulation of stages route, route_bwd and route_scale_bwd: an expert's place is the number of experts that
+ * beat it; the gradient goes through whole Jacobian matrices, slots x slots for the division and slots x experts for
+ * the scores. */
 #include <math.h>
 #include <string.h>
 
@@ -112,7 +113,8 @@ static void first_weights(const xp_route_args *a, int64_t t, const token *r) {
     }
 }
 
-static void weigh(const xp_route_args *a, int64_t t, const token *r) {
+/* Weights before the factors of their experts. */
+static void divided_weights(const xp_route_args *a, int64_t t, const token *r) {
     const xp_dialect *d = a->dialect;
     const int64_t k_n = a->idx.dim[1];
     first_weights(a, t, r);
@@ -124,9 +126,14 @@ static void weigh(const xp_route_args *a, int64_t t, const token *r) {
             put_step(r, k, r->w[k] / xp_dense_divisor(d, r->q, sum));
         if (d->scale_at == XP_SCALE_WEIGHT && d->scale != 1)
             put_step(r, k, r->w[k] * d->scale);
-        if (d->expert_scale)
-            put_step(r, k, r->w[k] * scale_of(&a->scale_e, chosen(&a->idx, t, k)));
     }
+}
+
+static void weigh(const xp_route_args *a, int64_t t, const token *r) {
+    const int64_t k_n = a->idx.dim[1];
+    divided_weights(a, t, r);
+    for (int64_t k = 0; k < k_n && a->dialect->expert_scale; k++)
+        put_step(r, k, r->w[k] * scale_of(&a->scale_e, chosen(&a->idx, t, k)));
     xp_dense_write(&a->w, xp_dense_at(&a->w, t, 0, 0, 0), k_n, a->w.dtype == XP_F64 ? r->exact_w : r->w);
 }
 
@@ -274,6 +281,60 @@ static xp_status bwd_run(const xp_exec *x, const void *args) {
     return XP_OK;
 }
 
+/* ---- gradient of the factors ---- */
+
+static const char *scale_why_not(const void *args, const xp_mesh *m) {
+    (void)m;
+    const xp_route_scale_bwd_args *a = args;
+    const xp_dialect *d = a->dialect;
+    const char *why = xp_dense_route_why_not(d);
+    if (why || a->logits.data)
+        return why;
+    return d->score == XP_SCORE_SPARSEMIXER || d->score == XP_SCORE_SOFTMAX_TOPK || d->score_dtype == XP_WIDE_ACT ||
+                   (d->masked_weight && d->group_reduce != XP_GROUP_NONE && d->select_on == XP_ON_LOGIT)
+               ? "not without the logits"
+               : NULL;
+}
+
+static size_t scale_workspace(const void *args, const xp_mesh *m) {
+    (void)m;
+    const xp_route_scale_bwd_args *a = args;
+    return token_ws(a->scores.dim[1], a->idx.dim[1]) + xp_dense_room(a->scores.dim[1], sizeof(double)) +
+           xp_dense_room(a->idx.dim[1], sizeof(double));
+}
+
+/* Expert by expert: the tokens of the block that chose it. */
+static xp_status scale_run(const xp_exec *x, const void *args) {
+    const xp_route_scale_bwd_args *a = args;
+    const xp_dialect *d = a->dialect;
+    const int64_t z_n = a->scores.dim[1], k_n = a->idx.dim[1];
+    const xp_route_args forward = {.logits = a->scores, .idx = a->idx, .dialect = d};
+    char *ws = x->ws;
+    double *sum = xp_dense_carve(&ws, z_n, sizeof *sum), *dw = xp_dense_carve(&ws, k_n, sizeof *dw);
+    token r = token_carve(z_n, k_n, ws);
+    r.q = a->logits.data ? xp_dense_step(d, a->logits.dtype) : XP_F64;
+    for (int64_t b = 0; b < a->dscale.dim[0]; b++) {
+        memset(sum, 0, (size_t)z_n * sizeof *sum);
+        for (int64_t t = 0; t < a->scores.dim[0]; t++) {
+            if (xp_dense_slot(a->token0, t, a->block) != b)
+                continue;
+            memset(r.l, 0, (size_t)z_n * sizeof *r.l);
+            if (a->logits.data)
+                xp_dense_read(&a->logits, xp_dense_at(&a->logits, t, 0, 0, 0), z_n, r.l);
+            xp_dense_logits(d, z_n, r.l);
+            xp_dense_read(&a->scores, xp_dense_at(&a->scores, t, 0, 0, 0), z_n, r.s);
+            memcpy(r.exact_s, r.s, (size_t)z_n * sizeof *r.s);
+            xp_dense_keys(d, r.l, r.s, &a->bias, z_n, r.p, r.key, r.kept);
+            divided_weights(&forward, t, &r);
+            xp_dense_read(&a->dw, xp_dense_at(&a->dw, t, 0, 0, 0), k_n, dw);
+            for (int64_t k = 0; k < k_n; k++)
+                sum[chosen(&a->idx, t, k)] += r.w[k] * dw[k];
+        }
+        xp_dense_write(&a->dscale, xp_dense_at(&a->dscale, b, 0, 0, 0), z_n, sum);
+    }
+    return XP_OK;
+}
+
 const xp_kernel xp_dense_route = {
     .stage = &xp_stage_route,
     .name = "dense",
@@ -289,4 +350,12 @@ const xp_kernel xp_dense_route_bwd = {
     .why_not = bwd_why_not,
     .workspace = bwd_workspace,
     .run = bwd_run,
+};
+const xp_kernel xp_dense_route_scale_bwd = {
+    .stage = &xp_stage_route_scale_bwd,
+    .name = "dense",
+    .det = XP_DET_RUN,
+    .why_not = scale_why_not,
+    .workspace = scale_workspace,
+    .run = scale_run,
 };

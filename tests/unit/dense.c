@@ -585,6 +585,18 @@ static void test_route_bwd_dialects(void **state) {
                                      .dialect = &d};
         dense_ok(&xp_dense_route_bwd, &b);
         check_gradient(route_loss, ctx, l, 24, dl, "dlogits");
+        if (d.expert_scale) {
+            double ds[8];
+            const xp_route_scale_bwd_args by = {.scores = D2(s, 3),
+                                                .idx = a.idx,
+                                                .dw = b.dw,
+                                                .dscale = D2(ds, 1),
+                                                .dialect = &d,
+                                                .logits = a.logits,
+                                                .bias = a.bias};
+            dense_ok(&xp_dense_route_scale_bwd, &by);
+            check_gradient(route_loss, ctx, scale, 8, ds, "dscale");
+        }
         double size = 0;
         for (int j = 0; j < 24; j++)
             size += fabs(dl[j]);

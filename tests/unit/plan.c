@@ -652,6 +652,31 @@ static void printed_plan_says_what_it_is(void **state) {
     xp_plan_close(&plan);
 }
 
+/* A factor of each expert's weights is a vector beside the router, in f32 and without decay. */
+static void factors_of_experts(void **state) {
+    (void)state;
+    xp_step_options o = xp_step_defaults();
+    xp_dialect d = *xp_dialect_find("hf-5.24/mixtral");
+    d.expert_scale = 1;
+    d.null_experts = 2;
+    d.null_kind = XP_NULL_SKIP;
+    must(xp_model_of("factors", &d, 2, 4, 3, 6, 2, 0, &model));
+    make("sim:fsdp=3,ep=3", &o);
+    const int i = xp_plan_find(&plan, XP_W_EXPERT_SCALE, 1);
+    assert_true(i > xp_plan_find(&plan, XP_W_ROUTER, 1) && i < xp_plan_find(&plan, XP_W_UP, 1));
+    const xp_plan_param *p = &plan.param[i];
+    assert_string_equal(p->name, "model.layers.1.mlp.gate.per_expert_scale");
+    assert_true(p->G == 1 && p->R == 8 && p->N == 1 && p->ndim == 1 && p->shape[0] == 8);
+    assert_true(!p->expert && !p->decay && p->mean == 1.0 && p->reduce == XP_WORLD);
+    assert_int_equal(xp_plan_param_dtype(&plan, i), XP_F32);
+    xp_plan_close(&plan);
+    o.act = o.grad = o.reduce = XP_F64;
+    make("sim:fsdp=3,ep=3", &o);
+    assert_int_equal(xp_plan_param_dtype(&plan, i), XP_F64);
+    xp_plan_close(&plan);
+    assert_int_equal(xp_plan_find(&plan, XP_W_EXPERT_SCALE, 0), -1);
+}
+
 /* Three blocks choose by a table, two by their scores; the parameters are the same, the balance losses see two. */
 static void layers_have_records(void **state) {
     (void)state;
@@ -833,6 +858,7 @@ int main(void) {
         cmocka_unit_test(foreach_needs_one_placement),
         cmocka_unit_test(mixed_placements_refuse_foreach),
         cmocka_unit_test(micro_batches_cost),
+        cmocka_unit_test(factors_of_experts),
         cmocka_unit_test(layers_have_records),
         cmocka_unit_test(dtypes_by_parameter),
         cmocka_unit_test(coefficients_come_from_the_model),

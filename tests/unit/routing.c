@@ -1,6 +1,6 @@
-/* Stages route, route_bwd, balance and balance_bwd of the reference: results worked out by hand, the order of choice,
- * finite differences in f64, blocks over ranks, and what check() refuses. The judge's comparison with the second
- * formulation lies elsewhere. */
+/* Stages route, route_bwd, route_scale_bwd, balance and balance_bwd of the reference: results worked out by hand, the
+ * order of choice, finite differences in f64, blocks over ranks, and what check() refuses. The judge's comparison with
+ * the second formulation lies elsewhere. */
 #include "ref.h"
 #include "unit/slope.h"
 #include "xp/balance.h"
@@ -194,6 +194,74 @@ static void route_slopes(void **state) {
         assert_int_equal(run_kernel(&xp_ref_route_bwd, &m, &b), XP_OK);
         for (int64_t n = 0; n < T * E; n++)
             assert_true(*slope_at(&b.dlogits, n) == *slope_at(&alone, n) + *slope_at(&daux, n));
+        done();
+    }
+}
+
+/* <dw, w> is linear in the experts' factors, and its slope is theirs: of every score, divided and not, masked and not;
+ * in blocks of three tokens as in one. */
+static void factors_slopes(void **state) {
+    enum { T = 7, E = 8, K = 2, B = 3 };
+    static const char *const preset[] = {"mixtral",  "qwen3_moe-raw", "gpt_oss",  "deepseek_v4",       "phimoe",
+                                         "mistral4", "llama4",        "lfm2_moe", "deepseek_v2-groups"};
+    const xp_mesh m = lone_mesh(1);
+    (void)state;
+    for (size_t i = 0; i < sizeof preset / sizeof *preset; i++) {
+        char name[40];
+        snprintf(name, sizeof name, "hf-5.24/%s", preset[i]);
+        xp_route_args a = route_make(XP_F64, XP_F64, XP_F64, T, E, K, name);
+        xp_dialect d = *a.dialect;
+        a.dialect = &d;
+        d.expert_scale = 1;
+        d.n_group = d.group_reduce == XP_GROUP_NONE ? 1 : 4;
+        d.topk_group = d.group_reduce == XP_GROUP_NONE ? 1 : 2;
+        a.scale_e = vector(XP_F64, E);
+        if (d.select_bias)
+            a.bias = vector(XP_F64, E);
+        const xp_tensor dw = matrix(XP_F64, T, K);
+        for (int64_t n = 0; n < T * E; n++)
+            *slope_at(&a.logits, n) = real(31, i, (uint64_t)n);
+        for (int64_t n = 0; n < T * K; n++)
+            *slope_at(&dw, n) = real(32, i, (uint64_t)n);
+        for (int64_t e = 0; e < E; e++) {
+            *slope_at(&a.scale_e, e) = real(33, i, (uint64_t)e);
+            if (d.select_bias)
+                *slope_at(&a.bias, e) = 0.0;
+        }
+        route_run(&a);
+        a.replay = 1;
+        xp_route_scale_bwd_args b = {.scores = a.scores,
+                                     .idx = a.idx,
+                                     .dw = dw,
+                                     .dscale = matrix(XP_F64, 1, E),
+                                     .dialect = &d,
+                                     .logits = a.logits};
+        if (d.masked_weight)
+            b.bias = a.bias;
+        assert_int_equal(run_kernel(&xp_ref_route_scale_bwd, &m, &b), XP_OK);
+        const xp_tensor whole = xp_tensor_1d(b.dscale.data, XP_F64, E);
+        route_objective o = {&a, &dw, slope_exec(&xp_ref_route, &m, &a), take(xp_stage_route.bound_workspace(&a, &m)),
+                             matrix(XP_F64, T, K)};
+        for (uint64_t seed = 0; seed < 3; seed++)
+            slope_expect("scale_e", &a.scale_e, &whole, seed, route_value, &o);
+        assert_int_equal(run_kernel(&xp_ref_route, &m, &a), XP_OK); /* with the factors as they were */
+        b.token0 = 5;                                               /* tokens 5, 6-8, 9-11 of the batch */
+        b.block = 3;
+        b.dscale = matrix(XP_F64, B, E);
+        assert_int_equal(run_kernel(&xp_ref_route_scale_bwd, &m, &b), XP_OK);
+        for (int64_t e = 0; e < E; e++) {
+            double hand[B] = {0.0};
+            for (int64_t t = 0; t < T; t++) {
+                for (int64_t k = 0; k < K; k++)
+                    hand[(t + 2) / 3] +=
+                        get_i32(&a.idx, t, k) == e
+                            ? *slope_at(&dw, t * K + k) * *slope_at(&a.w, t * K + k) / *slope_at(&a.scale_e, e)
+                            : 0.0;
+            }
+            for (int64_t s = 0; s < B; s++)
+                expect_near("a block", *slope_at(&b.dscale, s * E + e), hand[s], 0x1p-48);
+            expect_near("blocks", hand[0] + hand[1] + hand[2], *slope_at(&whole, e), 0x1p-48);
+        }
         done();
     }
 }
@@ -435,6 +503,38 @@ static void route_bwd_refusals(void **state) {
     done();
 }
 
+#define FACTORS(name, ...) SPOIL(name, xp_route_scale_bwd_args, __VA_ARGS__)
+FACTORS(factors_none, a->dialect = NULL)
+FACTORS(factors_idx, set(&a->idx, 0, 1, 5.0))
+FACTORS(factors_blocks, a->block = 1)
+FACTORS(factors_token0, a->token0 = -1)
+FACTORS(factors_width, a->dscale.dim[1] = 4)
+FACTORS(factors_bias, other = *a->dialect; other.score_dtype = XP_WIDE_ACT; a->dialect = &other)
+
+static void factors_refusals(void **state) {
+    static const refusal table[] = {
+        {factors_none, "route_scale_bwd: dialect is absent"},
+        {factors_blocks, "route_scale_bwd: dscale dim 0 is 1, expected B = 2 blocks from token0 0"},
+        {factors_token0, "route_scale_bwd: token0 is -1"},
+        {factors_width, "route_scale_bwd: dscale dim 1 is 4, expected Z = 5"},
+        {factors_bias, "route_scale_bwd: logits is absent, expected it"},
+        {factors_idx, "route_scale_bwd: idx element 1 is 5, expected 0 to 4"},
+    };
+    static xp_dialect on;
+    const xp_mesh m = lone_mesh(1);
+    (void)state;
+    on = *xp_dialect_find("hf-5.24/qwen3_moe");
+    on.expert_scale = 1;
+    const xp_route_scale_bwd_args a = {.scores = matrix(XP_F32, 2, 5),
+                                       .idx = ints(2, 2),
+                                       .dw = matrix(XP_F32, 2, 2),
+                                       .dscale = matrix(XP_F32, 1, 5),
+                                       .dialect = &on};
+    memset(a.idx.data, 0, 4 * sizeof(int32_t));
+    REFUSE(xp_stage_route_scale_bwd, m, a, table);
+    done();
+}
+
 #define BALANCE(name, ...) SPOIL(name, xp_balance_args, __VA_ARGS__)
 BALANCE(balance_slots, a->idx.dim[2] = 7)
 BALANCE(balance_layers, a->idx.dim[0] = 1)
@@ -503,6 +603,7 @@ int main(void) {
         cmocka_unit_test(replayed_choice),  cmocka_unit_test(properties_see_errors),
         cmocka_unit_test(route_slopes),     cmocka_unit_test(balance_by_hand),
         cmocka_unit_test(balance_slopes),   cmocka_unit_test(blocks_over_ranks),
+        cmocka_unit_test(factors_slopes),   cmocka_unit_test(factors_refusals),
         cmocka_unit_test(route_refusals),   cmocka_unit_test(route_bwd_refusals),
         cmocka_unit_test(balance_refusals), cmocka_unit_test(balance_bwd_refusals),
     };
