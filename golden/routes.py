@@ -26,7 +26,7 @@ def add_router(out, family: Family, dtype: torch.dtype, exact: bool):
     wide = torch.float32 if family.logits32 else dtype
     prompt = {"x": x, "w": w.float() if family.logits32 else w}
     if family.router_bias:
-        prompt["bias"] = attribute(block, family.gate).bias
+        prompt["bias"] = attribute(block, family.gate).bias.detach().to(prompt["w"].dtype)
     group = f"router-{family.name}"
     out.add(group, source(family), f"{family.preset}, {'exact' if exact else 'real'} data",
             f"router act={LETTER[dtype]} router={LETTER[prompt['w'].dtype]} logits={LETTER[wide]}", prompt,

@@ -78,8 +78,7 @@ static void take_letters(binding *b) {
     *slot(b->full, 'B') = *slot(b->local, 'B');
 }
 
-/* ---- shapes --------------------------------------------------------------------------------------------------------
- */
+/* ---- shapes ---- */
 
 /* One dimension, "2*F", "E+1", "R0" (the whole of R): its local size, logical size and start. */
 static xp_status parse_dim(binding *b, const char **text, int64_t *out_local, int64_t *out_full, int64_t *out_base) {
@@ -131,8 +130,7 @@ static xp_status parse_shape(binding *b, const char *shape, int *out_ndim, int64
     return XP_OK;
 }
 
-/* ---- dtypes --------------------------------------------------------------------------------------------------------
- */
+/* ---- dtypes ---- */
 
 static int has_dialect(const xp_stage *s) {
     for (int i = 0; i < s->params; i++) {
@@ -229,8 +227,7 @@ static xp_status bind_operand(binding *b, const xp_operand *o) {
     return xp_fill_tensor(t, b->c->data, b->c->seed, name, base, full, 1.0);
 }
 
-/* ---- scalars -------------------------------------------------------------------------------------------------------
- */
+/* ---- scalars ---- */
 
 static xp_status bind_word(const xp_param *p, const char *text, int *out) {
     int word = 0;
@@ -386,8 +383,7 @@ out:
     return st;
 }
 
-/* ---- given operands ------------------------------------------------------------------------------------------------
- */
+/* ---- given operands ---- */
 
 /* Sizes of letters that stand alone in a dimension of a given operand. */
 static xp_status take_given_letters(binding *b, const xp_operand *o, const xp_tensor *t) {

@@ -1,6 +1,6 @@
 /* Case lines: parsing, the product of lists, printing back, and the files they come from.
  *
- * One table says what every key is; nothing is defaulted for a value that was given and not understood. */
+ * Nothing is defaulted for a value that was given and not understood. What keys mean: case_keys.c. */
 #include "case.h"
 
 #include <ctype.h>
@@ -27,8 +27,7 @@ const char *xp_group_name(xp_group g) {
 static const char *const order_names[] = {"slot_token", "token"};
 static const char *const divide_names[] = {"once", "world"};
 
-/* ---- values --------------------------------------------------------------------------------------------------------
- */
+/* ---- values ---- */
 
 static xp_status parse_int(const char *key, const char *text, int64_t lo, int64_t hi, int64_t *out) {
     char *end = NULL;
@@ -125,10 +124,10 @@ static int is_dtype_key(const xp_case *c, const char *key) {
 }
 
 int xp_case_takes(const xp_case *c, char letter) {
-    if (!letter || !strchr("TEKHFSVNGRQY", letter))
+    if (!letter || !strchr("TEKHFSDVNGRQY", letter))
         return 0;
     if (!is_generated(c))
-        return strchr("TEKHFS", letter) != NULL;
+        return strchr("TEKHFSD", letter) != NULL;
     /* What a dialect's own letter stands for: ids of experts, rows of the first matrices. */
     const char from = letter == 'E' ? 'Z' : letter == 'F' ? 'U' : letter == 'S' ? 'X' : letter;
     for (int i = 0; i < c->stage->operands; i++) {
@@ -304,8 +303,8 @@ static xp_status set_key(xp_case *c, const char *key, const char *value) {
 }
 
 void xp_case_defaults(xp_case_kind kind, const xp_stage *stage, xp_case *out) {
-    static const char letters[] = "TEKHFSVNGRQY";
-    static const int64_t size[] = {24, 8, 2, 16, 12, 0, 32, 100, 1, 8, 3, 1};
+    static const char letters[] = "TEKHFSDVNGRQY";
+    static const int64_t size[] = {24, 8, 2, 16, 12, 0, 0, 32, 100, 1, 8, 3, 1};
     memset(out, 0, sizeof *out);
     out->kind = kind;
     out->stage = stage;
@@ -324,8 +323,7 @@ void xp_case_defaults(xp_case_kind kind, const xp_stage *stage, xp_case *out) {
     (void)xp_mesh_spec_parse("sim:fsdp=1", &out->mesh);
 }
 
-/* ---- lines and their product ---------------------------------------------------------------------------------------
- */
+/* ---- lines and their product ---- */
 
 typedef struct {
     char key[24];
@@ -580,8 +578,7 @@ out:
     return st;
 }
 
-/* ---- printing ------------------------------------------------------------------------------------------------------
- */
+/* ---- printing ---- */
 
 static void put(char *buf, size_t bytes, const char *key, const char *value) {
     const size_t n = strlen(buf);
@@ -642,8 +639,7 @@ void xp_case_print(const xp_case *c, char *buf, size_t bytes) {
     put(buf, bytes, "seed", seed);
 }
 
-/* ---- refusing what cannot run --------------------------------------------------------------------------------------
- */
+/* ---- refusing what cannot run ---- */
 
 xp_status xp_case_check(const xp_case *c) {
     const int64_t E = c->dim['E' - 'A'], K = c->dim['K' - 'A'];
@@ -656,6 +652,9 @@ xp_status xp_case_check(const xp_case *c) {
                        (long long)E);
     if (routed && !c->model[0] && (E < 1 || E % c->mesh.ep != 0))
         return XP_FAIL(XP_E_ARG, "E: %lld experts cannot be split over ep %d", (long long)E, c->mesh.ep);
+    if (c->model[0] && c->dim_set['D' - 'A'])
+        return XP_FAIL(XP_E_ARG, "D: %lld, expected none beside model=%s, which has its own latent width",
+                       (long long)c->dim['D' - 'A'], c->model);
     /* A line for a vector set has no sizes: they are the tensors'. */
     const int sized = c->kind != XP_CASE_STAGE || c->dim_set['E' - 'A'] || c->dim_set['K' - 'A'];
     if (sized && ((routed && !c->model[0]) || (chooses && stage_param(c, "dialect") >= 0))) {
@@ -668,8 +667,7 @@ xp_status xp_case_check(const xp_case *c) {
     return XP_OK;
 }
 
-/* ---- files ---------------------------------------------------------------------------------------------------------
- */
+/* ---- files ---- */
 
 const char *xp_case_dir(void) {
     const char *dir = getenv("EXPAR_CASES");

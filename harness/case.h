@@ -84,6 +84,12 @@ void xp_case_defaults(xp_case_kind kind, const xp_stage *stage, xp_case *out);
 xp_status xp_case_dialect(const xp_case *c, xp_dialect *out);
 /* For a case whose stage gets its inputs from a layer: XP_E_ARG when the line sets what the layer decides. */
 xp_status xp_case_of_chain(const xp_case *c);
+/* Every key that a line takes which begins with head ("layer", "step" or a stage), but for the stage's own scalars and
+ * the fields of a dialect: its name, what a value looks like, what it means. */
+typedef struct {
+    const char *name, *value, *meaning;
+} xp_case_key;
+void xp_case_keys(const char *head, void (*fn)(const xp_case_key *key, void *arg), void *arg);
 /* 1 when a line of this case may set the size of that letter. */
 int xp_case_takes(const xp_case *c, char letter);
 /* Refuses what no run could honour: K > E, E not a multiple of ep, ... XP_E_ARG naming field and value. */

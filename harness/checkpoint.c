@@ -665,17 +665,26 @@ static const xp_matrix_names *choose_layout(const reader *r) {
     return &r->names->expert[0];
 }
 
+static xp_status read_latent(reader *r, xp_tensor *part) {
+    const int64_t D = r->m->latent, H = r->m->H, down[2] = {D, H}, up[2] = {H, D};
+    const want w = {.what = xp_part_name(XP_PART_LATENT_DOWN), .out = D, .in = H};
+    const want v = {.what = xp_part_name(XP_PART_LATENT_UP), .out = H, .in = D};
+    XP_TRY(read_plain(r, r->names->latent_down, &w, 2, down, &part[XP_PART_LATENT_DOWN]));
+    return read_plain(r, r->names->latent_up, &v, 2, up, &part[XP_PART_LATENT_UP]);
+}
+
 static xp_status read_experts(reader *r, xp_tensor *part) {
     const xp_matrix_names *n = choose_layout(r);
     const xp_model *m = r->m;
-    XP_TRY(read_up(r, n, n->up, XP_PART_UP, m->E, m->F, m->H, &part[XP_PART_UP]));
-    XP_TRY(read_down(r, n, n->down, XP_PART_DOWN, m->E, m->H, m->F, &part[XP_PART_DOWN]));
+    const int64_t D = xp_model_expert_width(m);
+    XP_TRY(read_up(r, n, n->up, XP_PART_UP, m->E, m->F, D, &part[XP_PART_UP]));
+    XP_TRY(read_down(r, n, n->down, XP_PART_DOWN, m->E, D, m->F, &part[XP_PART_DOWN]));
     if (!m->dialect.expert_bias)
         return XP_OK;
     if (!n->up_bias || !n->down_bias)
         return missing_names(r, xp_part_name(XP_PART_UP_BIAS));
     XP_TRY(read_up(r, n, n->up_bias, XP_PART_UP_BIAS, m->E, m->F, 0, &part[XP_PART_UP_BIAS]));
-    return read_down(r, n, n->down_bias, XP_PART_DOWN_BIAS, m->E, m->H, 0, &part[XP_PART_DOWN_BIAS]);
+    return read_down(r, n, n->down_bias, XP_PART_DOWN_BIAS, m->E, D, 0, &part[XP_PART_DOWN_BIAS]);
 }
 
 static xp_status read_shared(reader *r, xp_tensor *part) {
@@ -776,6 +785,8 @@ static xp_status names_for(const xp_model *m, const xp_tensor_names **out) {
 
 static xp_status read_block(reader *r, xp_layer_weights *out) {
     XP_TRY(read_router(r, out->part));
+    if (r->m->latent)
+        XP_TRY(read_latent(r, out->part));
     XP_TRY(read_experts(r, out->part));
     if (r->m->S > 0)
         XP_TRY(read_shared(r, out->part));
@@ -880,6 +891,8 @@ const char *xp_part_name(xp_part p) {
         [XP_PART_SELECT_BIAS] = "selection bias",
         [XP_PART_TABLE] = "table from token id to experts",
         [XP_PART_EXPERT_SCALE] = "factor of an expert's weight",
+        [XP_PART_LATENT_DOWN] = "map into the experts' width",
+        [XP_PART_LATENT_UP] = "map back from the experts' width",
         [XP_PART_UP] = "experts' first matrix",
         [XP_PART_UP_BIAS] = "experts' first bias",
         [XP_PART_DOWN] = "experts' second matrix",
@@ -920,7 +933,8 @@ static void tell(const telling *t, const char *pattern, xp_part p, int64_t lead,
 
 static void tell_mlp(const telling *t, const xp_matrix_names *n, xp_part up, xp_part down, int64_t groups,
                      int64_t width) {
-    const int64_t H = t->m->H, fused = t->m->dialect.gated && !n->gate ? 2 * width : width;
+    const int64_t H = groups ? xp_model_expert_width(t->m) : t->m->H,
+                  fused = t->m->dialect.gated && !n->gate ? 2 * width : width;
     if (t->m->dialect.gated)
         tell(t, n->gate, up, groups, width, H, n);
     tell(t, n->up, up, groups, fused, H, n);
@@ -942,10 +956,14 @@ xp_status xp_checkpoint_expect(const xp_model *m, int layer, xp_expected_fn fn, 
         tell(&t, n->table, XP_PART_TABLE, 0, m->vocab, m->K, NULL);
     if (d->expert_scale)
         tell(&t, n->expert_scale, XP_PART_EXPERT_SCALE, 0, Z, 0, NULL);
+    if (m->latent) {
+        tell(&t, n->latent_down, XP_PART_LATENT_DOWN, 0, m->latent, m->H, NULL);
+        tell(&t, n->latent_up, XP_PART_LATENT_UP, 0, m->H, m->latent, NULL);
+    }
     tell_mlp(&t, &n->expert[0], XP_PART_UP, XP_PART_DOWN, m->E, m->F);
     if (d->expert_bias) {
         tell(&t, n->expert[0].up_bias, XP_PART_UP_BIAS, m->E, d->gated ? 2 * m->F : m->F, 0, NULL);
-        tell(&t, n->expert[0].down_bias, XP_PART_DOWN_BIAS, m->E, m->H, 0, NULL);
+        tell(&t, n->expert[0].down_bias, XP_PART_DOWN_BIAS, m->E, xp_model_expert_width(m), 0, NULL);
     }
     if (m->S == 0)
         return XP_OK;

@@ -21,6 +21,8 @@ typedef enum {
     XP_PART_SELECT_BIAS,  /* [Z] */
     XP_PART_TABLE,        /* [vocabulary,K] i32 or i64, experts of a token id */
     XP_PART_EXPERT_SCALE, /* [Z] */
+    XP_PART_LATENT_DOWN,  /* [D,H], D the experts' width */
+    XP_PART_LATENT_UP,    /* [H,D] */
     XP_PART_UP,           /* [E,U,H]; U = 2F rows as the dialect's gate_layout says, F without a gate */
     XP_PART_UP_BIAS,
     XP_PART_DOWN, /* [E,H,F] */

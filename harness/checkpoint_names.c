@@ -33,6 +33,35 @@
         .model_type = type, .prefix = PLAIN, .scope = "mlp.", .router = "mlp.gate.weight",                        \
         .select_bias = "mlp.gate.e_score_correction_bias", .expert = {EACH("mlp.")}, SHARED("mlp.shared_experts") \
     }
+#define V3_AT(type, before, bias)                                                                                \
+    {                                                                                                            \
+        .model_type = type, .prefix = before, .scope = "mlp.", .router = "mlp.gate.weight", .select_bias = bias, \
+        .expert = {EACH("mlp.")}, SHARED("mlp.shared_experts")                                                   \
+    }
+/* The same without shared experts. */
+#define V3_ALONE(type)                                                                     \
+    {                                                                                      \
+        .model_type = type, .prefix = PLAIN, .scope = "mlp.", .router = "mlp.gate.weight", \
+        .select_bias = "mlp.gate.e_score_correction_bias", .expert = {                     \
+            EACH("mlp.")                                                                   \
+        }                                                                                  \
+    }
+#define HY_V4(type)                                                                                         \
+    {                                                                                                       \
+        .model_type = type, .prefix = PLAIN, .scope = "mlp.", .router = "mlp.gate.weight",                  \
+        .select_bias = "mlp.gate.e_score_correction_bias", .expert = {STACKED("mlp.", XP_EOI)}, .shared = { \
+            .gate = "mlp.shared_experts.linear_gate.weight",                                                \
+            .up = "mlp.shared_experts.up_proj.weight",                                                      \
+            .down = "mlp.shared_experts.down_proj.weight"                                                   \
+        }                                                                                                   \
+    }
+#define INKLING2(type)                                                                                       \
+    {                                                                                                        \
+        .model_type = type, .prefix = "model.llm.layers.{L}.", .scope = "mlp.", .router = "mlp.gate.weight", \
+        .select_bias = "mlp.gate.bias", .expert = {                                                          \
+            {.up = "mlp.experts.w13_weight", .down = "mlp.experts.w2_weight", .rows = XP_GATE_INTERLEAVED}   \
+        }                                                                                                    \
+    }
 /* A softmax router, no selection bias. */
 #define SOFTMAX(type) \
     .model_type = type, .prefix = PLAIN, .scope = "mlp.", .router = "mlp.gate.weight", .expert = {EACH("mlp.")}
@@ -118,6 +147,8 @@ const xp_tensor_names xp_tensor_names_of[] = {
      .scope = "mixer.",
      .router = "mixer.gate.weight",
      .select_bias = "mixer.gate.e_score_correction_bias",
+     .latent_down = "mixer.fc1_latent_proj.weight",
+     .latent_up = "mixer.fc2_latent_proj.weight",
      .expert = {{.up = "mixer.experts.{E}.up_proj.weight", .down = "mixer.experts.{E}.down_proj.weight"}},
      .shared = {.up = "mixer.shared_experts.up_proj.weight", .down = "mixer.shared_experts.down_proj.weight"}},
     LLAMA4("llama4", INSIDE "|" PLAIN),
@@ -185,6 +216,91 @@ const xp_tensor_names xp_tensor_names_of[] = {
      .expert = {EACH("mlp.")},
      SHARED("mlp.shared_experts")},
     {SPARSE("phimoe")},
+    {SPARSE("minimax")},
+    {SOFTMAX("mellum")},
+    {.model_type = "lara_mini",
+     .prefix = PLAIN,
+     .scope = "mlp.",
+     .router = "mlp.gate.weight",
+     .expert = {STACKED("mlp.", XP_EOI)},
+     SHARED("mlp.shared_expert")},
+    {.model_type = "qwen4_exp",
+     .prefix = NESTED,
+     .scope = "mlp.",
+     .router = "mlp.gate.weight",
+     .expert = {EACH("mlp.")},
+     QWEN_SHARED},
+    {.model_type = "qwen3_omni_moe",
+     .prefix = "thinker." PLAIN,
+     .scope = "mlp.",
+     .router = "mlp.gate.weight",
+     .expert = {EACH("mlp.")}},
+    {SOFTMAX("qwen3_omni_moe_thinker")},
+    {GRANITE("granitemoehybrid"), .scope = "block_sparse_moe.|shared_mlp.",
+     .shared = {.up = "shared_mlp.input_linear.weight", .down = "shared_mlp.output_linear.weight"}},
+    {.model_type = "granitemoe_swa",
+     .prefix = PLAIN,
+     .scope = "block_sparse_moe.|shared_mlp.",
+     .router = "block_sparse_moe.router.weight",
+     .expert = {STACKED("block_sparse_moe.", XP_EOI)},
+     .shared = {.up = "shared_mlp.input_linear.weight", .down = "shared_mlp.output_linear.weight"}},
+    {.model_type = "aria",
+     .prefix = INSIDE,
+     .scope = "mlp.",
+     .router = "mlp.router.weight",
+     .expert = {{.up = "mlp.experts.fc1.weight", .down = "mlp.experts.fc2.weight", .orient = XP_EIO}},
+     SHARED("mlp.shared_experts")},
+    {.model_type = "openai_privacy_filter",
+     .prefix = PLAIN,
+     .scope = "mlp.",
+     .router = "mlp.router.weight",
+     .router_bias = "mlp.router.bias",
+     .expert = {{.up = "mlp.experts.gate_up_proj",
+                 .down = "mlp.experts.down_proj",
+                 .up_bias = "mlp.experts.gate_up_proj_bias",
+                 .down_bias = "mlp.experts.down_proj_bias",
+                 .orient = XP_EIO}}},
+    {SOFTMAX("deepseek_ocr2"), SHARED("mlp.shared_experts")},
+    {SOFTMAX("unlimited_ocr"), SHARED("mlp.shared_experts")},
+    /* The class renames the layers of what it saves; published files call them layers. */
+    V3_AT("kimi_k25", "language_model.model.blocks.{L}.|" INSIDE, "mlp.gate.e_score_correction_bias"),
+    V3_AT("glm4v_moe", NESTED, "mlp.gate.e_score_correction_bias"),
+    V3("sarvam_mla"),
+    V3_AT("sarvam_moe", PLAIN, "mlp.gate.expert_bias"),
+    V3_AT("bailing_hybrid", PLAIN, "mlp.gate.expert_bias"),
+    V3("dots3_note"),
+    V3_ALONE("mimo_v2_flash"),
+    V3("axk1"),
+    V3("axk2"),
+    HY_V4("hy_v4"),
+    HY_V4("hy_v4_vl"),
+    V3_AT("glm5_next", NESTED, "mlp.gate.e_score_correction_bias"),
+    V3_ALONE("beam"),
+    {SOFTMAX("flint"), SHARED("mlp.shared_expert")},
+    {SOFTMAX("laguna"), .select_bias = "mlp.experts.e_score_correction_bias", SHARED("mlp.shared_expert")},
+    INKLING2("inkling2"),
+    INKLING2("inkling2_loop"),
+    {.model_type = "mistral4",
+     .prefix = PLAIN,
+     .scope = "mlp.",
+     .router = "mlp.gate.weight",
+     .expert = {STACKED("mlp.", XP_EOI)},
+     SHARED("mlp.shared_experts")},
+    {.model_type = "mistral_large4",
+     .prefix = "layers.{L}.",
+     .scope = "experts.|gate.|shared_experts.",
+     .router = "gate.weight",
+     .expert = {EACH_W("")},
+     .shared = {.gate = "shared_experts.w1.weight",
+                .up = "shared_experts.w3.weight",
+                .down = "shared_experts.w2.weight"}},
+    {.model_type = "kolibri1",
+     .prefix = PLAIN,
+     .scope = "mlp.|moe.router.",
+     .router = "mlp.gate.weight",
+     .select_bias = "moe.router.expert_bias",
+     .expert = {EACH("mlp.")},
+     SHARED("mlp.shared_experts")},
     {.model_type = "switch_transformers",
      .prefix = "encoder.block.{L}.",
      .scope = "layer.1.mlp.",

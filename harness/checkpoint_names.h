@@ -31,6 +31,7 @@ typedef struct {
     const char *router, *router_bias, *select_bias, *table, *shared_gate, *expert_scale;
     int select_row; /* 1: the selection bias is stored as [1,Z] */
     xp_matrix_names expert[XP_LAYOUTS], shared;
+    const char *latent_down, *latent_up;
     const char *null_gate, *null_up; /* stored for the experts from E on, which have no weights that anything reads */
 } xp_tensor_names;
 

@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "dump.h"
 #include "registry.h"
 
 static int exit_of_status(xp_status st) {
@@ -108,6 +109,14 @@ xp_status xp_cmd_read(const char *path, uint8_t **out, int64_t *out_bytes) {
     }
     fclose(f);
     return st;
+}
+
+int xp_cmd_dump_dir(const char *dir) {
+    const xp_status st = xp_dump_check(dir);
+    if (st == XP_OK)
+        return XP_EXIT_OK;
+    const int code = xp_cmd_fail(st);
+    return st == XP_E_IO ? XP_EXIT_OUTPUT : code;
 }
 
 xp_status xp_cmd_model(const xp_options *o, xp_model *out) {

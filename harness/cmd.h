@@ -30,6 +30,9 @@ int xp_cmd_flush(int code);
 xp_status xp_cmd_read(const char *path, uint8_t **out, int64_t *out_bytes);
 /* The model of --model with --layers, --shrink, --experts and --topk applied; its first `layers` MoE layers. */
 xp_status xp_cmd_model(const xp_options *o, xp_model *out);
+/* The folder of --dump or of gen, made when it is not there. Returns XP_EXIT_OK, or prints what is wrong and returns
+ * XP_EXIT_USAGE for a folder that holds a set already, XP_EXIT_OUTPUT for one that cannot be written. NULL: nothing. */
+int xp_cmd_dump_dir(const char *dir);
 /* What the options say of a run: tokens, layers, shrink, seed, deterministic. */
 void xp_cmd_run_options(const xp_options *o, xp_step_options *out);
 /* impl and fault by name; the fault is NULL when none is asked for. */

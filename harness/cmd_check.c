@@ -1,6 +1,5 @@
 /* expar check: runs cases, prints their verdicts and one summary. Cases come from the case directory by name, from
- * files, from lines, from
- * --random, or from --model. */
+ * files, from lines, from --random, or from --model. */
 #include <inttypes.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -12,7 +11,6 @@
 #include <unistd.h>
 
 #include "cmd.h"
-#include "dump.h"
 #include "random.h"
 
 enum { SAMPLE_UNITS = 16, REDRAWS = 20 };
@@ -128,7 +126,7 @@ static xp_status run_word(checking *s, const char *word) {
     s->pattern = NULL;
     if (strpbrk(word, " \t")) {
         XP_TRY(xp_case_expand(word, NULL, NULL, match, s));
-    } else if (strchr(word, '/') && ends_with(word, ".txt")) {
+    } else if (ends_with(word, ".txt")) {
         XP_TRY(xp_case_file(word, match, s));
     } else {
         s->pattern = word;
@@ -142,8 +140,7 @@ static xp_status run_word(checking *s, const char *word) {
     return XP_OK;
 }
 
-/* ---- random cases --------------------------------------------------------------------------------------------------
- */
+/* ---- random cases ---- */
 
 /* Draws are independent, so a few run side by side; they are reported in the order of their numbers. */
 enum { BATCH = 32, MAX_WORKERS = 8 };
@@ -234,8 +231,7 @@ static xp_status run_random(checking *s) {
     return st;
 }
 
-/* ---- one model's layers --------------------------------------------------------------------------------------------
- */
+/* ---- one model's layers ---- */
 
 static xp_status model_case(const xp_options *o, xp_case *out) {
     xp_case_defaults(XP_CASE_LAYER, NULL, out);
@@ -375,8 +371,7 @@ static xp_status run_model(checking *s) {
     return st;
 }
 
-/* ---- the command ---------------------------------------------------------------------------------------------------
- */
+/* ---- the command ---- */
 
 static void summary(checking *s, double seconds) {
     char n[32], m[32];
@@ -424,13 +419,22 @@ static xp_status check_mesh(const xp_options *o) {
     return xp_mesh_spec_rekind(&one, o->mesh, &out);
 }
 
+static xp_status count(const xp_case *c, void *arg) {
+    (void)c;
+    ++*(int *)arg;
+    return XP_OK;
+}
+
 /* Wrong lines and files among the arguments are refused before the first of them runs. */
 static xp_status check_words(const xp_options *o) {
     for (int i = 0; i < o->words; i++) {
+        int cases = 0;
         if (strpbrk(o->word[i], " \t"))
-            XP_TRY(xp_case_expand(o->word[i], NULL, NULL, NULL, NULL));
-        else if (strchr(o->word[i], '/') && ends_with(o->word[i], ".txt"))
+            XP_TRY(xp_case_expand(o->word[i], NULL, NULL, count, &cases));
+        else if (ends_with(o->word[i], ".txt"))
             XP_TRY(xp_case_file(o->word[i], NULL, NULL));
+        if (o->dump && cases > 1)
+            return XP_FAIL(XP_E_ARG, "--dump: the line stands for %d cases, a set holds one case", cases);
     }
     return XP_OK;
 }
@@ -453,7 +457,6 @@ static xp_status open_checking(checking *s) {
         return XP_FAIL(XP_E_ARG, "check: --layers and --layer exclude each other");
     if (!o->model && (o->has_tokens || o->layers || o->shrink != 1 || o->experts || o->topk))
         return XP_FAIL(XP_E_ARG, "check: --tokens, --layers, --shrink, --experts and --topk need --model");
-    XP_TRY(xp_dump_check(o->dump));
     XP_TRY(check_mesh(o));
     XP_TRY(check_words(o));
     XP_TRY(xp_cmd_impl(o, &s->run.impl, &s->run.fault));
@@ -479,6 +482,12 @@ int xp_cmd_check(const xp_options *o) {
     struct timespec t0, t1;
     clock_gettime(CLOCK_MONOTONIC, &t0);
     xp_status st = open_checking(&s);
+    const int unwritable = st == XP_OK ? xp_cmd_dump_dir(o->dump) : XP_EXIT_OK;
+    if (unwritable) {
+        json_decref(s.cases);
+        free(s.text);
+        return unwritable;
+    }
     if (st == XP_OK) {
         if (!s.style.quiet)
             fprintf(s.style.out, "# expar %s  impl=%s%s%s  seed=%llu\n", XP_VERSION, s.run.impl->name,

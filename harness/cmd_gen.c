@@ -3,7 +3,6 @@
 #include <string.h>
 
 #include "cmd.h"
-#include "dump.h"
 #include "registry.h"
 
 typedef struct {
@@ -13,11 +12,16 @@ typedef struct {
     int64_t tests, left;
 } generating;
 
+static xp_status count(const xp_case *c, void *arg) {
+    generating *g = arg;
+    (void)c;
+    g->cases++;
+    return XP_OK;
+}
+
 static xp_status take(const xp_case *c, void *arg) {
     generating *g = arg;
     xp_run_result r;
-    if (g->cases++ > 0)
-        return XP_FAIL(XP_E_ARG, "gen: the line stands for several cases, expected one");
     XP_TRY(xp_case_run(c, &g->run, &r));
     if (r.judgement.verdict != XP_V_PASS)
         xp_report_case(&g->style, c, &g->run, &r);
@@ -36,12 +40,18 @@ int xp_cmd_gen(const xp_options *o) {
         st = XP_FAIL(XP_E_ARG, "gen: expected a case line and a folder, as in: gen 'rmsnorm T=8 H=32' vectors");
     g.run.dump = o->words == 2 ? o->word[1] : NULL;
     if (st == XP_OK)
-        st = xp_dump_check(g.run.dump);
-    if (st == XP_OK)
-        st = xp_case_expand(o->word[0], NULL, &number, take, &g);
+        st = xp_case_expand(o->word[0], NULL, &number, count, &g);
+    if (st == XP_OK && g.cases != 1)
+        st = XP_FAIL(XP_E_ARG, "gen: the line stands for %d cases, expected one", g.cases);
     if (st != XP_OK)
         return xp_cmd_fail(st);
-    fprintf(g.style.out, "%s: %" PRId64 " tests of %s (%" PRId64 " calls that communicate are not written)\n",
-            o->word[1], g.tests, g.run.impl->name, g.left);
+    const int code = xp_cmd_dump_dir(g.run.dump);
+    if (code != XP_EXIT_OK)
+        return code;
+    st = xp_case_expand(o->word[0], NULL, &number, take, &g);
+    if (st != XP_OK)
+        return xp_cmd_fail(st);
+    fprintf(g.style.out, "%s: %" PRId64 " test%s of %s (%" PRId64 " calls that communicate are not written)\n",
+            o->word[1], g.tests, g.tests == 1 ? "" : "s", g.run.impl->name, g.left);
     return g.tests > 0 ? g.code : xp_exit_worse(g.code, XP_EXIT_NOTHING);
 }

@@ -55,9 +55,17 @@ static xp_status list_meshes(sink *s) {
     return XP_OK;
 }
 
+static void put_model(const char *name, const xp_model *m, double all, double active, const char *dialects) {
+    printf("  %-24s %3d/%-3d %5lld %5lld %4lld %3lld %6lld %7.1fB %6.2fB %6.1f  %s\n", name, xp_model_moe_layers(m),
+           m->layers, (long long)m->H, (long long)m->F, (long long)m->E, (long long)m->K, (long long)m->S, all / 1e9,
+           active / 1e9, 2.0 * (double)m->K * (double)xp_model_expert_width(m) / 1024, dialects);
+}
+
+/* In print a table, whose columns are named in the list's own first line. */
 static xp_status model_line(const char *name, void *arg) {
+    sink *s = arg;
     xp_model m;
-    char text[600], others[200] = "";
+    char text[900], others[500] = "", dialects[600];
     double all, active;
     XP_TRY(xp_model_open(name, &m));
     for (int n = 1; n <= m.others; n++) {
@@ -68,14 +76,19 @@ static xp_status model_line(const char *name, void *arg) {
                  xp_golden_covers(m.other[n - 1].name) ? "" : " (no vector covers it)");
     }
     xp_model_moe_params(&m, &all, &active);
-    snprintf(
-        text, sizeof text,
-        "%s, %d layers, %d MoE, H %lld, F %lld, E %lld, k %lld, shared %lld, dialect %s%s%s, %.1f B parameters in MoE "
-        "blocks, %.2f B active, %.1f KiB dispatched a token",
-        m.model_type, m.layers, xp_model_moe_layers(&m), (long long)m.H, (long long)m.F, (long long)m.E, (long long)m.K,
-        (long long)m.S, m.dialect.name, xp_golden_covers(m.dialect.name) ? "" : " (no vector covers it)", others,
-        all / 1e9, active / 1e9, 2.0 * (double)m.K * (double)m.H / 1024);
-    emit(arg, name, text);
+    snprintf(dialects, sizeof dialects, "%s%s%s", m.dialect.name,
+             xp_golden_covers(m.dialect.name) ? "" : " (no vector covers it)", others);
+    if (!s->array) {
+        put_model(name, &m, all, active, dialects);
+        return XP_OK;
+    }
+    snprintf(text, sizeof text,
+             "%s, %d layers, %d MoE, H %lld, F %lld, E %lld, k %lld, shared %lld, dialect %s, %.1f B parameters in MoE "
+             "blocks, %.2f B active, %.1f KiB dispatched a token",
+             m.model_type, m.layers, xp_model_moe_layers(&m), (long long)m.H, (long long)m.F, (long long)m.E,
+             (long long)m.K, (long long)m.S, dialects, all / 1e9, active / 1e9,
+             2.0 * (double)m.K * (double)xp_model_expert_width(&m) / 1024);
+    emit(s, name, text);
     return XP_OK;
 }
 
@@ -122,22 +135,38 @@ static xp_status list_data(sink *s) {
 static const struct {
     const char *name;
     xp_status (*list)(sink *s);
+    const char *columns; /* behind the name, NULL: none */
 } lists[] = {
-    {"stages", list_stages}, {"kernels", list_kernels}, {"backends", list_backends},
-    {"meshes", list_meshes}, {"models", list_models},   {"dialects", list_dialects},
-    {"cases", list_cases},   {"faults", list_faults},   {"data", list_data},
+    {"stages", list_stages, NULL},
+    {"kernels", list_kernels, NULL},
+    {"backends", list_backends, NULL},
+    {"meshes", list_meshes, NULL},
+    {"models", list_models, "                    MoE/all     H     F    E   k shared  params  active  KiB/t  dialect"},
+    {"dialects", list_dialects, NULL},
+    {"cases", list_cases, NULL},
+    {"faults", list_faults, NULL},
+    {"data", list_data, NULL},
 };
 
 static xp_status list_one(int i, json_t *root) {
     sink s = {.array = root ? json_array() : NULL};
     if (!root)
-        printf("%s\n", lists[i].name);
+        printf("%s%s\n", lists[i].name, lists[i].columns ? lists[i].columns : "");
     const xp_status st = lists[i].list(&s);
     if (root)
         json_object_set_new(root, lists[i].name, s.array);
     if (st == XP_OK && s.left_out)
         return XP_FAIL(XP_E_IO, "list: %d of the %s have names that are not UTF-8", s.left_out, lists[i].name);
     return st;
+}
+
+static xp_status no_list(const char *word) {
+    char all[160] = "";
+    for (size_t i = 0; i < sizeof lists / sizeof *lists; i++) {
+        const size_t used = strlen(all);
+        snprintf(all + used, sizeof all - used, "%s%s", i ? ", " : "", lists[i].name);
+    }
+    return XP_FAIL(XP_E_ARG, "list: '%s' is none of %s", word, all);
 }
 
 int xp_cmd_list(const xp_options *o) {
@@ -149,11 +178,7 @@ int xp_cmd_list(const xp_options *o) {
         while (i < n && strcmp(o->word[w], lists[i].name) != 0)
             i++;
         if (i == n)
-            return xp_cmd_fail(
-                XP_FAIL(XP_E_ARG,
-                        "list: '%s' is none of stages, kernels, backends, meshes, models, dialects, cases, "
-                        "faults, data",
-                        o->word[w]));
+            return xp_cmd_fail(no_list(o->word[w]));
     }
     for (int i = 0; i < n && st == XP_OK; i++) {
         int wanted = o->words == 0;

@@ -176,7 +176,9 @@ static int relations(const xp_options *o) {
 }
 
 int xp_cmd_selftest(const xp_options *o) {
-    const char *word = o->words == 1 ? o->word[0] : "";
+    if (o->words != 1)
+        return xp_cmd_fail(XP_FAIL(XP_E_ARG, "selftest: %d words, expected one of dialects, relations", o->words));
+    const char *word = o->word[0];
     if (strcmp(word, "relations") == 0)
         return relations(o);
     if (strcmp(word, "dialects") != 0)

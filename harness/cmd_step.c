@@ -17,6 +17,7 @@ typedef struct {
     int64_t steps;
     FILE *out;
     json_t *rows; /* rank 0 only; NULL: no -J */
+    int lost;     /* a row found no memory */
     char digest[65];
     size_t peak[XP_MESH_MAX_RANKS][XP_NKIND], peak_total[XP_MESH_MAX_RANKS];
 } training;
@@ -35,10 +36,10 @@ static void print_step(training *t, int64_t s, const xp_step_result *r) {
             r->seconds > 0 ? (double)r->tokens / r->seconds : 0.0);
     fflush(t->out);
     if (t->rows)
-        json_array_append_new(t->rows, json_pack("{s:I,s:o,s:o,s:o,s:o,s:I,s:f}", "step", (json_int_t)(s + 1), "loss",
-                                                 number(r->loss), "balance", number(r->balance), "norm",
-                                                 number((double)r->norm), "coef", number((double)r->coef), "tokens",
-                                                 (json_int_t)r->tokens, "seconds", r->seconds));
+        t->lost |= json_array_append_new(
+            t->rows, json_pack("{s:I,s:o,s:o,s:o,s:o,s:I,s:f}", "step", (json_int_t)(s + 1), "loss", number(r->loss),
+                               "balance", number(r->balance), "norm", number((double)r->norm), "coef",
+                               number((double)r->coef), "tokens", (json_int_t)r->tokens, "seconds", r->seconds));
 }
 
 static xp_status train(training *t, xp_rank *r) {
@@ -120,11 +121,10 @@ static void print_memory(const training *t) {
 
 static xp_status write_json(training *t, int code) {
     json_t *root = xp_report_root("step", t->plan->opt.seed, t->impl->name, code, json_array());
-    if (root) {
-        json_object_set(root, "steps", t->rows);
-        json_object_set_new(root, "digest", json_string(t->digest));
-    }
-    const xp_status st = xp_report_write(t->o->json_file, root);
+    const int bad = t->lost || (root && (json_object_set(root, "steps", t->rows) != 0 ||
+                                         json_object_set_new(root, "digest", json_string(t->digest)) != 0));
+    const xp_status st =
+        bad ? XP_FAIL(XP_E_NOMEM, "-J: no memory for the steps") : xp_report_write(t->o->json_file, root);
     json_decref(root);
     return st;
 }
@@ -159,7 +159,6 @@ int xp_cmd_step(const xp_options *o) {
     if (st == XP_OK && o->words)
         st = XP_FAIL(XP_E_ARG, "step: '%s' is no option; the model is --model NAME", o->word[0]);
     XP_GOTO(out, st);
-    XP_GOTO(out, xp_dump_check(o->dump));
     XP_GOTO(out, xp_cmd_impl(o, &t->impl, &t->fault));
     XP_GOTO(out, xp_cmd_model(o, &model));
     XP_GOTO(out, xp_cmd_mesh(o, "sim:fsdp=1", &mesh));
@@ -176,8 +175,9 @@ int xp_cmd_step(const xp_options *o) {
         t->src.text = text;
         t->src.data = XP_DATA_TEXT;
     }
-    int stuck;
-    const int code = run(t, &stuck);
+    int stuck = 0, code = xp_cmd_dump_dir(o->dump);
+    if (code == XP_EXIT_OK)
+        code = run(t, &stuck);
     if (stuck)
         return code; /* ranks that never returned still read what they were given */
     json_decref(t->rows);

@@ -1,8 +1,10 @@
 /* expar verify DIR [--impl NAME | --responses DIR2]: checks vector sets, one line a set, and a block for each test that
  * fails. */
+#include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "cmd.h"
 #include "registry.h"
@@ -20,8 +22,10 @@ static void put_failure(const verifying *s, const xp_vectors *v, const xp_vector
     FILE *out = s->style.out;
     fprintf(out, "%s %s/%s tc %" PRId64 "\n", xp_verdict_name(r->verdict), xp_vectors_name(v), t->group, t->id);
     fprintf(out, "  test   %s\n  from   %s\n  case   %s\n", t->comment, t->source, t->line);
-    fprintf(out, "  files  %s/%s%s%s\n", xp_vectors_dir(v), t->prompt, t->expected ? " " : "",
-            t->expected ? t->expected : "");
+    fprintf(out, "  files  %s/%s", xp_vectors_dir(v), t->prompt);
+    if (t->expected)
+        fprintf(out, " %s/%s", xp_vectors_dir(v), t->expected);
+    fputc('\n', out);
     for (int i = 0; i < t->flags; i++) {
         xp_vectors_note n;
         if (xp_vectors_note_of(v, t, t->flag[i], &n) == XP_OK)
@@ -33,10 +37,10 @@ static void put_failure(const verifying *s, const xp_vectors *v, const xp_vector
     for (int i = 0; i < r->judgements; i++) {
         const xp_judgement *g = &r->judged[i];
         if (g->first >= 0 && g->line[g->first].verdict == XP_V_FAIL)
-            xp_finding_print(out, &g->line[g->first]);
+            xp_finding_print(out, &g->line[g->first], r->text);
     }
     if (r->first.diff.wrong)
-        xp_finding_print(out, &r->first);
+        xp_finding_print(out, &r->first, r->text);
 }
 
 static xp_status verify_set(const char *dir, void *arg) {
@@ -64,9 +68,11 @@ static xp_status verify_set(const char *dir, void *arg) {
                     t->id, r.elements, t->comment);
         xp_verify_close(&r);
     }
-    fprintf(s->style.out,
-            "%s %s: %" PRId64 " of %" PRId64 " tests, %" PRId64 " elements compared, %" PRId64 " of them bit for bit\n",
-            passed == n ? "PASS" : "FAIL", xp_vectors_name(v), passed, n, elements, bits);
+    if (!s->style.quiet || passed != n)
+        fprintf(s->style.out,
+                "%s %s (%s): %" PRId64 " of %" PRId64 " tests, %" PRId64 " elements compared, %" PRId64
+                " of them bit for bit\n",
+                passed == n ? "PASS" : "FAIL", xp_vectors_name(v), xp_vectors_dir(v), passed, n, elements, bits);
     s->tests += n;
     s->passed += passed;
     s->elements += elements;
@@ -74,6 +80,16 @@ static xp_status verify_set(const char *dir, void *arg) {
     s->sets++;
     xp_vectors_close(v);
     return XP_OK;
+}
+
+/* A mistyped folder would else be a missing answer to every test. */
+static xp_status check_responses(const char *dir) {
+    struct stat s;
+    if (!dir)
+        return XP_OK;
+    if (stat(dir, &s) != 0)
+        return XP_FAIL(XP_E_IO, "--responses: %s: cannot open the folder: %s", dir, strerror(errno));
+    return S_ISDIR(s.st_mode) ? XP_OK : XP_FAIL(XP_E_IO, "--responses: %s: not a folder", dir);
 }
 
 int xp_cmd_verify(const xp_options *o) {
@@ -84,6 +100,8 @@ int xp_cmd_verify(const xp_options *o) {
         st = XP_FAIL(XP_E_ARG, "verify: no folder is named; expected a vector set, or a folder of sets");
     if (st == XP_OK && o->responses && o->impl)
         st = XP_FAIL(XP_E_ARG, "--impl: nothing runs when --responses are judged");
+    if (st == XP_OK)
+        st = check_responses(o->responses);
     for (int i = 0; i < o->words && st == XP_OK; i++)
         st = xp_vectors_each(o->word[i], verify_set, &s);
     if (st != XP_OK)

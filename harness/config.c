@@ -33,6 +33,7 @@ static const slot_rule rules[XP_NSLOT] = {
     [XP_SLOT_WIDTH] = {"width of an expert", KIND_INT, 1, XP_MAX_WIDTH},
     [XP_SLOT_SHARED] = {"width of the shared expert", KIND_INT, 0, XP_MAX_WIDTH},
     [XP_SLOT_SHARED_COUNT] = {"shared experts", KIND_INT, 0, 1024},
+    [XP_SLOT_LATENT] = {"latent width of the experts", KIND_INT, 1, XP_MAX_WIDTH},
     [XP_SLOT_DENSE] = {"width of the layers without experts", KIND_INT, 1, XP_MAX_WIDTH},
     [XP_SLOT_STEP] = {"every how many layers a MoE block comes", KIND_INT, 1, XP_MAX_LAYERS},
     [XP_SLOT_DENSE_LAYERS] = {"layers without experts", KIND_LIST, 0, XP_MAX_LAYERS - 1},
@@ -54,6 +55,10 @@ static const slot_rule rules[XP_NSLOT] = {
     [XP_SLOT_FURTHER] = {"layers that predict further tokens", KIND_INT, 0, XP_MAX_LAYERS},
     [XP_SLOT_HASH] = {"layers that choose by the token id", KIND_INT, 0, XP_MAX_LAYERS},
     [XP_SLOT_ALPHA] = {"alpha of the activation", KIND_REAL, 1e-6, 1e6},
+    [XP_SLOT_SOFTCAP] = {"soft cap of the router's logits", KIND_REAL, 0, 1e6},
+    [XP_SLOT_GATE_CAP] = {"soft cap of the gate", KIND_REAL, 1e-6, 1e6},
+    [XP_SLOT_UP_CAP] = {"soft cap of the rows that the gate multiplies", KIND_REAL, 1e-6, 1e6},
+    [XP_SLOT_COMBINE] = {"how routed and shared outputs are combined", KIND_TEXT, 0, 0},
     [XP_SLOT_SUM_EPS] = {"smallest sum of weights", KIND_REAL, 1e-30, 1},
     [XP_SLOT_MARGIN] = {"margin of the sparsemixer", KIND_REAL, 0, 1e6},
     [XP_SLOT_CAPACITY] = {"tokens that an expert takes", KIND_INT, 1, 1000000},
@@ -71,8 +76,9 @@ static const slot_rule rules[XP_NSLOT] = {
 
 typedef struct {
     const char *path;
-    json_t *root; /* the object that holds the fields */
-    json_t *file; /* the whole file: root itself, or the object around it */
+    json_t *root;    /* the object that holds the fields */
+    json_t *file;    /* the whole file: root itself, or an object around it */
+    char inside[64]; /* the path from file to root; empty when they are the same */
     const xp_family *family;
     const char *key[XP_NSLOT];  /* the name under which the slot was found; NULL: no key */
     json_t *json[XP_NSLOT];     /* borrowed from root */
@@ -147,6 +153,8 @@ static void expectation(const reader *in, xp_slot s, char *buf, size_t bytes) {
         snprintf(buf, bytes, "\"%s\", the only activation of this family that is built", act_of(in));
     else if (s == XP_SLOT_METHOD)
         snprintf(buf, bytes, "one of %s", in->family->methods);
+    else if (s == XP_SLOT_COMBINE)
+        snprintf(buf, bytes, "one of sum|average");
     else if (s == XP_SLOT_PRESET)
         snprintf(buf, bytes, "a name of `expar list dialects`");
     else if (s == XP_SLOT_TYPES)
@@ -222,6 +230,8 @@ static xp_status take(reader *in, xp_slot s, const json_t *v) {
         if (s == XP_SLOT_ACT && !list_has(act_of(in), json_string_value(v)))
             return wrong(in, s, v);
         if (s == XP_SLOT_METHOD && method_of(in, json_string_value(v)) < 0)
+            return wrong(in, s, v);
+        if (s == XP_SLOT_COMBINE && !list_has("sum|average", json_string_value(v)))
             return wrong(in, s, v);
         if (s == XP_SLOT_PRESET && !xp_dialect_find(json_string_value(v)))
             return wrong(in, s, v);
@@ -316,6 +326,21 @@ static xp_status check_topk(const reader *in) {
         return XP_FAIL(XP_E_FORMAT, "%s: %.*s is %.0f, more than %.*s %.0f: k > E", in->path, NAME(in, XP_SLOT_TOPK), k,
                        NAME(in, XP_SLOT_EXPERTS), e);
     return XP_OK;
+}
+
+/* Groups and how many of them stay are said together, and must be where the method is that of groups. */
+static xp_status check_groups(const reader *in) {
+    const xp_slot_source *slot = in->family->slot;
+    const int all = in->json[XP_SLOT_GROUPS] != NULL, kept = in->json[XP_SLOT_TOPK_GROUPS] != NULL;
+    const int grouped = in->family->methods && method_of(in, in->text[XP_SLOT_METHOD]) == 1;
+    if (!in->family->groups_or_none || (all == kept && (all || !grouped)))
+        return XP_OK;
+    if (all == kept)
+        return XP_FAIL(XP_E_FORMAT, "%s: no field '%s': %.*s is \"%s\", which needs it", in->path,
+                       slot[XP_SLOT_GROUPS].keys, NAME(in, XP_SLOT_METHOD), in->text[XP_SLOT_METHOD]);
+    return XP_FAIL(XP_E_FORMAT, "%s: %.*s is given and '%s' is not: a %s has groups by both or by neither", in->path,
+                   NAME(in, all ? XP_SLOT_GROUPS : XP_SLOT_TOPK_GROUPS),
+                   slot[all ? XP_SLOT_TOPK_GROUPS : XP_SLOT_GROUPS].keys, in->family->model_type);
 }
 
 /* Layers as a text, "3,4,5". */
@@ -430,12 +455,21 @@ static void take_numbers(const reader *in, xp_dialect *d) {
         int *whole;
         double *real;
     } field[] = {
-        {XP_SLOT_GROUPS, &d->n_group, NULL},     {XP_SLOT_TOPK_GROUPS, &d->topk_group, NULL},
-        {XP_SLOT_NULLS, &d->null_experts, NULL}, {XP_SLOT_SELECT_BIAS, &d->select_bias, NULL},
-        {XP_SLOT_SCALE, NULL, &d->scale},        {XP_SLOT_LIMIT, NULL, &d->limit},
-        {XP_SLOT_ALPHA, NULL, &d->act_alpha},    {XP_SLOT_SUM_EPS, NULL, &d->renorm_eps},
-        {XP_SLOT_MARGIN, NULL, &d->sparse_eps},  {XP_SLOT_Z, NULL, &d->z_coef},
-        {XP_SLOT_CAPACITY, &d->capacity, NULL},  {XP_SLOT_ROUTER_BIAS, &d->router_bias, NULL},
+        {XP_SLOT_GROUPS, &d->n_group, NULL},
+        {XP_SLOT_TOPK_GROUPS, &d->topk_group, NULL},
+        {XP_SLOT_NULLS, &d->null_experts, NULL},
+        {XP_SLOT_SELECT_BIAS, &d->select_bias, NULL},
+        {XP_SLOT_SCALE, NULL, &d->scale},
+        {XP_SLOT_LIMIT, NULL, &d->limit},
+        {XP_SLOT_ALPHA, NULL, &d->act_alpha},
+        {XP_SLOT_SUM_EPS, NULL, &d->renorm_eps},
+        {XP_SLOT_SOFTCAP, NULL, &d->logit_softcap},
+        {XP_SLOT_GATE_CAP, NULL, &d->gate_cap},
+        {XP_SLOT_UP_CAP, NULL, &d->up_cap},
+        {XP_SLOT_MARGIN, NULL, &d->sparse_eps},
+        {XP_SLOT_Z, NULL, &d->z_coef},
+        {XP_SLOT_CAPACITY, &d->capacity, NULL},
+        {XP_SLOT_ROUTER_BIAS, &d->router_bias, NULL},
     };
     for (size_t i = 0; i < sizeof field / sizeof *field; i++) {
         const xp_slot s = field[i].slot;
@@ -448,6 +482,8 @@ static void take_numbers(const reader *in, xp_dialect *d) {
     }
     if (d->group_reduce == XP_GROUP_NONE)
         d->n_group = d->topk_group = 1;
+    if (in->text[XP_SLOT_COMBINE])
+        d->shared_combine = strcmp(in->text[XP_SLOT_COMBINE], "average") == 0 ? XP_COMBINE_AVERAGE : XP_COMBINE_ADD;
     /* A class that divides by flag keeps its eps for the case that it does. */
     if (in->family->slot[XP_SLOT_NORM].from == XP_SLOT_KEY && in->value[XP_SLOT_NORM] == 0.0)
         d->renorm = XP_RENORM_NONE;
@@ -554,6 +590,56 @@ static xp_status read_dialect(const reader *in, xp_model *m) {
     return st == XP_OK ? XP_OK : XP_FAIL(XP_E_FORMAT, "%s: %s", in->path, xp_error_text());
 }
 
+/* ---- keys that may have certain values only ---- */
+
+/* 1 when the JSON text `bytes` long at `text` says the same as v. */
+static int says(const char *text, size_t bytes, const json_t *v) {
+    json_t *want = json_loadb(text, bytes, JSON_DECODE_ANY, NULL);
+    const int same = want && json_equal(want, v);
+    json_decref(want);
+    return same;
+}
+
+/* One entry of the record's list, "key=1,null". */
+static xp_status check_only_key(const reader *in, const char *entry, size_t bytes) {
+    const size_t n = strcspn(entry, "=");
+    char key[64], got[48];
+    snprintf(key, sizeof key, "%.*s", (int)n, entry);
+    const json_t *v = json_object_get(in->root, key);
+    if (!v)
+        return XP_OK;
+    for (size_t at = n + 1; at < bytes;) {
+        const size_t one = strcspn(entry + at, ",|");
+        if (says(entry + at, one, v))
+            return XP_OK;
+        at += one + 1;
+    }
+    show(v, got, sizeof got);
+    return XP_FAIL(XP_E_FORMAT, "%s: %s is %s, expected %s%.*s: anything else is not built for a %s", in->path, key,
+                   got, memchr(entry, ',', bytes) ? "one of " : "", (int)(bytes - n - 1), entry + n + 1,
+                   in->family->model_type);
+}
+
+static xp_status check_only(const reader *in) {
+    const char *list = in->family->only;
+    size_t bytes;
+    for (const char *entry; (entry = next_name(&list, &bytes)) != NULL;)
+        XP_TRY(check_only_key(in, entry, bytes));
+    return XP_OK;
+}
+
+/* 1 when the record's list has the key. */
+static int only_has(const reader *in, const char *key) {
+    const char *list = in->family->only;
+    const size_t n = strlen(key);
+    size_t bytes;
+    for (const char *entry; (entry = next_name(&list, &bytes)) != NULL;) {
+        if (bytes > n && memcmp(entry, key, n) == 0 && entry[n] == '=')
+            return 1;
+    }
+    return 0;
+}
+
 /* `architectures`, when given, must be of the family: a file whose two names of one thing differ is a wrong file. */
 static int begins_with_one(const char *name, const char *list) {
     size_t bytes;
@@ -627,7 +713,7 @@ static int is_read(const reader *in, const char *key) {
         if (in->family->slot[s].keys && list_has(in->family->slot[s].keys, key))
             return 1;
     }
-    return 0;
+    return only_has(in, key);
 }
 
 static xp_status refuse_key(const reader *in, const char *key, const char *inner, const json_t *v) {
@@ -679,7 +765,7 @@ static xp_status read_beside_key(const reader *in, const char *key, json_t *v, x
         if (list_has(in->family->slot[XP_SLOT_DTYPE].keys, key) || (within && json_equal(within, v)))
             return XP_OK;
         return XP_FAIL(XP_E_FORMAT, "%s: key '%s' (%s) lies beside '%s', where a %s reads it; there it is %s", in->path,
-                       key, got, in->family->inside, in->family->model_type, within ? "another value" : "absent");
+                       key, got, in->inside, in->family->model_type, within ? "another value" : "absent");
     }
     if (!list_has(in->family->unread, key)) {
         if (xp_config_speaks(key))
@@ -694,30 +780,52 @@ static xp_status read_beside_key(const reader *in, const char *key, json_t *v, x
     return XP_OK;
 }
 
-/* The keys beside the object that holds the fields. */
+/* The keys beside the object that holds the fields, in the file and in every object on the way. */
 static xp_status read_beside(const reader *in, xp_model *m) {
-    const char *key;
-    json_t *v;
-    json_object_foreach(in->file, key, v) {
-        if (strcmp(key, in->family->inside) != 0 && strcmp(key, "model_type") != 0 && strcmp(key, "architectures") != 0)
-            XP_TRY(read_beside_key(in, key, v, m));
+    const char *key, *part = in->inside;
+    json_t *v, *around = in->file;
+    while (*part) {
+        char name[64];
+        const size_t n = strcspn(part, ".");
+        snprintf(name, sizeof name, "%.*s", (int)n, part);
+        json_object_foreach(around, key, v) {
+            if (strcmp(key, name) != 0 && strcmp(key, "model_type") != 0 && strcmp(key, "architectures") != 0)
+                XP_TRY(read_beside_key(in, key, v, m));
+        }
+        around = json_object_get(around, name);
+        part += n + (part[n] == '.');
     }
     return XP_OK;
 }
 
 /* ---- the whole ---- */
 
+/* The families whose files are read, as many as fit. */
+static void known_families(char *buf, size_t bytes) {
+    size_t used = 0;
+    for (const xp_family *f = xp_families; f->model_type; f++) {
+        const size_t more = strlen(f->model_type) + (used ? 2 : 0);
+        if (f->refused)
+            continue;
+        if (used + more + 6 > bytes) {
+            snprintf(buf + used, bytes - used, ", ...");
+            return;
+        }
+        snprintf(buf + used, bytes - used, "%s%s", used ? ", " : "", f->model_type);
+        used += more;
+    }
+}
+
 static xp_status find_family(reader *in) {
     const json_t *v = json_object_get(in->file, "model_type");
-    char got[96], known[800] = "";
+    char got[96], known[800];
     for (const xp_family *f = xp_families; f->model_type; f++) {
         if (v && json_is_string(v) && strcmp(json_string_value(v), f->model_type) == 0) {
             in->family = f;
             return XP_OK;
         }
-        const size_t used = strlen(known);
-        snprintf(known + used, sizeof known - used, "%s%s", used ? ", " : "", f->model_type);
     }
+    known_families(known, sizeof known);
     if (!v)
         return XP_FAIL(XP_E_FORMAT, "%s: no field 'model_type'; expected one of %s", in->path, known);
     show(v, got, sizeof got);
@@ -741,43 +849,85 @@ static void name_after(const char *path, char *out, size_t bytes) {
     snprintf(out, bytes, "%.*s", (int)(n < bytes ? n : bytes - 1), from);
 }
 
-/* The fields of some families lie in an object of the file. */
+/* Goes down a path "a.b", `bytes` long; *out NULL when there is none. */
+static xp_status descend(const reader *in, const char *path, size_t bytes, json_t **out) {
+    json_t *v = in->file;
+    for (size_t at = 0; at < bytes && v;) {
+        char name[64], got[96];
+        const size_t n = strcspn(path + at, ".|");
+        snprintf(name, sizeof name, "%.*s", (int)n, path + at);
+        v = json_object_get(v, name);
+        if (v && !json_is_object(v)) {
+            show(v, got, sizeof got);
+            return XP_FAIL(XP_E_FORMAT, "%s: %s is %s, expected an object", in->path, name, got);
+        }
+        at += n + 1;
+    }
+    *out = v;
+    return XP_OK;
+}
+
+/* The fields of some families lie in an object of the file: the first of the record's that is there. */
 static xp_status go_inside(reader *in) {
-    json_t *v = json_object_get(in->file, in->family->inside);
-    char got[96];
-    if (!v)
-        return XP_FAIL(XP_E_FORMAT, "%s: no field '%s': a %s has its fields inside it", in->path, in->family->inside,
-                       in->family->model_type);
-    show(v, got, sizeof got);
-    if (!json_is_object(v))
-        return XP_FAIL(XP_E_FORMAT, "%s: %s is %s, expected an object", in->path, in->family->inside, got);
-    in->root = v;
+    const char *list = in->family->inside;
+    size_t bytes;
+    for (const char *path; (path = next_name(&list, &bytes)) != NULL;) {
+        json_t *v = NULL;
+        if (bytes == 1 && *path == '.')
+            return XP_OK;
+        XP_TRY(descend(in, path, bytes, &v));
+        if (!v)
+            continue;
+        in->root = v;
+        snprintf(in->inside, sizeof in->inside, "%.*s", (int)bytes, path);
+        return XP_OK;
+    }
+    return XP_FAIL(XP_E_FORMAT, "%s: no field '%.*s': a %s has its fields inside it", in->path,
+                   (int)strcspn(in->family->inside, "|"), in->family->inside, in->family->model_type);
+}
+
+/* Some classes take their number of layers from the list of words. */
+static xp_status count_layers(const reader *in, xp_model *m) {
+    const json_t *words = in->json[XP_SLOT_TYPES];
+    const size_t n = json_is_string(words) ? json_string_length(words) : json_array_size(words);
+    if (n < 1 || n > XP_MAX_LAYERS)
+        return XP_FAIL(XP_E_FORMAT, "%s: %.*s names %zu layers, expected 1 to %d", in->path, NAME(in, XP_SLOT_TYPES), n,
+                       XP_MAX_LAYERS);
+    m->layers = (int)n;
     return XP_OK;
 }
 
 static xp_status fill(reader *in, xp_model *m) {
     XP_TRY(find_family(in));
+    if (in->family->refused)
+        return XP_FAIL(XP_E_FORMAT, "%s: model_type is \"%s\", which is not built: %s", in->path,
+                       in->family->model_type, in->family->refused);
     XP_TRY(check_architectures(in));
     if (in->family->inside)
         XP_TRY(go_inside(in));
     for (int s = 0; s < XP_NSLOT; s++)
         XP_TRY(read_slot(in, (xp_slot)s, m));
     XP_TRY(check_topk(in));
+    XP_TRY(check_groups(in));
+    XP_TRY(check_only(in));
     name_after(in->path, m->name, sizeof m->name);
     snprintf(m->model_type, sizeof m->model_type, "%s", in->family->model_type);
     if (in->text[XP_SLOT_DTYPE])
         snprintf(m->torch_dtype, sizeof m->torch_dtype, "%s", in->text[XP_SLOT_DTYPE]);
     m->layers = (int)in->value[XP_SLOT_LAYERS];
+    if (m->layers == 0)
+        XP_TRY(count_layers(in, m));
     m->H = (int64_t)in->value[XP_SLOT_HIDDEN];
     m->F = (int64_t)in->value[XP_SLOT_WIDTH];
     m->E = (int64_t)in->value[XP_SLOT_EXPERTS];
     m->K = (int64_t)in->value[XP_SLOT_TOPK];
     m->S = (int64_t)in->value[XP_SLOT_SHARED];
+    const int64_t one = in->family->slot[XP_SLOT_SHARED].from != XP_SLOT_NONE ? m->S : m->F;
     if (in->family->slot[XP_SLOT_SHARED_COUNT].from != XP_SLOT_NONE)
-        m->S = (int64_t)in->value[XP_SLOT_SHARED_COUNT] * m->F;
+        m->S = (int64_t)in->value[XP_SLOT_SHARED_COUNT] * one;
     if (m->S > XP_MAX_WIDTH)
         return XP_FAIL(XP_E_FORMAT, "%s: %.*s is %.0f: shared experts of %lld together are wider than %d", in->path,
-                       NAME(in, XP_SLOT_SHARED_COUNT), in->value[XP_SLOT_SHARED_COUNT], (long long)m->F, XP_MAX_WIDTH);
+                       NAME(in, XP_SLOT_SHARED_COUNT), in->value[XP_SLOT_SHARED_COUNT], (long long)one, XP_MAX_WIDTH);
     if (in->family->note && !add_line(m->assumed, sizeof m->assumed, in->family->note))
         return XP_FAIL(XP_E_BUG, "config: the record of %s has too many notes", in->family->model_type);
     m->dense_F = (int64_t)in->value[XP_SLOT_DENSE];
@@ -786,8 +936,11 @@ static xp_status fill(reader *in, xp_model *m) {
     m->shrink = 1;
     XP_TRY(read_layers(in, m));
     XP_TRY(read_dialect(in, m));
+    const xp_status st = xp_model_set_latent(m, (int64_t)in->value[XP_SLOT_LATENT]);
+    if (st != XP_OK)
+        return XP_FAIL(XP_E_FORMAT, "%s: %s", in->path, xp_error_text());
     XP_TRY(read_rest(in, m));
-    return in->family->inside ? read_beside(in, m) : XP_OK;
+    return read_beside(in, m);
 }
 
 /* The key whose value begins before byte `at`: the last "..." that a ':' follows. Empty when there is none. */

@@ -13,7 +13,7 @@ extern "C" {
 enum { XP_DIAGNOSIS = 160 };
 
 /* args: a call of stage s whose outputs are somebody's answer. text (XP_DIAGNOSIS bytes) becomes the name and meaning
- * of the mistake, or "". Only stage moe is known so far. */
+ * of the mistake, or "". It knows stage moe alone. */
 xp_status xp_diagnose(xp_rank *r, const xp_stage *s, const void *args, char *text);
 
 #ifdef __cplusplus

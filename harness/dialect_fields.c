@@ -146,8 +146,7 @@ void xp_dialect_print(const xp_dialect *d, const xp_dialect_field *f, char *buf,
     snprintf(buf, bytes, "%.*s", (int)strcspn(w, "|"), w);
 }
 
-/* ---- contradictions ------------------------------------------------------------------------------------------------
- */
+/* ---- contradictions ---- */
 
 static xp_status check_groups(const xp_dialect *d, int64_t E, int64_t K) {
     if (d->group_reduce == XP_GROUP_NONE)
@@ -233,7 +232,7 @@ int64_t xp_dialect_capacity(const xp_dialect *d, int64_t tokens, int64_t E, int6
 
 xp_status xp_dialect_check(const xp_dialect *d, int64_t E, int64_t K) {
     if (K < 1 || K > E + d->null_experts)
-        return XP_FAIL(XP_E_ARG, "k: %" PRId64 ", expected 1 to %" PRId64 " experts", K, E + d->null_experts);
+        return XP_FAIL(XP_E_ARG, "K: %" PRId64 ", expected 1 to %" PRId64 " experts", K, E + d->null_experts);
     XP_TRY(check_groups(d, E + d->null_experts, K));
     XP_TRY(check_scores(d, K));
     XP_TRY(check_capacity(d));

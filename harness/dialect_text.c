@@ -165,8 +165,7 @@ int xp_dialect_formula(const xp_dialect *d, int i, const char **out_key, char *t
     return 1;
 }
 
-/* ---- neighbours ---------------------------------------------------------------------------------------------------
- */
+/* ---- neighbours ---- */
 
 static int counts(const xp_dialect_field *f, int all) {
     return all ||
@@ -202,8 +201,7 @@ const xp_dialect *xp_dialect_neighbour(const xp_dialect *d, int n) {
     return NULL;
 }
 
-/* ---- the records of a model ---------------------------------------------------------------------------------------
- */
+/* ---- the records of a model ---- */
 
 void xp_model_record_text(const xp_model *m, int n, char *text, size_t bytes) {
     const xp_dialect *d = &m->other[n - 1];

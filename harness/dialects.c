@@ -40,7 +40,8 @@
     .group_reduce = XP_GROUP_TOP2SUM, .group_mask = (mask), .n_group = (groups), .topk_group = (kept)
 #define DTYPES(of_logits, of_scores, of_weights) \
     .logits_dtype = XP_WIDE_##of_logits, .score_dtype = XP_WIDE_##of_scores, .weight_dtype = XP_WIDE_##of_weights
-#define WEIGHT(rule, eps, factor) .renorm = XP_RENORM_##rule, .renorm_eps = (eps), .scale = (factor), .logit_scale = 1.0
+#define DIVIDED(rule, eps, factor) .renorm = XP_RENORM_##rule, .renorm_eps = (eps), .scale = (factor)
+#define WEIGHT(rule, eps, factor) DIVIDED(rule, eps, factor), .logit_scale = 1.0
 
 /* A: softmax over all experts in f32, the K largest, divided by their sum or not. */
 #define DIALECT_A(rule, of_weights) \
@@ -52,9 +53,10 @@
 /* C: softmax in f32 of f32 logits, never divided; groups by their largest score, others count as 0. */
 #define DIALECT_C(factor) .letter = 'C', DTYPES(F32, F32, F32), .score = XP_SCORE_SOFTMAX, WEIGHT(NONE, 0.0, factor)
 /* D: sigmoid of f32 logits, chosen with a bias in groups by the sum of their two best. */
-#define DIALECT_D(rule, eps, factor, groups, kept)                                     \
+#define DIALECT_D_AS(mask, rule, eps, factor, groups, kept)                            \
     .letter = 'D', DTYPES(F32, F32, F32), .score = XP_SCORE_SIGMOID, .select_bias = 1, \
-    TOP2_GROUPS(XP_MASK_NEGINF, groups, kept), WEIGHT(rule, eps, factor)
+    TOP2_GROUPS(mask, groups, kept), WEIGHT(rule, eps, factor)
+#define DIALECT_D(rule, eps, factor, groups, kept) DIALECT_D_AS(XP_MASK_NEGINF, rule, eps, factor, groups, kept)
 /* G: as D without groups. */
 #define DIALECT_G(of_logits, of_scores, of_weights, bias, rule, eps, factor)                                   \
     .letter = 'G', DTYPES(of_logits, of_scores, of_weights), .score = XP_SCORE_SIGMOID, .select_bias = (bias), \
@@ -137,6 +139,19 @@ const xp_dialect xp_dialects[] = {
      WEIGHT(SUM, 0.0, 1.0),
      SILU,
      PLAIN},
+    {.name = "hf-5.24/lara_mini",
+     .meaning =
+         "softmax of f32 logits, top-k, weights divided by their sum and rounded to the activation dtype; shared "
+         "expert without gate",
+     .source = HF "LaraMiniTopKRouter, LaraMiniSparseMoeBlock; norm_topk_prob true, the class default",
+     .letter = 'A',
+     DTYPES(F32, F32, ACT),
+     .score = XP_SCORE_SOFTMAX,
+     NO_GROUPS,
+     WEIGHT(SUM, 0.0, 1.0),
+     SILU,
+     NARROW,
+     AUX(0.001)},
     {.name = "hf-5.24/gpt_oss",
      .meaning =
          "router bias, top-k on logits, softmax over the chosen; clamped (u + 1) g sigmoid(1.702 g), interleaved, "
@@ -147,6 +162,21 @@ const xp_dialect xp_dialects[] = {
      CLAMPED_GLU(1.702, 7.0),
      EXPERT(XP_GATE_INTERLEAVED, XP_EIO, 1, PRODUCTS_ACT_F32),
      AUX(0.001)},
+    {.name = "hf-5.24/openai_privacy_filter",
+     .meaning = "as hf-5.24/gpt_oss with f32 logits and weights, the gate's rows first",
+     .source =
+         HF "OpenAIPrivacyFilterTopKRouter, OpenAIPrivacyFilterExperts, OpenAIPrivacyFilterMLP. The class divides "
+            "the weights by k and multiplies the output by k: no bit of it where k is a power of two",
+     .letter = 'B',
+     DTYPES(F32, F32, F32),
+     .score = XP_SCORE_SOFTMAX_TOPK,
+     .select_on = XP_ON_LOGIT,
+     NO_GROUPS,
+     WEIGHT(NONE, 0.0, 1.0),
+     .router_bias = 1,
+     CLAMPED_GLU(1.702, 7.0),
+     EXPERT(XP_GATE_CONCAT, XP_EIO, 1, SLOTS_F32),
+     AUX(0.001)},
     {.name = "hf-5.24/granitemoe",
      .meaning = "top-k on logits, softmax over the chosen",
      .source = HF "GraniteMoeTopKRouter, GraniteMoeMoE",
@@ -154,6 +184,12 @@ const xp_dialect xp_dialects[] = {
      SILU,
      NARROW,
      AUX(0.001)},
+    {.name = "hf-5.24/aria",
+     .meaning = "as hf-5.24/granitemoe without a balance loss, matrices stored [in,out]; shared experts",
+     .source = HF "AriaTextTopKRouter, AriaExperts, AriaTextMoELayer",
+     DIALECT_B,
+     SILU,
+     EXPERT(XP_GATE_CONCAT, XP_EIO, 0, PRODUCTS_ACT_F32)},
     {.name = "hf-5.24/cohere2_moe",
      .meaning = "top-k on logits, softmax over the chosen; shared and routed outputs are averaged",
      .source = HF "Cohere2MoeTopKRouter; expert_selection_fn softmax, shared_expert_combination_strategy average",
@@ -219,6 +255,39 @@ const xp_dialect xp_dialects[] = {
      .source = HF "KimiLinearTopkRouter, KimiLinearMoE",
      DIALECT_D(SUM_PLUS_EPS, 1e-20, 2.446, 1, 1),
      SILU,
+     PLAIN},
+    {.name = "hf-5.24/axk2",
+     .meaning = "as hf-5.24/deepseek_v3, experts of other groups count as 0",
+     .source = HF "AXK2TopkRouter, AXK2MoE; n_group 8, topk_group 4: without the two there are no groups",
+     DIALECT_D_AS(XP_MASK_ZERO, SUM_PLUS_EPS, 1e-20, 2.5, 8, 4),
+     SILU,
+     PLAIN},
+    {.name = "hf-5.24/hy_v4",
+     .meaning =
+         "routes as hf-5.24/deepseek_v3 with one group and a factor of 2.827; clamped silu in the experts, not in "
+         "the shared ones",
+     .source = HF "HYV4TopkRouter, HYV4Experts, HYV4MoE",
+     DIALECT_D(SUM_PLUS_EPS, 1e-20, 2.827, 1, 1),
+     CLAMPED_SILU(10.0, XP_LIMIT_BEFORE),
+     PLAIN},
+    {.name = "hf-5.24/glm5_next",
+     .meaning = "routes as hf-5.24/deepseek_v3 with one group; clamped silu in the experts and in the shared ones",
+     .source = HF "Glm5NextTextTopkRouter, Glm5NextTextExperts, Glm5NextTextMoE",
+     DIALECT_D(SUM_PLUS_EPS, 1e-20, 2.5, 1, 1),
+     CLAMPED_SILU(10.0, XP_LIMIT_BEFORE),
+     .shared_limit = 1,
+     PLAIN,
+     AUX(0.001)},
+    {.name = "hf-5.24/beam",
+     .meaning =
+         "routes as hf-5.24/deepseek_v3, the summed output x 2.5; silu(g) u in f32, rounded once; no shared expert",
+     .source = HF "BeamTopKRouter, BeamExperts, BeamMoE",
+     DIALECT_D(SUM_PLUS_EPS, 1e-20, 2.5, 8, 4),
+     .scale_at = XP_SCALE_OUTPUT,
+     .gated = 1,
+     .act = XP_ACT_SILU,
+     .act_alpha = 1.0,
+     .act_rounding = XP_ROUND_ONCE,
      PLAIN},
     {.name = "hf-5.24/nemotron_h",
      .meaning = "routes as hf-5.24/glm4_moe; experts are down(relu(up x)^2), without a gate",
@@ -304,6 +373,42 @@ const xp_dialect xp_dialects[] = {
      SILU,
      PLAIN,
      AUX(0.0005)},
+    {.name = "hf-5.24/laguna",
+     .meaning =
+         "sigmoid in f32 of rounded logits with an optional soft cap, choice with a bias, weights divided by their "
+         "sum and rounded to the activation dtype; the summed output x a factor; shared expert",
+     .source = HF "LagunaTopKRouter, LagunaSparseMoeBlock; moe_router_logit_softcapping 0 is the class default",
+     DIALECT_G(ACT, F32, ACT, 1, SUM, 0.0, 1.0),
+     .scale_at = XP_SCALE_OUTPUT,
+     SILU,
+     NARROW,
+     AUX(0.001)},
+    {.name = "hf-5.24/inkling2",
+     .meaning = "routes as hf-5.24/hy_v3 with a factor of 8; 4 tanh(g / 4) sigmoid(g) 25 tanh(u / 25) in f32, rounded "
+                "once; no shared expert",
+     .source = HF "Inkling2TopKRouter, Inkling2SoftcappedSwiGLU, Inkling2SparseMoeBlock; scoring_func sigmoid",
+     DIALECT_G(F32, F32, F32, 1, SUM_PLUS_EPS, 1e-20, 8.0),
+     .gated = 1,
+     .act = XP_ACT_SOFTCAP,
+     .act_alpha = 1.0,
+     .gate_cap = 4.0,
+     .up_cap = 25.0,
+     .act_rounding = XP_ROUND_ONCE,
+     PLAIN},
+    {.name = "hf-5.24/muse_spark",
+     .meaning = "sigmoid of f32 logits x 0.1767766952966369, choice with a bias, weights / (sum + 1e-15)",
+     .source =
+         HF "MuseSparkTopkRouter. The class's experts are of another width, with norms before and behind them: the "
+            "record is its router",
+     .letter = 'G',
+     DTYPES(F32, F32, F32),
+     .score = XP_SCORE_SIGMOID,
+     .select_bias = 1,
+     NO_GROUPS,
+     DIVIDED(SUM_PLUS_EPS, 1e-15, 1.0),
+     .logit_scale = 0.1767766952966369,
+     SILU,
+     PLAIN},
     {.name = "hf-5.24/lfm2_moe",
      .meaning = "sigmoid in the activation dtype, choice with a bias, weights / (sum + 1e-6), all in that dtype",
      .source = HF "Lfm2MoeTopKRouter, Lfm2MoeSparseMoeBlock; use_expert_bias true",
@@ -359,6 +464,18 @@ const xp_dialect xp_dialects[] = {
      .select_bias = 1,
      NO_GROUPS,
      WEIGHT(NONE, 0.0, 1.0),
+     SILU,
+     PLAIN},
+    {.name = "hf-5.24/kolibri1-renorm",
+     .meaning = "as hf-5.24/kolibri1, weights divided by their sum",
+     .source = HF "Kolibri1TopKRouter; norm_topk_prob true",
+     .letter = 'J',
+     DTYPES(F32, F32, F32),
+     .score = XP_SCORE_SIGMOID,
+     .select_on = XP_ON_LOGIT,
+     .select_bias = 1,
+     NO_GROUPS,
+     WEIGHT(SUM, 0.0, 1.0),
      SILU,
      PLAIN},
     {.name = "hf-5.24/phimoe",

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "vectors.h"
 #include "xp/dialect.h"
@@ -29,10 +30,15 @@ xp_status xp_dump_check(const char *dir) {
     char path[4096];
     struct stat s;
     for (size_t i = 0; dir && i < sizeof made / sizeof *made; i++) {
-        snprintf(path, sizeof path, "%s/%s", dir, made[i]);
+        if (snprintf(path, sizeof path, "%s/%s", dir, made[i]) >= (int)sizeof path)
+            return XP_FAIL(XP_E_ARG, "'%.60s...': the path is longer than %zu characters", dir, sizeof path - 8);
         if (stat(path, &s) == 0)
             return XP_FAIL(XP_E_ARG, "'%s' holds a set already (%s), expected a new folder", dir, made[i]);
     }
+    if (dir && mkdir(dir, 0777) != 0 && errno != EEXIST)
+        return XP_FAIL(XP_E_IO, "'%s': cannot make the folder: %s", dir, strerror(errno));
+    if (dir && (stat(dir, &s) != 0 || !S_ISDIR(s.st_mode) || access(dir, W_OK | X_OK) != 0))
+        return XP_FAIL(XP_E_IO, "'%s': not a folder that can be written", dir);
     return XP_OK;
 }
 
@@ -145,7 +151,8 @@ static xp_status put_dtypes(char *buf, size_t bytes, const xp_stage *s, const vo
     return XP_OK;
 }
 
-xp_status xp_dump_line(const xp_stage *s, const void *args, char *buf, size_t bytes) {
+/* The case line of a call that has these args: stage, dtypes and every scalar. XP_E_ARG when it is too long. */
+static xp_status line_of(const xp_stage *s, const void *args, char *buf, size_t bytes) {
     snprintf(buf, bytes, "%s", s->name);
     XP_TRY(put_dtypes(buf, bytes, s, args));
     for (int i = 0; i < s->params; i++)
@@ -219,7 +226,7 @@ static xp_status write_test(xp_dump *d, const xp_rank *r, const xp_stage *s, con
         if (o->role & XP_OUT)
             add_item(&out, "exp.", o->name, t, NULL);
     }
-    XP_TRY(xp_dump_line(s, args, line, sizeof line));
+    XP_TRY(line_of(s, args, line, sizeof line));
     snprintf(stem, sizeof stem, "%s-%" PRId64 ".prompt", s->name, d->tests);
     XP_TRY(xp_vectors_put(d->w, stem, s->name, in.item, in.n, prompt));
     snprintf(stem, sizeof stem, "%s-%" PRId64 ".expected", s->name, d->tests);

@@ -12,12 +12,11 @@
 extern "C" {
 #endif
 
-/* XP_E_ARG naming dir when it holds a set already: said before anything runs. NULL: nothing. */
+/* Makes the folder, before anything runs. XP_E_ARG naming dir when it holds a set already, XP_E_IO when it cannot be
+ * made or written. NULL: nothing. */
 xp_status xp_dump_check(const char *dir);
 /* only: NULL, or the one stage that is written. XP_E_IO, XP_E_ARG (a set is there already). */
 xp_status xp_dump_open(const char *dir, int rank, int world, uint64_t seed, const char *only, xp_dump **out);
-/* The case line of a call that has these args: stage, dtypes and every scalar. XP_E_ARG when it is too long. */
-xp_status xp_dump_line(const xp_stage *s, const void *args, char *buf, size_t bytes);
 /* Around a call: before() keeps what the call will change, after() writes. */
 xp_status xp_dump_before(xp_dump *d, const xp_rank *r, const xp_stage *s, const void *args);
 xp_status xp_dump_after(xp_dump *d, const xp_rank *r, const xp_stage *s, const char *site, const void *args);

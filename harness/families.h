@@ -15,8 +15,9 @@ typedef enum {
     XP_SLOT_EXPERTS,      /* E */
     XP_SLOT_TOPK,         /* K */
     XP_SLOT_WIDTH,        /* F */
-    XP_SLOT_SHARED,       /* S */
-    XP_SLOT_SHARED_COUNT, /* shared experts of an expert's width: S = count * F */
+    XP_SLOT_SHARED,       /* S, or with a count the width of one shared expert */
+    XP_SLOT_SHARED_COUNT, /* shared experts of that width, or else of an expert's: S = count * F */
+    XP_SLOT_LATENT,       /* width that the experts read and write, where it is not H */
     XP_SLOT_DENSE,        /* width of the layers without experts */
     XP_SLOT_STEP,         /* layer i is a MoE block when (i + 1) % step == 0 ... */
     XP_SLOT_DENSE_LAYERS, /* ... and i is not in this list */
@@ -39,6 +40,10 @@ typedef enum {
     XP_SLOT_FURTHER,       /* layers after the last one that a list a layer may speak of, too */
     XP_SLOT_HASH,          /* the first so many layers have the family's preset `other` */
     XP_SLOT_ALPHA,
+    XP_SLOT_SOFTCAP, /* of the router's logits; 0: none */
+    XP_SLOT_GATE_CAP,
+    XP_SLOT_UP_CAP,
+    XP_SLOT_COMBINE, /* "sum" or "average" of the routed and the shared output */
     XP_SLOT_SUM_EPS,
     XP_SLOT_MARGIN,
     XP_SLOT_CAPACITY,    /* slots that an expert takes */
@@ -73,7 +78,8 @@ typedef struct {
     const char *arch;      /* what names in `architectures` begin with */
     const char *preset[2]; /* dialect presets: without and with renormalised weights, or one for each word of methods */
     const char *methods;   /* words of XP_SLOT_METHOD; NULL: the slot chooses nothing */
-    const char *inside;    /* key of the object that holds the fields; NULL: the file's own */
+    const char *inside;    /* key of the object that holds the fields, "a.b" for one in another; '|' between those of
+                              which the first that is there does, "." for the file's own; NULL: the file's own */
     const char *sparse;    /* words of XP_SLOT_TYPES that mean a MoE block, '|' between them; with a word of one letter
                               the files may have a text with a letter a layer, with "1" a list of 0 and 1 */
     const char *other;     /* preset of the layers whose word of XP_SLOT_TYPES is `other_word`, or of the first
@@ -83,7 +89,12 @@ typedef struct {
     const char *act;  /* what XP_SLOT_ACT must say, '|' between names of one function; NULL: silu */
     const char *note; /* what the step leaves out of this family's block; NULL: nothing */
     xp_slot_source slot[XP_NSLOT];
-    const char *unread; /* keys, '|' between them, whose names speak of routing and that may be left unread */
+    const char *only;    /* "key=1,null|...": JSON values that a key may have when it is there; others are not built */
+    int groups_or_none;  /* 1: XP_SLOT_GROUPS and XP_SLOT_TOPK_GROUPS are given both or neither; without them there are
+                            no groups, which the second of two methods must have */
+    const char *refused; /* what of the family is not built, beginning with the fields that speak of it: no file of it
+                            is read, and no other member counts. NULL: files are read */
+    const char *unread;  /* keys, '|' between them, whose names speak of routing and that may be left unread */
 } xp_family;
 
 /* Ends with a NULL model_type. */

@@ -17,8 +17,7 @@
 #include "xp/scatter.h"
 #include "xp/shared.h"
 
-/* ---- gradients: scale and reduction ---------------------------------------------------------------------------------
- */
+/* ---- gradients: scale and reduction ---- */
 
 RUN(grad_times_ep) {
     xp_scatter_args a = *(const xp_scatter_args *)args;
@@ -77,8 +76,7 @@ RUN(premul_zero) {
     return XP_OK;
 }
 
-/* ---- norm, clip, optimizer ------------------------------------------------------------------------------------------
- */
+/* ---- norm, clip, optimizer ---- */
 
 RUN(norm_replicas) {
     xp_gradnorm_args a = *(const xp_gradnorm_args *)args;
@@ -164,8 +162,7 @@ RUN(decay_unmatched) {
     return st;
 }
 
-/* ---- routing --------------------------------------------------------------------------------------------------------
- */
+/* ---- routing ---- */
 
 RUN(weight_bf16) {
     const xp_route_args *a = args;
@@ -240,8 +237,7 @@ RUN(balance_dropped) {
     return XP_OK;
 }
 
-/* ---- permute, dispatch, combine -------------------------------------------------------------------------------------
- */
+/* ---- permute, dispatch, combine ---- */
 
 RUN(weight_slot) {
     xp_combine_args a = *(const xp_combine_args *)args;

@@ -10,8 +10,7 @@
 #include "xp/route.h"
 #include "xp/scatter.h"
 
-/* ---- gradients ------------------------------------------------------------------------------------------------------
- */
+/* ---- gradients ---- */
 
 /* Experts' gradients are never summed over the ranks that hold the same experts: each keeps its own part. */
 RUN(experts_unreduced) {
@@ -40,8 +39,7 @@ RUN(outside_undivided) {
     return inner->run(x, &a);
 }
 
-/* ---- norm and clip --------------------------------------------------------------------------------------------------
- */
+/* ---- norm and clip ---- */
 
 /* A 2-norm that these faults know how to spoil. */
 static int is_plain(const xp_gradnorm_args *a) {
@@ -136,8 +134,7 @@ RUN(nan_unclipped) {
     return XP_OK;
 }
 
-/* ---- dispatch, combine, route ---------------------------------------------------------------------------------------
- */
+/* ---- dispatch, combine, route ---- */
 
 enum { COUNTS_KEPT = 1024 };
 /* What each rank's thread knows of the counts' host buffer: its content, and the call that it will be overwritten by.

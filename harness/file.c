@@ -74,7 +74,8 @@ static xp_status step_into(const char *folder, const char *path, int fd, const c
     return io_error(folder, path, "open");
 }
 
-xp_status xp_file_open_in(const char *folder, const char *path, int *out_fd, int64_t *out_bytes) {
+/* As xp_file_open(), of a path that a file of the folder names: see xp_file_load_in(). */
+static xp_status open_in(const char *folder, const char *path, int *out_fd, int64_t *out_bytes) {
     *out_fd = -1;
     *out_bytes = 0;
     if (!xp_file_plain(path) || strlen(path) >= XP_PATH)
@@ -124,7 +125,7 @@ xp_status xp_file_load_in(const char *folder, const char *path, int64_t max, voi
     int64_t bytes;
     *out = NULL;
     *out_bytes = 0;
-    XP_TRY(xp_file_open_in(folder, path, &fd, &bytes));
+    XP_TRY(open_in(folder, path, &fd, &bytes));
     xp_status st = XP_OK;
     char *buf = NULL;
     if (bytes > max)
@@ -153,7 +154,7 @@ xp_status xp_file_sha256_in(const char *folder, const char *path, char out_hex[6
     int64_t bytes;
     xp_status st = XP_OK;
     out_hex[0] = '\0';
-    XP_TRY(xp_file_open_in(folder, path, &fd, &bytes));
+    XP_TRY(open_in(folder, path, &fd, &bytes));
     xp_sha256_begin(&sum);
     for (int64_t at = 0; at < bytes && st == XP_OK;) {
         const size_t n = bytes - at < (int64_t)sizeof piece ? (size_t)(bytes - at) : sizeof piece;

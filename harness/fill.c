@@ -77,8 +77,7 @@ double xp_rng_uniform(uint64_t seed, uint64_t stream, uint64_t index) {
     return (double)(xp_rng(seed, stream, index) >> 11) * 0x1p-53;
 }
 
-/* ---- storing -------------------------------------------------------------------------------------------------------
- */
+/* ---- storing ---- */
 
 /* The narrow formats' shape: significand bits after the point, least exponent, largest value, code of an overflow. */
 typedef struct {
@@ -139,8 +138,7 @@ void xp_fill_store(const xp_tensor *t, int64_t i, double v) {
     }
 }
 
-/* ---- kinds ---------------------------------------------------------------------------------------------------------
- */
+/* ---- kinds ---- */
 
 /* 4096 values that every format with 7 significand bits and 4 of exponent tells apart: sign, 7 bits, 4 bits. Columns of
  * a row differ when they lie less than 4096 apart, and so do the rows of a column, whatever the width: the factor is

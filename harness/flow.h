@@ -7,7 +7,7 @@
 
 /* Plan indices of one layer's parameters; -1 where the model has none. */
 typedef struct {
-    int norm, router, rbias, scale, w1, b1, w2, b2, sw1, sw2, sgate;
+    int norm, router, rbias, scale, down, up, w1, b1, w2, b2, sw1, sw2, sgate;
 } layer_params;
 
 /* What a layer's forward leaves for its backward. */
@@ -16,6 +16,7 @@ typedef struct {
     xp_tensor rows, tok, src, pos, counts, offsets;
     xp_tensor recv, recv_tok, recv_counts, recv_offsets;
     xp_tensor pre, act, out, back, y;
+    xp_tensor low, high; /* [T,D] the experts' input, [T,H] their output on the way out; absent without latent width */
     xp_tensor spre, sact, smlp, ssig, sy, sum;
     xp_tensor kept;         /* idx, or with a capacity what is left of it */
     xp_tensor cbias, table; /* [Z], [V,K]: of the router, neither trained nor sharded */
@@ -36,6 +37,7 @@ typedef struct {
         N;     /* this rank's tokens of a micro-batch, the first one's number in the global batch, that batch */
     int micro; /* the micro-batch under way, from 0 */
     int64_t H, F, E, K, S, L, Y, V;
+    int64_t D;       /* width of the experts' rows: H, or the latent width */
     int64_t Z, U, X; /* router rows; rows of an expert's and of the shared expert's first matrix */
     xp_dtype act, param, logits, weight, wide, grad;
     int64_t block;                 /* tokens a block, 0 outside deterministic mode */

@@ -13,7 +13,7 @@ static struct {
     int n, read;
 } covered;
 
-const char *xp_golden_dir(void) {
+static const char *golden_dir(void) {
     const char *dir = getenv("EXPAR_GOLDEN");
     return dir && *dir ? dir : XP_GOLDEN_DIR;
 }
@@ -48,7 +48,7 @@ static xp_status read_set(const char *dir, void *arg) {
 int xp_golden_covers(const char *preset) {
     if (!covered.read) {
         covered.read = 1;
-        (void)xp_vectors_each(xp_golden_dir(), read_set, NULL);
+        (void)xp_vectors_each(golden_dir(), read_set, NULL);
     }
     for (int i = 0; i < covered.n; i++) {
         if (strcmp(covered.name[i], preset) == 0)

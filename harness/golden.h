@@ -8,10 +8,9 @@
 extern "C" {
 #endif
 
-/* The folder of the sets: compiled in, EXPAR_GOLDEN overrides it. */
-const char *xp_golden_dir(void);
-/* 1 when a test of a set there names the preset in its case line. Sets are read at the first call; without sets, or
- * with a set that cannot be read, nothing is covered. Not for two threads at a time. */
+/* 1 when a test of a set in the golden folder (compiled in; EXPAR_GOLDEN overrides it) names the preset in its case
+ * line. Sets are read at the first call; without sets, or with a set that cannot be read, nothing is covered. Not for
+ * two threads at a time. */
 int xp_golden_covers(const char *preset);
 
 #ifdef __cplusplus

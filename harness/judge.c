@@ -295,12 +295,33 @@ static int may_refuse(const xp_backend *b, const xp_stage *s) {
     return 0;
 }
 
+/* The largest value of all ranks. Collective over the world. */
+static xp_status vote(xp_rank *r, int value, int *out) {
+    const xp_device_ops *d = r->impl->device;
+    const int64_t one = 1;
+    int32_t v = value;
+    xp_status st;
+    xp_tensor t;
+    *out = value;
+    XP_TRY(xp_rank_tensor(r, XP_KIND_BUFFER, XP_I32, 1, &one, &t));
+    xp_comm *world = r->mesh->axis[XP_WORLD];
+    XP_GOTO(out, d->copy(r->q, t.data, d->mem, &v, XP_HOST, sizeof v));
+    XP_GOTO(out, world->ops->all_reduce(world, r->q, &t, XP_MAX));
+    XP_GOTO(out, d->copy(r->q, &v, XP_HOST, t.data, d->mem, sizeof v));
+    XP_GOTO(out, d->sync(r->q));
+    *out = (int)v;
+    st = XP_OK;
+out:
+    xp_rank_drop(r, &t);
+    return st;
+}
+
 /* Ranks of one collective must not run different backends: when one lacks the row, none uses it. */
 static xp_status agree_on_row(xp_judged *c, const char **why) {
     int missing = c->row == NULL;
     if (c->s->axis == XP_LOCAL || c->r->world == 1 || !may_refuse(c->r->impl, c->s))
         return XP_OK;
-    XP_TRY(xp_judge_vote(c->r, missing, &missing));
+    XP_TRY(vote(c->r, missing, &missing));
     if (missing && c->row) {
         c->row = NULL;
         *why = "another rank cannot";
@@ -382,24 +403,4 @@ xp_status xp_judge_call(xp_judge *j, xp_rank *r, const xp_stage *stage, const ch
         record_status(&c, st);
     call_close(&c);
     return xp_rank_give_up(r, st);
-}
-
-xp_status xp_judge_vote(xp_rank *r, int value, int *out) {
-    const xp_device_ops *d = r->impl->device;
-    const int64_t one = 1;
-    int32_t v = value;
-    xp_status st;
-    xp_tensor t;
-    *out = value;
-    XP_TRY(xp_rank_tensor(r, XP_KIND_BUFFER, XP_I32, 1, &one, &t));
-    xp_comm *world = r->mesh->axis[XP_WORLD];
-    XP_GOTO(out, d->copy(r->q, t.data, d->mem, &v, XP_HOST, sizeof v));
-    XP_GOTO(out, world->ops->all_reduce(world, r->q, &t, XP_MAX));
-    XP_GOTO(out, d->copy(r->q, &v, XP_HOST, t.data, d->mem, sizeof v));
-    XP_GOTO(out, d->sync(r->q));
-    *out = (int)v;
-    st = XP_OK;
-out:
-    xp_rank_drop(r, &t);
-    return st;
 }

@@ -102,9 +102,6 @@ int xp_judge_findings(xp_judge *j, const xp_finding **out);
  * error, and the run goes on. */
 xp_status xp_judge_call(xp_judge *j, xp_rank *r, const xp_stage *stage, const char *site, void *args);
 
-/* The largest value of all ranks. Collective over the world. */
-xp_status xp_judge_vote(xp_rank *r, int value, int *out);
-
 /* All ranks together. */
 typedef struct {
     xp_verdict verdict;
@@ -121,8 +118,9 @@ typedef struct {
 xp_status xp_judgement_make(xp_judge *const *judge, int ranks, const xp_mesh_report *end, xp_expect expect,
                             xp_judgement *out);
 void xp_judgement_close(xp_judgement *g);
-/* The block of lines that explains one failed line: where, values, pattern, class. Each line starts with two blanks. */
-void xp_finding_print(FILE *out, const xp_finding *f);
+/* The block of lines that explains one failed line: where, values, pattern, class. Each line starts with two blanks.
+ * said: a text that stands above it; what it says already is not said again. */
+void xp_finding_print(FILE *out, const xp_finding *f, const char *said);
 
 #ifdef __cplusplus
 }

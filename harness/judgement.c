@@ -382,7 +382,7 @@ void xp_judgement_close(xp_judgement *g) {
 
 /* ---- the block of a failed line ---- */
 
-void xp_finding_print(FILE *out, const xp_finding *f) {
+void xp_finding_print(FILE *out, const xp_finding *f, const char *said) {
     char text[320];
     const xp_place *p = f->first.set ? &f->first : NULL;
     fprintf(out, "  stage  %s%s%s%s%s%s\n", f->stage, strcmp(f->site, f->stage) ? " (" : "",
@@ -397,7 +397,8 @@ void xp_finding_print(FILE *out, const xp_finding *f) {
     } else if (f->rank >= 0) {
         fprintf(out, "  where  rank %d\n", f->rank);
     }
-    fprintf(out, "  what   %s\n", f->text);
+    if (!strstr(said, f->text))
+        fprintf(out, "  what   %s\n", f->text);
     if (xp_diff_pattern(&f->diff))
         fprintf(out, "  factor got = %.6g x expected on %lld of %lld elements, all ranks together\n", f->diff.factor,
                 (long long)f->diff.same, (long long)f->diff.eligible);

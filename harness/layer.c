@@ -58,7 +58,8 @@ static xp_status add(xp_flow *f, const char *site, const xp_tensor *a, const xp_
 
 static xp_status gather_layer(xp_flow *f, int y) {
     const layer_params *p = &f->lp[y];
-    const int all[] = {p->norm, p->router, p->rbias, p->scale, p->w1, p->b1, p->w2, p->b2, p->sw1, p->sw2, p->sgate};
+    const int all[] = {p->norm, p->router, p->rbias, p->scale, p->down, p->up,   p->w1,
+                       p->b1,   p->w2,     p->b2,    p->sw1,   p->sw2,  p->sgate};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         if (all[i] >= 0)
             XP_TRY(params_gather(f, all[i]));
@@ -68,7 +69,8 @@ static xp_status gather_layer(xp_flow *f, int y) {
 
 static void release_layer(xp_flow *f, int y) {
     const layer_params *p = &f->lp[y];
-    const int all[] = {p->norm, p->router, p->rbias, p->scale, p->w1, p->b1, p->w2, p->b2, p->sw1, p->sw2, p->sgate};
+    const int all[] = {p->norm, p->router, p->rbias, p->scale, p->down, p->up,   p->w1,
+                       p->b1,   p->w2,     p->b2,    p->sw1,   p->sw2,  p->sgate};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         if (all[i] >= 0)
             params_release(f, all[i]);
@@ -155,14 +157,39 @@ int64_t layer_least(const xp_flow *f, int y, int of_group) {
     return rows;
 }
 
+/* What the experts' rows are made of, and what the block adds to them: the latent width lies between two maps. */
+static const xp_tensor *experts_input(const layer_state *s) {
+    return s->low.data ? &s->low : &s->xn;
+}
+
+static const xp_tensor *experts_output(const layer_state *s) {
+    return s->high.data ? &s->high : &s->y;
+}
+
+/* y = r(x W^T): the router's arithmetic on other weights. */
+static xp_status latent_map(xp_flow *f, const char *site, int param, const xp_tensor *x, xp_tensor *out) {
+    XP_TRY(act2(f, f->T, f->plan->param[param].R, out));
+    xp_router_args a = {.x = *x, .w = matrix(f, param), .logits = *out};
+    return call(f, &xp_stage_router, site, &a);
+}
+
+/* dx = r(dy W), and the map's weight gradient. */
+static xp_status latent_map_back(xp_flow *f, const char *site, const char *wsite, int param, const xp_tensor *dy,
+                                 const xp_tensor *x, xp_tensor *out) {
+    XP_TRY(act2(f, f->T, f->plan->param[param].N, out));
+    xp_router_bwd_args a = {.dlogits = *dy, .w = matrix(f, param), .dx = *out};
+    XP_TRY(call(f, &xp_stage_router_bwd, site, &a));
+    return params_wgrad(f, param, wsite, dy, x);
+}
+
 static xp_status forward_send(xp_flow *f, int y, layer_state *s) {
-    XP_TRY(act2(f, f->M, f->H, &s->rows));
+    XP_TRY(act2(f, f->M, f->D, &s->rows));
     XP_TRY(flow_new1(f, XP_KIND_ACT, XP_I64, f->M, &s->tok));
     XP_TRY(flow_new1(f, XP_KIND_ACT, XP_I32, f->M, &s->src));
     XP_TRY(flow_new2(f, XP_KIND_ACT, XP_I32, f->T, f->K, &s->pos));
     XP_TRY(flow_new1(f, XP_KIND_ACT, XP_I64, f->E, &s->counts));
     XP_TRY(flow_new1(f, XP_KIND_ACT, XP_I64, f->E + 1, &s->offsets));
-    xp_permute_args perm = {.x = s->xn,
+    xp_permute_args perm = {.x = *experts_input(s),
                             .idx = s->kept,
                             .rows = s->rows,
                             .tok = s->tok,
@@ -178,7 +205,7 @@ static xp_status forward_send(xp_flow *f, int y, layer_state *s) {
     if (dialect(f, y)->weight_at == XP_AT_INPUT)
         perm.w = s->w;
     XP_TRY(call(f, &xp_stage_permute, "permute", &perm));
-    XP_TRY(act2(f, f->C, f->H, &s->recv));
+    XP_TRY(act2(f, f->C, f->D, &s->recv));
     XP_TRY(flow_new1(f, XP_KIND_ACT, XP_I64, f->C, &s->recv_tok));
     XP_TRY(flow_new2(f, XP_KIND_ACT, XP_I64, f->r->mesh->axis[XP_EP]->size, f->L, &s->recv_counts));
     XP_TRY(flow_new1(f, XP_KIND_ACT, XP_I64, f->L + 1, &s->recv_offsets));
@@ -201,7 +228,7 @@ static xp_status forward_experts(xp_flow *f, int y, layer_state *s) {
     const layer_params *p = &f->lp[y];
     XP_TRY(flow_new2(f, XP_KIND_ACT, f->param, f->C, f->U, &s->pre));
     XP_TRY(flow_new2(f, XP_KIND_ACT, f->param, f->C, f->F, &s->act));
-    XP_TRY(act2(f, f->C, f->H, &s->out));
+    XP_TRY(act2(f, f->C, f->D, &s->out));
     xp_expert_args ffn = {.x = s->recv,
                           .offsets = s->recv_offsets,
                           .w1 = *full(f, p->w1),
@@ -215,8 +242,8 @@ static xp_status forward_experts(xp_flow *f, int y, layer_state *s) {
         ffn.b2 = expert_bias(f, p->b2);
     }
     XP_TRY(call(f, &xp_stage_expert, "expert", &ffn));
-    XP_TRY(act2(f, f->M, f->H, &s->back));
-    XP_TRY(act2(f, f->T, f->H, &s->y));
+    XP_TRY(act2(f, f->M, f->D, &s->back));
+    XP_TRY(act2(f, f->T, f->D, &s->y));
     xp_combine_args sum = {.out = s->out,
                            .recv_counts = s->recv_counts,
                            .recv_offsets = s->recv_offsets,
@@ -260,7 +287,7 @@ static xp_status forward_shared(xp_flow *f, int y, layer_state *s) {
     }
     XP_TRY(call(f, &xp_stage_shared, "shared", &a));
     XP_TRY(act2(f, f->T, f->H, &s->sum));
-    xp_residual_args sum = {.a = s->y, .b = s->sy, .y = s->sum, .factor = shared_factor(f, y)};
+    xp_residual_args sum = {.a = *experts_output(s), .b = s->sy, .y = s->sum, .factor = shared_factor(f, y)};
     return call(f, &xp_stage_residual, "residual shared", &sum);
 }
 
@@ -274,9 +301,13 @@ xp_status layer_forward(xp_flow *f, int y, const xp_tensor *h, xp_tensor *out) {
     XP_TRY(flow_trace(f, "route idx", y, &s->idx));
     XP_TRY(flow_trace(f, "route w", y, &s->w));
     XP_TRY(forward_capacity(f, y, s));
+    if (f->lp[y].down >= 0)
+        XP_TRY(latent_map(f, "latent down", f->lp[y].down, &s->xn, &s->low));
     XP_TRY(forward_send(f, y, s));
     XP_TRY(forward_experts(f, y, s));
-    s->sum = s->y;
+    if (f->lp[y].up >= 0)
+        XP_TRY(latent_map(f, "latent up", f->lp[y].up, &s->y, &s->high));
+    s->sum = *experts_output(s);
     if (f->S > 0)
         XP_TRY(forward_shared(f, y, s));
     XP_TRY(add(f, "residual", h, &s->sum, out));
@@ -288,10 +319,12 @@ xp_status layer_forward(xp_flow *f, int y, const xp_tensor *h, xp_tensor *out) {
 static xp_status backward_experts(xp_flow *f, int y, const xp_tensor *dh, xp_tensor *out_dw, xp_tensor *out) {
     const layer_params *p = &f->lp[y];
     layer_state *s = &f->ls[y];
-    xp_tensor dout, dpre, drecv, drows, dnull = {0};
+    xp_tensor dout, dpre, drecv, drows, dnull = {0}, dy = *dh;
+    if (p->up >= 0)
+        XP_TRY(latent_map_back(f, "latent up", "wgrad latent up", p->up, dh, &s->y, &dy));
     XP_TRY(flow_new2(f, XP_KIND_ACT, f->wide, f->T, f->K, out_dw));
-    XP_TRY(act2(f, f->C, f->H, &dout));
-    xp_combine_bwd_args sum = {.dy = *dh,
+    XP_TRY(act2(f, f->C, f->D, &dout));
+    xp_combine_bwd_args sum = {.dy = dy,
                                .back = s->back,
                                .w = s->w,
                                .pos = s->pos,
@@ -311,7 +344,7 @@ static xp_status backward_experts(xp_flow *f, int y, const xp_tensor *dh, xp_ten
     XP_TRY(call(f, &xp_stage_combine_bwd, "combine_bwd", &sum));
     flow_drop(f, &s->back);
     XP_TRY(flow_new2(f, XP_KIND_ACT, f->param, f->C, f->U, &dpre));
-    XP_TRY(act2(f, f->C, f->H, &drecv));
+    XP_TRY(act2(f, f->C, f->D, &drecv));
     xp_expert_bwd_args ffn = {.dy = dout,
                               .pre = s->pre,
                               .offsets = s->recv_offsets,
@@ -330,7 +363,7 @@ static xp_status backward_experts(xp_flow *f, int y, const xp_tensor *dh, xp_ten
     }
     flow_drop(f, &dpre);
     flow_drop(f, &dout);
-    XP_TRY(act2(f, f->M, f->H, &drows));
+    XP_TRY(act2(f, f->M, f->D, &drows));
     xp_dispatch_bwd_args send = {.drecv = drecv,
                                  .recv_counts = s->recv_counts,
                                  .recv_offsets = s->recv_offsets,
@@ -339,15 +372,21 @@ static xp_status backward_experts(xp_flow *f, int y, const xp_tensor *dh, xp_ten
                                  .drows = drows};
     XP_TRY(call(f, &xp_stage_dispatch_bwd, "dispatch_bwd", &send));
     flow_drop(f, &drecv);
-    XP_TRY(act2(f, f->T, f->H, out));
+    XP_TRY(act2(f, f->T, f->D, out));
     xp_permute_bwd_args perm = {.drows = drows, .pos = s->pos, .dx = *out, .dialect = dialect(f, y)};
     if (dialect(f, y)->weight_at == XP_AT_INPUT) {
         perm.w = s->w;
-        perm.x = s->xn;
+        perm.x = *experts_input(s);
         perm.dw = *out_dw; /* combine's was 0: the weight is not in the output */
     }
     XP_TRY(call(f, &xp_stage_permute_bwd, "permute_bwd", &perm));
     flow_drop(f, &drows);
+    if (p->down >= 0) {
+        xp_tensor low = *out;
+        flow_drop(f, &dy);
+        XP_TRY(latent_map_back(f, "latent down", "wgrad latent down", p->down, &low, &s->xn, out));
+        flow_drop(f, &low);
+    }
     if (!dnull.data)
         return XP_OK;
     const xp_tensor dx = *out;
@@ -452,14 +491,15 @@ static xp_status backward_shared(xp_flow *f, int y, const xp_tensor *dh, xp_tens
 }
 
 static void drop_state(xp_flow *f, layer_state *s) {
-    if (s->sum.data == s->y.data)
+    if (s->sum.data == experts_output(s)->data)
         s->sum.data = NULL;
     if (s->kept.data == s->idx.data)
         s->kept.data = NULL;
-    xp_tensor *const all[] = {&s->xn,           &s->rstd,   &s->scores,  &s->w,    &s->tok,      &s->src,
-                              &s->pos,          &s->counts, &s->offsets, &s->recv, &s->recv_tok, &s->recv_counts,
-                              &s->recv_offsets, &s->pre,    &s->act,     &s->y,    &s->spre,     &s->sact,
-                              &s->smlp,         &s->ssig,   &s->sy,      &s->sum,  &s->kept};
+    xp_tensor *const all[] = {&s->xn,       &s->rstd,        &s->scores,       &s->w,       &s->tok,
+                              &s->src,      &s->pos,         &s->counts,       &s->offsets, &s->recv,
+                              &s->recv_tok, &s->recv_counts, &s->recv_offsets, &s->pre,     &s->act,
+                              &s->y,        &s->low,         &s->high,         &s->spre,    &s->sact,
+                              &s->smlp,     &s->ssig,        &s->sy,           &s->sum,     &s->kept};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         flow_drop(f, all[i]);
 }

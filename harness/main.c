@@ -8,6 +8,21 @@ static int is_help(const char *s) {
     return strcmp(s, "--help") == 0 || strcmp(s, "-h") == 0;
 }
 
+/* 1: help is asked for, of one command or (out_command NULL) of all. A word that is no command gets none. */
+static int wants_help(int argc, char **argv, const char **out_command) {
+    const int word = argc > 1 && strcmp(argv[1], "help") == 0;
+    *out_command = word && argc > 2 ? argv[2] : argc > 1 && !word && !is_help(argv[1]) ? argv[1] : NULL;
+    if (*out_command && !xp_options_is_command(*out_command))
+        return 0;
+    if (word)
+        return 1;
+    for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++) {
+        if (is_help(argv[i]))
+            return 1;
+    }
+    return 0;
+}
+
 static int run(const xp_options *o) {
     static const struct {
         const char *name;
@@ -28,11 +43,10 @@ int main(int argc, char **argv) {
     xp_options o;
     int rank, world;
     signal(SIGPIPE, SIG_IGN); /* a closed pipe is an error of the write, with exit code 11 */
-    for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++) {
-        if (is_help(argv[i]) || (i == 1 && strcmp(argv[i], "help") == 0)) {
-            xp_options_help(i > 1 ? argv[1] : NULL, stdout);
-            return xp_cmd_flush(XP_EXIT_OK);
-        }
+    const char *of;
+    if (wants_help(argc, argv, &of)) {
+        xp_options_help(of, stdout);
+        return xp_cmd_flush(XP_EXIT_OK);
     }
     xp_status st = xp_launch_check(&rank, &world);
     if (st == XP_OK && world > 1)

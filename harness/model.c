@@ -107,7 +107,8 @@ void xp_model_record_layers(const xp_model *m, int n, char *buf, size_t bytes) {
 void xp_model_moe_params(const xp_model *m, double *out_all, double *out_active) {
     const double H = (double)m->H, layers = (double)xp_model_moe_layers(m);
     const double maps = m->dialect.gated ? 3.0 : 2.0;
-    const double expert = maps * H * (double)m->F, router = (double)(m->E + m->dialect.null_experts) * H;
+    const double D = (double)xp_model_expert_width(m), expert = maps * D * (double)m->F;
+    const double router = (double)(m->E + m->dialect.null_experts) * H + (m->latent ? 2.0 * D * H : 0.0);
     const double shared = maps * H * (double)m->S + (m->S && m->dialect.shared_gate ? H : 0.0);
     *out_all = layers * ((double)m->E * expert + router + shared);
     *out_active = layers * ((double)m->K * expert + router + shared);
@@ -151,11 +152,27 @@ xp_status xp_model_of(const char *name, const xp_dialect *d, int layers, int64_t
     return XP_OK;
 }
 
+int64_t xp_model_expert_width(const xp_model *m) {
+    return m->latent ? m->latent : m->H;
+}
+
+xp_status xp_model_set_latent(xp_model *m, int64_t width) {
+    XP_TRY(in_range("latent width D", width, 0, XP_MAX_WIDTH));
+    if (width && m->dialect.null_experts > 0 && m->dialect.null_kind == XP_NULL_IDENTITY)
+        return XP_FAIL(XP_E_ARG, "latent width D: %lld, expected none beside experts that return the block's input",
+                       (long long)width);
+    m->latent = width;
+    return XP_OK;
+}
+
 xp_status xp_model_shrink(xp_model *m, int n) {
     const struct {
         const char *what;
         int64_t value;
-    } width[] = {{"hidden width H", m->H}, {"expert width F", m->F}, {"shared expert's width S", m->S}};
+    } width[] = {{"hidden width H", m->H},
+                 {"expert width F", m->F},
+                 {"shared expert's width S", m->S},
+                 {"latent width D", m->latent}};
     if (n < 1)
         return XP_FAIL(XP_E_ARG, "shrink: %d, expected 1 or more", n);
     for (size_t i = 0; i < sizeof width / sizeof width[0]; i++) {
@@ -166,6 +183,7 @@ xp_status xp_model_shrink(xp_model *m, int n) {
     m->H /= n;
     m->F /= n;
     m->S /= n;
+    m->latent /= n;
     m->shrink *= n;
     return XP_OK;
 }
@@ -185,7 +203,7 @@ xp_status xp_model_override(xp_model *m, int layers, int64_t experts, int64_t to
 
 /* ---- by name ---- */
 
-const char *xp_model_dir(void) {
+static const char *model_dir(void) {
     const char *dir = getenv("EXPAR_MODELS");
     return dir && *dir ? dir : XP_MODELS_DIR;
 }
@@ -201,7 +219,7 @@ xp_status xp_model_open(const char *name_or_path, xp_model *out) {
     if (!*name_or_path)
         return XP_FAIL(XP_E_ARG, "model: an empty name");
     char path[4096];
-    const int n = snprintf(path, sizeof path, "%s/%s.json", xp_model_dir(), name_or_path);
+    const int n = snprintf(path, sizeof path, "%s/%s.json", model_dir(), name_or_path);
     if (n < 0 || (size_t)n >= sizeof path)
         return XP_FAIL(XP_E_ARG, "model: the name '%.60s...' is too long", name_or_path);
     const xp_status st = xp_config_read(path, out);
@@ -248,9 +266,9 @@ static xp_status read_names(DIR *d, name_list *l) {
 
 xp_status xp_model_list(xp_status (*fn)(const char *name, void *arg), void *arg) {
     name_list l = {NULL, 0, 0};
-    DIR *d = opendir(xp_model_dir());
+    DIR *d = opendir(model_dir());
     if (!d)
-        return XP_FAIL(XP_E_IO, "%s: cannot open the model directory (error %d)", xp_model_dir(), errno);
+        return XP_FAIL(XP_E_IO, "%s: cannot open the model directory (error %d)", model_dir(), errno);
     xp_status st = read_names(d, &l);
     closedir(d);
     if (st == XP_OK && l.count)

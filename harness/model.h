@@ -29,6 +29,7 @@ typedef struct {
     uint8_t moe[XP_MAX_LAYERS]; /* 1: the layer's MLP is a MoE block */
     int64_t H, F, E, K;         /* hidden width, width of an expert, experts, slots a token */
     int64_t S;                  /* width of the shared expert, 0: none; its gate is dialect.shared_gate */
+    int64_t latent;             /* width that the experts read and write, between two maps of the block; 0: H */
     int64_t dense_F;            /* width of the layers that are no MoE blocks; 0 when the model states none */
     int64_t vocab;              /* of the published model; the step uses XP_VOCAB */
     double norm_eps;
@@ -66,16 +67,20 @@ xp_status xp_model_open(const char *name_or_path, xp_model *out);
 xp_status xp_model_of(const char *name, const xp_dialect *d, int layers, int64_t H, int64_t F, int64_t E, int64_t K,
                       int64_t S, xp_model *out);
 
-/* Divides H, F and S by n; leaves E, K, groups and layers. XP_E_ARG naming the width that n does not divide. */
+/* Width that the experts read and write. */
+int64_t xp_model_expert_width(const xp_model *m);
+/* Sets the latent width, 0: none. XP_E_ARG: out of range, or beside experts that return the block's input. */
+xp_status xp_model_set_latent(xp_model *m, int64_t width);
+
+/* Divides H, F, S and the latent width by n; leaves E, K, groups and layers. XP_E_ARG naming the width that n does not
+ * divide. */
 xp_status xp_model_shrink(xp_model *m, int n);
 /* Replaces layers, experts and slots where the number is not 0. layers keeps the first ones and may not exceed the
  * model's. XP_E_ARG naming field and value, K > E among them. */
 xp_status xp_model_override(xp_model *m, int layers, int64_t experts, int64_t topk);
 
-/* The directory in which names are looked up. */
-const char *xp_model_dir(void);
-/* Names (without .json) in that directory, sorted; calls fn for each and stops at the first failure. XP_E_IO when the
- * directory cannot be read. */
+/* Names (without .json) in the model directory (compiled in; EXPAR_MODELS overrides it), sorted; calls fn for each and
+ * stops at the first failure. XP_E_IO when the directory cannot be read. */
 xp_status xp_model_list(xp_status (*fn)(const char *name, void *arg), void *arg);
 
 #ifdef __cplusplus

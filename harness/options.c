@@ -32,12 +32,13 @@ static const struct {
     {"list", "[stages | kernels | backends | meshes | models | dialects | cases | faults | data]",
      "print what there is, one line each", LIST},
     {"explain", "NAME",
-     "explain a stage, a fault, a dialect, a model, a data kind, a verdict, a class of failure or an exit code",
+     "explain whatever `list` names, a verdict, a class of failure, `exit` or a code of it, or the keys of a case line:\n"
+     "      `layer`, `step`, or a stage",
      EXPLAIN},
     {"gen", "'case line' DIR", "write a vector set: the inputs of the case's stages and what the backend made of them",
      GEN},
     {"verify", "DIR ...",
-     "check vector sets: other people's expected outputs, and a backend's own or somebody's responses to their prompts",
+     "check vector sets: run a backend on their prompts, or judge somebody's responses, against what they expect",
      VERIFY},
     {"selftest", "dialects | relations",
      "show which dialects the bounds tell apart, or what of a backend's results survives a change of the numbers",
@@ -60,9 +61,8 @@ static const option table[] = {
      0, 0},
     {"--layers", "N", "only the model's first N layers", COUNT, CHECK | STEP | PLAN, AT(layers), 0, 1, 1024},
     {"--layer", "N", "only the model's layer N, counted from 0", COUNT, CHECK, AT(layer), AT(has_layer), 0, 1023},
-    {"--weights", "FILE|DIR",
-     "the MoE blocks' weights: a safetensors file, an index of several, or a folder with one of the two", TEXT, CHECK,
-     AT(weights), 0, 0, 0},
+    {"--weights", "FILE|DIR", "MoE weights: a safetensors file, an index of several, or a folder with either", TEXT,
+     CHECK, AT(weights), 0, 0, 0},
     {"--shrink", "N", "divide hidden, expert and shared widths by N", COUNT, CHECK | STEP | PLAN, AT(shrink), 0, 1,
      4096},
     {"--experts", "N", "replace the model's number of experts", COUNT, CHECK | STEP | PLAN, AT(experts), 0, 1, 65536},
@@ -90,8 +90,9 @@ static const option table[] = {
     {"--json", NULL, "print JSON instead of a table", FLAG, PLAN | LIST | EXPLAIN, AT(json), 0, 0, 0},
     {"-J", "FILE", "write the results as JSON too", TEXT, CHECK | STEP, AT(json_file), 0, 0, 0},
     {"--color", "auto|always|never", "colour of the verdicts", COLOR, ALL, AT(color), 0, 0, 0},
-    {"-q", NULL, "print failures and the summary only", FLAG, CHECK | STEP | VERIFY, AT(quiet), 0, 0, 0},
-    {"-v", NULL, "print every stage of every case", FLAG, CHECK | STEP | VERIFY | SELFTEST, AT(verbose), 0, 0, 0},
+    {"-q", NULL, "print failures and the summary only", FLAG, CHECK | VERIFY, AT(quiet), 0, 0, 0},
+    {"-v", NULL, "print more: every stage of a case, every test of a set, every reason", FLAG,
+     CHECK | VERIFY | SELFTEST, AT(verbose), 0, 0, 0},
 };
 enum { OPTIONS = sizeof table / sizeof *table, COMMANDS = sizeof commands / sizeof *commands };
 
@@ -214,6 +215,21 @@ static int command_bit(const char *name) {
     return 0;
 }
 
+int xp_options_is_command(const char *name) {
+    return command_bit(name) != 0;
+}
+
+/* No command, or none of that name. */
+static xp_status no_command(const char *name) {
+    char all[160] = "";
+    for (int i = 0; i < COMMANDS; i++) {
+        const size_t used = strlen(all);
+        snprintf(all + used, sizeof all - used, "%s%s", i ? ", " : "", commands[i].name);
+    }
+    return name ? XP_FAIL(XP_E_ARG, "command: '%s' is none of %s", name, all)
+                : XP_FAIL(XP_E_ARG, "command: none given, expected one of %s", all);
+}
+
 /* One option at argv[*i]; "--name=value" and "--name value" are the same. */
 static xp_status take_option(int argc, char **argv, int *i, int bit, int *seen, xp_options *out) {
     char name[64];
@@ -240,11 +256,11 @@ xp_status xp_options_parse(int argc, char **argv, xp_options *out) {
     out->shrink = 1;
     out->seed = 1;
     if (argc < 2)
-        return XP_FAIL(XP_E_ARG, "command: none given; one of check, step, plan, list, explain, version");
-    out->command = argv[1];
-    const int bit = command_bit(argv[1]);
+        return no_command(NULL);
+    out->command = strcmp(argv[1], "--version") == 0 ? "version" : argv[1];
+    const int bit = command_bit(out->command);
     if (!bit)
-        return XP_FAIL(XP_E_ARG, "command: '%s' is none of check, step, plan, list, explain, version", argv[1]);
+        return no_command(argv[1]);
     for (int i = 2; i < argc; i++) {
         if (!words_only && strcmp(argv[i], "--") == 0) {
             words_only = 1;
@@ -264,15 +280,16 @@ void xp_options_help(const char *command, FILE *f) {
     fprintf(f, "expar proves that a distributed mixture-of-experts training step computes what it should.\n\nusage:\n");
     for (int i = 0; i < COMMANDS; i++) {
         if (commands[i].bit & bit)
-            fprintf(f, "  expar %s %s\n      %s\n", commands[i].name, commands[i].words, commands[i].meaning);
+            fprintf(f, "  expar %s%s%s\n      %s\n", commands[i].name, commands[i].words[0] ? " " : "",
+                    commands[i].words, commands[i].meaning);
     }
     fprintf(f, "\noptions:\n");
     for (int i = 0; i < OPTIONS; i++) {
         if (table[i].commands & bit)
             fprintf(f, "  %-16s %-18s %s\n", table[i].name, table[i].value ? table[i].value : "", table[i].meaning);
     }
-    fprintf(
-        f,
-        "\nexit codes: 0 pass, 1 a check failed, 2 usage, 3 launch environment, 4 input file, 5 nothing ran, 6 unsupported,\n"
-        "  8 hang, 9 peer lost, 10 internal, 11 output, 12 plugin (`expar explain exit` says more)\n");
+    fprintf(f, "  %-16s %-18s %s\n", "--help, -h", "", "print this, of one command or of all");
+    fprintf(f, "\nexit codes: 0 pass, 1 a check failed, 2 usage, 3 launch environment, 4 input file, 5 nothing ran,\n"
+               "  6 unsupported, 8 hang, 9 peer lost, 10 internal, 11 output, 12 plugin (`expar explain exit` says "
+               "more)\n");
 }

@@ -46,10 +46,12 @@ typedef struct {
     int has_tokens, has_seed, has_steps, has_lr, has_layer;
 } xp_options;
 
-/* Reads argv[1] as the command and the rest as its options and words. XP_E_ARG naming the option and the value. */
+/* Reads argv[1] as the command (--version: the one that prints it) and the rest as its options and words. XP_E_ARG
+ * naming the option and the value. */
 xp_status xp_options_parse(int argc, char **argv, xp_options *out);
 /* What the command does and which options it takes; command NULL: all commands. */
 void xp_options_help(const char *command, FILE *f);
+int xp_options_is_command(const char *name);
 
 /* The launch environment (torchrun, Open MPI, PMI, Slurm): XP_OK and world 1 for a plain process. XP_E_ARG naming the
  * variable, its value and what was expected when the variables contradict themselves or each other; no rank is ever

@@ -44,6 +44,8 @@ static xp_part part_of(xp_weight w) {
         [XP_W_ROUTER] = XP_PART_ROUTER,
         [XP_W_ROUTER_BIAS] = XP_PART_ROUTER_BIAS,
         [XP_W_EXPERT_SCALE] = XP_PART_EXPERT_SCALE,
+        [XP_W_LATENT_DOWN] = XP_PART_LATENT_DOWN,
+        [XP_W_LATENT_UP] = XP_PART_LATENT_UP,
         [XP_W_UP] = XP_PART_UP,
         [XP_W_UP_BIAS] = XP_PART_UP_BIAS,
         [XP_W_DOWN] = XP_PART_DOWN,

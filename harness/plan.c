@@ -139,6 +139,8 @@ static xp_status add(xp_plan *p, xp_weight w, int block, int ndim, int64_t G, in
         [XP_W_ROUTER] = "mlp.gate.weight",
         [XP_W_ROUTER_BIAS] = "mlp.gate.bias",
         [XP_W_EXPERT_SCALE] = "mlp.gate.per_expert_scale",
+        [XP_W_LATENT_DOWN] = "mlp.fc1_latent_proj.weight",
+        [XP_W_LATENT_UP] = "mlp.fc2_latent_proj.weight",
         [XP_W_UP] = "mlp.experts.gate_up_proj",
         [XP_W_UP_BIAS] = "mlp.experts.gate_up_proj_bias",
         [XP_W_DOWN] = "mlp.experts.down_proj",
@@ -183,19 +185,24 @@ static xp_status add(xp_plan *p, xp_weight w, int block, int ndim, int64_t G, in
 static xp_status add_block(xp_plan *p, int b) {
     const xp_model *m = &p->model;
     const double by_h = 1.0 / sqrt((double)m->H), by_f = 1.0 / sqrt((double)m->F);
-    const int64_t maps = m->dialect.gated ? 2 : 1;
+    const int64_t maps = m->dialect.gated ? 2 : 1, D = xp_model_expert_width(m);
+    const double by_d = 1.0 / sqrt((double)D);
     XP_TRY(add(p, XP_W_NORM, b, 1, 1, m->H, 1, 0.125));
     XP_TRY(add(p, XP_W_ROUTER, b, 2, 1, m->E + m->dialect.null_experts, m->H, by_h));
     if (m->dialect.router_bias)
         XP_TRY(add(p, XP_W_ROUTER_BIAS, b, 1, 1, m->E + m->dialect.null_experts, 1, BIAS_STD));
     if (m->dialect.expert_scale)
         XP_TRY(add(p, XP_W_EXPERT_SCALE, b, 1, 1, m->E + m->dialect.null_experts, 1, 0.125));
-    XP_TRY(add(p, XP_W_UP, b, 3, m->E, maps * m->F, m->H, by_h));
+    if (m->latent) {
+        XP_TRY(add(p, XP_W_LATENT_DOWN, b, 2, 1, D, m->H, by_h));
+        XP_TRY(add(p, XP_W_LATENT_UP, b, 2, 1, m->H, D, by_d));
+    }
+    XP_TRY(add(p, XP_W_UP, b, 3, m->E, maps * m->F, D, by_d));
     if (m->dialect.expert_bias)
         XP_TRY(add(p, XP_W_UP_BIAS, b, 2, m->E, maps * m->F, 1, BIAS_STD));
-    XP_TRY(add(p, XP_W_DOWN, b, 3, m->E, m->H, m->F, by_f));
+    XP_TRY(add(p, XP_W_DOWN, b, 3, m->E, D, m->F, by_f));
     if (m->dialect.expert_bias)
-        XP_TRY(add(p, XP_W_DOWN_BIAS, b, 2, m->E, m->H, 1, BIAS_STD));
+        XP_TRY(add(p, XP_W_DOWN_BIAS, b, 2, m->E, D, 1, BIAS_STD));
     if (!m->S)
         return XP_OK;
     XP_TRY(add(p, XP_W_SHARED_UP, b, 2, 1, maps * m->S, m->H, by_h));
@@ -223,7 +230,7 @@ static void sort_names(xp_plan *p) {
 }
 
 static xp_status make_params(xp_plan *p) {
-    const size_t room = (size_t)p->blocks * 11 + 3;
+    const size_t room = (size_t)p->blocks * 13 + 3;
     p->param = calloc(room, sizeof *p->param);
     p->by_name = calloc(room, sizeof *p->by_name);
     if (!p->param || !p->by_name)
@@ -477,29 +484,32 @@ static void scale_of(const xp_plan *p, const xp_mesh_coord *c, int64_t tokens, s
 static double kept_activations(const xp_model *m, const scale *n) {
     const double T = n->tokens, C = n->room, H = (double)m->H, E = (double)m->E, K = (double)m->K;
     const double F = (double)m->F, S = (double)m->S, maps = m->dialect.gated ? 3 : 2;
+    const double D = (double)xp_model_expert_width(m), latent = m->latent ? 2 * T * D * n->act : 0; /* x and y in it */
     const double logits = m->dialect.logits_dtype == XP_WIDE_F32 ? n->wide : n->act;
     const double weight = m->dialect.weight_dtype == XP_WIDE_F32 ? n->wide : n->act;
     const double model = 3 * T * H * n->act + T * n->wide;                         /* x, normed x, y; 1/rms */
     const double kept = xp_dialect_limits(&m->dialect) ? 4 : 0;                    /* what is left of idx */
     const double route = T * E * (logits + n->wide) + T * K * (4 + kept + weight); /* logits, scores; idx, w */
     const double table = T * K * 4 + n->home * 12 + C * 8 + 4 * E * 8;             /* pos; tok, src; recv_tok; counts */
-    const double expert = (n->home + C) * H * n->act + C * maps * F * n->param;    /* returned, received; inside */
+    const double expert = (n->home + C) * D * n->act + C * maps * F * n->param;    /* returned, received; inside */
     const double shared = S > 0 ? 3 * T * H * n->act + T * maps * S * n->shared + T * n->act : 0;
-    return model + route + table + expert + shared;
+    return model + latent + route + table + expert + shared;
 }
 
 /* The most that lives beside the kept activations: at the top of the model, or in the backward of one block. */
 static double passing_activations(const xp_model *m, const scale *n) {
-    const double T = n->tokens, C = n->room, H = (double)m->H, F = (double)m->F;
+    const double T = n->tokens, C = n->room, H = (double)m->H, D = (double)xp_model_expert_width(m), F = (double)m->F;
     const double top = 4 * T * H * n->act + 2 * T * XP_VOCAB * n->wide;
-    const double block = T * H * n->act + 2 * C * H * n->act + (m->dialect.gated ? 2 : 1) * C * F * n->param;
+    const double block = T * H * n->act + 2 * C * D * n->act + (m->dialect.gated ? 2 : 1) * C * F * n->param;
     return top > block ? top : block;
 }
 
 static double forward_flop(const xp_plan *p, const scale *n) {
     const xp_model *m = &p->model;
     const double T = n->tokens, H = (double)m->H, maps = m->dialect.gated ? 3 : 2;
-    const double router = 2 * T * H * (double)m->E, expert = 2 * maps * n->rows * H * (double)m->F;
+    const double D = (double)xp_model_expert_width(m);
+    const double router = 2 * T * H * ((double)m->E + (m->latent ? 2 * D : 0)),
+                 expert = 2 * maps * n->rows * D * (double)m->F;
     const double shared = 2 * maps * T * H * (double)m->S + (m->S && m->dialect.shared_gate ? 2 * T * H : 0);
     return p->blocks * (router + expert + shared) + 2 * T * H * XP_VOCAB;
 }
@@ -534,7 +544,8 @@ static void add_token_cost(const xp_plan *p, const scale *n, xp_plan_cost *out) 
     out->bytes[XP_KIND_ACT] += T * (H * n->act + 9); /* position rows, tokens, targets, which are valid */
     out->bytes[XP_KIND_BUFFER] += T * 8 + 8 * (double)(n->blocks + n->group_blocks);
     /* There and back, forward and backward; token numbers once. */
-    out->sent[XP_EP] += p->opt.micro * p->blocks * remote * (2 * (n->sent + n->got) * H * n->act + 8 * n->sent);
+    out->sent[XP_EP] += p->opt.micro * p->blocks * remote *
+                        (2 * (n->sent + n->got) * (double)xp_model_expert_width(m) * n->act + 8 * n->sent);
     out->flop_forward = p->opt.micro * forward_flop(p, n);
     out->flop_backward = 2 * out->flop_forward;
 }

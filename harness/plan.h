@@ -71,6 +71,8 @@ typedef enum {
     XP_W_ROUTER,       /* [Z,H], Z = E and the null experts */
     XP_W_ROUTER_BIAS,  /* [Z] */
     XP_W_EXPERT_SCALE, /* [Z] factors of the experts' weights; f32 wherever it is used, f64 when act is f64 */
+    XP_W_LATENT_DOWN,  /* [D,H] into the experts' width D, where it is not H */
+    XP_W_LATENT_UP,    /* [H,D] and back */
     XP_W_UP,           /* [E,2F,H] rows as the dialect lays them out; [E,F,H] without a gate */
     XP_W_UP_BIAS,      /* [E,2F] or [E,F] */
     XP_W_DOWN,         /* [E,H,F] */

@@ -163,7 +163,10 @@ static void draw_dialect(dice *d, xp_case *c) {
         const size_t i = roll(d, sizeof own / sizeof *own);
         set_param(c, own[i].field, own[i].value[roll(d, 4)]);
         if (strncmp(own[i].field, "capacity", 8) == 0) {
-            set_param(c, overflow.field, overflow.value[roll(d, 4)]);
+            /* A dense layer has no say in which weights are larger. */
+            const int dense = c->kind == XP_CASE_STAGE && strcmp(c->stage->name, "moe") == 0;
+            const uint64_t which = roll(d, 4);
+            set_param(c, overflow.field, overflow.value[dense && which == 1 ? 0 : which]);
             set_param(c, "pad_to_capacity", roll(d, 2) ? "on" : "off");
         }
     }

@@ -69,7 +69,8 @@ static void put_model_run(FILE *f, const xp_case *c, const xp_run_options *o) {
     fprintf(f, " --tokens %lld --mesh %s --seed %llu", (long long)c->dim['T' - 'A'], mesh, (unsigned long long)c->seed);
 }
 
-void xp_report_repro(FILE *f, const xp_case *c, const xp_run_options *o) {
+/* The command that runs this one case again. */
+static void put_repro(FILE *f, const xp_case *c, const xp_run_options *o) {
     char line[XP_CASE_LINE];
     fputs("expar check ", f);
     if (o->weights_given || o->one_layer) {
@@ -144,9 +145,9 @@ static void put_failure(const xp_report_style *s, const xp_case *c, const xp_run
     if (g->text[0])
         fprintf(s->out, "  why    %s\n", g->text);
     if (g->first >= 0)
-        xp_finding_print(s->out, &g->line[g->first]);
+        xp_finding_print(s->out, &g->line[g->first], g->text);
     fputs("  repro  ", s->out);
-    xp_report_repro(s->out, c, o);
+    put_repro(s->out, c, o);
 }
 
 void xp_report_case(const xp_report_style *s, const xp_case *c, const xp_run_options *o, const xp_run_result *r) {
@@ -208,8 +209,7 @@ int64_t xp_report_parity(const xp_report_style *s, const xp_parity *p) {
     return bad;
 }
 
-/* ---- JSON ----------------------------------------------------------------------------------------------------------
- */
+/* ---- JSON ---- */
 
 /* JSON has no NaN and no infinity: {"f": "nan"}. */
 static json_t *number(double v) {
@@ -250,16 +250,21 @@ json_t *xp_report_json(const xp_case *c, const xp_run_result *r) {
 }
 
 json_t *xp_report_root(const char *command, uint64_t seed, const char *impl, int exit_code, json_t *cases) {
-    return json_pack("{s:s,s:{s:s,s:s},s:{s:s,s:s,s:I,s:i},s:o}", "schema", "expar.results/1", "tool", "name", "expar",
-                     "version", XP_VERSION, "run", "command", command, "impl", impl, "seed", (json_int_t)seed, "exit",
-                     exit_code, "cases", cases);
+    char text[24];
+    snprintf(text, sizeof text, "%" PRIu64, seed);
+    /* Beyond the integers of JSON's readers it is a text, as in a plan. */
+    json_t *as = seed <= UINT64_C(1) << 53 ? json_integer((json_int_t)seed) : json_string(text);
+    return json_pack("{s:s,s:{s:s,s:s},s:{s:s,s:s,s:o,s:i},s:o}", "schema", "expar.results/1", "tool", "name", "expar",
+                     "version", XP_VERSION, "run", "command", command, "impl", impl, "seed", as, "exit", exit_code,
+                     "cases", cases);
 }
 
 xp_status xp_report_write(const char *path, json_t *root) {
-    char temp[1024];
+    char temp[4096];
     if (!root)
-        return XP_FAIL(XP_E_NOMEM, "results: no memory for %s", path);
-    snprintf(temp, sizeof temp, "%s.tmp", path);
+        return XP_FAIL(XP_E_NOMEM, "-J: no memory for %s", path);
+    if (snprintf(temp, sizeof temp, "%s.tmp", path) >= (int)sizeof temp)
+        return XP_FAIL(XP_E_IO, "-J: '%.60s...': the path is longer than %zu characters", path, sizeof temp - 5);
     FILE *f = fopen(temp, "w");
     if (!f)
         return XP_FAIL(XP_E_IO, "-J: %s: %s", path, strerror(errno));

@@ -25,8 +25,6 @@ void xp_report_case(const xp_report_style *s, const xp_case *c, const xp_run_opt
 void xp_report_stages(const xp_report_style *s, const xp_judgement *g);
 /* The comparison with the one-rank run; returns the number of rows that differ or are missing. */
 int64_t xp_report_parity(const xp_report_style *s, const xp_parity *p);
-/* The command that runs this one case again. */
-void xp_report_repro(FILE *f, const xp_case *c, const xp_run_options *o);
 /* One entry of cases[] of schema "expar.results/1"; NULL without memory. */
 json_t *xp_report_json(const xp_case *c, const xp_run_result *r);
 /* {"schema": ..., "tool": ..., "run": {...}, "cases": [...]} to a file, through a temporary beside it. XP_E_IO naming

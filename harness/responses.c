@@ -230,15 +230,19 @@ xp_status xp_responses_open(const char *dir, const char *expected, xp_responses 
     *out = NULL;
     if (!r)
         return XP_FAIL(XP_E_NOMEM, "responses: %zu bytes", sizeof *r);
-    snprintf(path, sizeof path, "%s/%s", dir, expected);
-    if (!exists(path))
-        snprintf(path, sizeof path, "%s/%s", dir, last);
+    int n = snprintf(path, sizeof path, "%s/%s", dir, expected);
+    if (n < (int)sizeof stem && !exists(path))
+        n = snprintf(path, sizeof path, "%s/%s", dir, last);
+    if (n >= (int)sizeof stem) {
+        xp_responses_close(r);
+        return XP_FAIL(XP_E_ARG, "responses: the path '%.60s...' is longer than %zu characters", dir, sizeof stem - 1);
+    }
     xp_status st;
     if (exists(path)) {
         st = take_whole(r, path);
     } else {
-        const size_t n = strlen(last), tail = strlen(".safetensors");
-        snprintf(stem, sizeof stem, "%s/%.*s", dir, (int)(n > tail ? n - tail : n), last);
+        const size_t all = strlen(last), tail = strlen(".safetensors");
+        snprintf(stem, sizeof stem, "%s/%.*s", dir, (int)(all > tail ? all - tail : all), last);
         st = take_ranks(r, stem);
     }
     if (st != XP_OK) {

@@ -40,11 +40,13 @@ xp_status xp_case_model(const xp_case *c, xp_model *out) {
     }
     xp_dialect d;
     XP_TRY(xp_case_dialect(c, &d));
-    return xp_model_of("case", &d, c->layers, c->dim['H' - 'A'], c->dim['F' - 'A'], c->dim['E' - 'A'],
-                       c->dim['K' - 'A'], c->dim['S' - 'A'], out);
+    XP_TRY(xp_model_of("case", &d, c->layers, c->dim['H' - 'A'], c->dim['F' - 'A'], c->dim['E' - 'A'],
+                       c->dim['K' - 'A'], c->dim['S' - 'A'], out));
+    return xp_model_set_latent(out, c->dim['D' - 'A']);
 }
 
-xp_status xp_case_options(const xp_case *c, xp_step_options *out) {
+/* The options that a layer or step case stands for. */
+static xp_status options_of(const xp_case *c, xp_step_options *out) {
     *out = xp_step_defaults();
     out->tokens = c->dim['T' - 'A'];
     out->layers = c->layers;
@@ -163,7 +165,7 @@ static xp_status run_planned(job *j, xp_run_result *out) {
         model = *j->o->model;
     else
         XP_TRY(xp_case_model(j->c, &model));
-    XP_TRY(xp_case_options(j->c, &opt));
+    XP_TRY(options_of(j->c, &opt));
     XP_TRY(xp_plan_make(&model, &j->c->mesh, &opt, &plan));
     /* The one-rank run is the reference's: no other backend owes its bits. */
     const int against = j->o->against_one_rank && (j->c->mesh.world > 1 || j->c->micro > 1);

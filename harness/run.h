@@ -41,9 +41,8 @@ typedef struct {
  * Everything that happens inside the ranks is in the judgement, not in the status. */
 xp_status xp_case_run(const xp_case *c, const xp_run_options *o, xp_run_result *out);
 void xp_run_result_close(xp_run_result *r);
-/* The model and the options that a layer or step case stands for. */
+/* The model that a layer or step case stands for. */
 xp_status xp_case_model(const xp_case *c, xp_model *out);
-xp_status xp_case_options(const xp_case *c, xp_step_options *out);
 
 #ifdef __cplusplus
 }

@@ -43,8 +43,7 @@ xp_status flow_trace(xp_flow *f, const char *site, int y, const xp_tensor *t) {
     return xp_parity_rows(f->src->parity, site, y, f->r->step, f->r->rank, t, f->token0, f->N);
 }
 
-/* ---- opening: sizes, dtypes, blocks -------------------------------------------------------------------------------
- */
+/* ---- opening: sizes, dtypes, blocks ---- */
 
 static void take_sizes(xp_flow *f) {
     const xp_model *m = &f->plan->model;
@@ -52,6 +51,7 @@ static void take_sizes(xp_flow *f) {
     xp_plan_tokens(f->plan, f->r->rank, &f->token0, &f->T);
     f->N = o->tokens;
     f->H = m->H;
+    f->D = xp_model_expert_width(m);
     f->F = m->F;
     f->E = m->E;
     f->K = m->K;
@@ -211,6 +211,8 @@ static xp_status find_params(xp_step *st) {
         f->lp[y] = (layer_params){.norm = xp_plan_find(f->plan, XP_W_NORM, y),
                                   .router = xp_plan_find(f->plan, XP_W_ROUTER, y),
                                   .rbias = xp_plan_find(f->plan, XP_W_ROUTER_BIAS, y),
+                                  .down = xp_plan_find(f->plan, XP_W_LATENT_DOWN, y),
+                                  .up = xp_plan_find(f->plan, XP_W_LATENT_UP, y),
                                   .scale = xp_plan_find(f->plan, XP_W_EXPERT_SCALE, y),
                                   .b1 = xp_plan_find(f->plan, XP_W_UP_BIAS, y),
                                   .b2 = xp_plan_find(f->plan, XP_W_DOWN_BIAS, y),
@@ -269,8 +271,7 @@ void xp_step_close(xp_step *st) {
         params_close(&st->f);
 }
 
-/* ---- one step ------------------------------------------------------------------------------------------------------
- */
+/* ---- one step ---- */
 
 /* Byte number i of the stream: the text, wrapping, or seeded bytes. */
 static uint8_t stream_byte(const xp_flow *f, int64_t i) {

@@ -1,12 +1,13 @@
 /* Reads vector sets.
  *
  * The order is: the manifest, the SHA-256 of everything that it lists, what lies in the folder and is not listed, the
- * groups, and last the counts and uses between them. Every file is read through xp_file_open_in, which leaves no way
+ * groups, and last the counts and uses between them. Every file is read through xp_file_load_in, which leaves no way
  * out of the folder, and hashed again from the bytes that are parsed. It must not run a case or know a stage's
  * operands. */
 #include "vectors.h"
 
 #include <dirent.h>
+#include <errno.h>
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
@@ -418,7 +419,7 @@ static xp_status read_names(const char *dir, char ***out, size_t *out_names) {
     *out = NULL;
     *out_names = 0;
     if (!d)
-        return XP_FAIL(XP_E_IO, "%s: cannot open the folder", dir);
+        return XP_FAIL(XP_E_IO, "%s: cannot open the folder: %s", dir, strerror(errno));
     for (struct dirent *e; st == XP_OK && (e = readdir(d)) != NULL;) {
         if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0)
             continue;

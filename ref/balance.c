@@ -104,7 +104,7 @@ static int64_t blocks_of(const xp_balance_args *a) {
 static void cost(const void *args, const xp_mesh *m, xp_cost *out) {
     const xp_balance_args *a = args;
     const int64_t E = a->logits.dim[2];
-    const double sums = (double)xp_dtype_bytes(xp_ref_acc(a->logits.dtype), blocks_of(a) * (E + 1));
+    const double sums = (double)xp_dtype_bytes(xp_ref_op(a->logits.dtype), blocks_of(a) * (E + 1));
     const double counts = (double)xp_dtype_bytes(XP_I64, E + 1);
     *out = (xp_cost){.flop = 6.0 * (double)xp_tensor_count(&a->logits),
                      .mem_bytes = xp_ref_bytes(&xp_stage_balance, args),
@@ -263,7 +263,7 @@ static xp_status bound(const void *args, const xp_mesh *m, int operand, const xp
     const xp_tensor row = xp_tensor_2d(own, XP_F64, 1, width);
     XP_TRY(xp_ref_fold("balance", c, NULL, &row, c ? c->rank : 0, at, sum));
     const int64_t n = count[E + COUNT_N], blocks = count[E + COUNT_BLOCKS];
-    const world w = {op_of(a), xp_ref_acc(a->logits.dtype), (double)n, n + blocks + 1, blocks + 1};
+    const world w = {op_of(a), xp_ref_op(a->logits.dtype), (double)n, n + blocks + 1, blocks + 1};
     for (int64_t i = 0; i < tol->dim[0]; i++) {
         const double v = *(const double *)xp_tensor_at(ref, i, 0, 0, 0);
         xp_ref_val out = {0.0, 0.0};
@@ -360,7 +360,7 @@ static xp_status bwd_bound(const void *args, const xp_mesh *m, int operand, cons
 static size_t workspace(const void *args, const xp_mesh *m) {
     const xp_balance_args *a = args;
     const int64_t E = a->logits.dim[2], width = E + 1;
-    const xp_dtype acc = xp_ref_acc(a->logits.dtype);
+    const xp_dtype acc = xp_ref_op(a->logits.dtype);
     return counts_ws(a, m) + 2 * xp_ref_span((size_t)E * sizeof(double)) +
            2 * xp_ref_span((size_t)width * sizeof(double)) + xp_ref_span(xp_dtype_bytes(acc, blocks_of(a) * width)) +
            xp_ref_fold_ws(comm_of(a, m), width, acc);
@@ -404,7 +404,7 @@ static void results_store(const xp_balance_args *a, const int64_t *count, const 
 static xp_status run(const xp_exec *x, const void *args) {
     const xp_balance_args *a = args;
     const int64_t E = a->logits.dim[2], width = E + 1, blocks = blocks_of(a), T = a->logits.dim[1];
-    const xp_dtype acc = xp_ref_acc(a->logits.dtype);
+    const xp_dtype acc = xp_ref_op(a->logits.dtype);
     int64_t *count;
     char *at = x->ws;
     void *counts = xp_ref_carve(&at, counts_ws(a, x->mesh));

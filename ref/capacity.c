@@ -24,10 +24,6 @@ static const xp_param params[] = {
     {"sequence", NULL, "0", XP_P_I64, offsetof(xp_capacity_args, sequence)},
 };
 
-static int32_t i32_at(const xp_tensor *t, int64_t i, int64_t j) {
-    return *(const int32_t *)xp_tensor_at(t, i, j, 0, 0);
-}
-
 static int64_t experts_of(const xp_capacity_args *a) {
     return a->dropped.dim[0];
 }
@@ -42,7 +38,7 @@ static xp_status check_idx(const xp_capacity_args *a) {
     const int64_t last = experts_of(a) + a->dialect->null_experts - 1;
     for (int64_t t = 0; t < a->idx.dim[0] && xp_ref_readable(&a->idx); t++) {
         for (int64_t k = 0; k < slots_of(a); k++) {
-            const int32_t e = i32_at(&a->idx, t, k);
+            const int32_t e = xp_ref_i32(&a->idx, t, k);
             if (e < -1 || e > last)
                 return XP_FAIL(XP_E_ARG,
                                "capacity: idx[%lld][%lld] is %d, expected -1 to %lld, the last of E = %lld and %d null "
@@ -145,7 +141,7 @@ static void deal(const xp_capacity_args *a, int64_t t0, int64_t t1, int64_t *slo
         slot[i] = t0 * K + i;
     sort(a, slot, n);
     for (int64_t i = 0; i < n; i++) {
-        const int32_t e = i32_at(&a->idx, slot[i] / K, slot[i] % K);
+        const int32_t e = xp_ref_i32(&a->idx, slot[i] / K, slot[i] % K);
         int32_t *kept = xp_tensor_at(&a->kept, slot[i] / K, slot[i] % K, 0, 0);
         const int has_rows = e >= 0 && e < experts_of(a);
         *kept = e;
@@ -183,7 +179,7 @@ static int64_t count(const xp_tensor *t, int64_t t0, int64_t t1, int64_t e) {
     int64_t n = 0;
     for (int64_t i = t0; i < t1; i++) {
         for (int64_t k = 0; k < t->dim[1]; k++)
-            n += i32_at(t, i, k) == e;
+            n += xp_ref_i32(t, i, k) == e;
     }
     return n;
 }
@@ -213,7 +209,7 @@ static xp_status counts_dropped(const void *args, const xp_mesh *m, double *out)
     (void)m;
     for (int64_t t = 0; t < a->idx.dim[0]; t++) {
         for (int64_t k = 0; k < slots_of(a); k++) {
-            const int32_t e = i32_at(&a->idx, t, k), kept = i32_at(&a->kept, t, k);
+            const int32_t e = xp_ref_i32(&a->idx, t, k), kept = xp_ref_i32(&a->kept, t, k);
             wrong += kept != e && (kept != -1 || e >= experts_of(a));
         }
     }

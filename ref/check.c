@@ -137,17 +137,19 @@ xp_status xp_ref_check(const xp_stage *s, const void *args, xp_ref_dims *out) {
     return XP_OK;
 }
 
-int xp_ref_given(const xp_tensor *t) {
-    return t->data || t->ndim > 0;
+/* 1 when the tensor is there: one without elements may be without memory. */
+static int is_given(const xp_tensor *t) {
+    return t->data || (t->ndim > 0 && is_empty(t));
 }
 
-xp_status xp_ref_wanted_check(const xp_stage *s, const void *args, const xp_dialect *dialect) {
+xp_status xp_ref_wanted_check(const xp_stage *s, const void *args, const xp_dialect *dialect, uint32_t free) {
     const char *name = dialect ? dialect->name : "none";
     for (int i = 0; i < s->operands; i++) {
-        const int there = xp_ref_given(xp_stage_ctensor(s, args, i)), want = s->wants(args, i);
-        if (s->operand[i].optional && there != want)
-            return XP_FAIL(XP_E_ARG, "%s: %s is %s, expected %s: dialect %s", s->name, s->operand[i].name,
-                           there ? "present" : "absent", want ? "it" : "none", name ? name : "?");
+        const int there = is_given(xp_stage_ctensor(s, args, i)), want = s->wants(args, i);
+        if (!s->operand[i].optional || there == want || (there && free & XP_BIT(i)))
+            continue;
+        return XP_FAIL(XP_E_ARG, "%s: %s is %s, expected %s: dialect %s", s->name, s->operand[i].name,
+                       there ? "present" : "absent", want ? "it" : "none", name ? name : "?");
     }
     return XP_OK;
 }

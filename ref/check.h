@@ -20,10 +20,9 @@ typedef struct {
  * naming stage, operand, dimension, value and expectation. */
 xp_status xp_ref_check(const xp_stage *s, const void *args, xp_ref_dims *out);
 
-/* 1 when the tensor is given: one without elements may be without memory, then its ndim says so. */
-int xp_ref_given(const xp_tensor *t);
-/* Every optional operand that the stage's wants() names, and none of the others. dialect: the record that it asked, or
- * NULL. XP_E_ARG naming stage, operand and dialect. */
-xp_status xp_ref_wanted_check(const xp_stage *s, const void *args, const xp_dialect *dialect);
+/* Every optional operand that the stage's wants() names, and none of the others but those in `free`, a set of XP_BIT()
+ * of their places. One without elements may be without memory; its dimensions then say that it is there. dialect: the
+ * record that wants() asked, or NULL. XP_E_ARG naming stage, operand and dialect. */
+xp_status xp_ref_wanted_check(const xp_stage *s, const void *args, const xp_dialect *dialect, uint32_t free);
 
 #endif

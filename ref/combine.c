@@ -8,14 +8,13 @@
 #include <string.h>
 
 #include "check.h"
+#include "err.h"
+#include "linear.h"
 #include "move.h"
 #include "num.h"
+#include "plane.h"
 #include "ref.h"
 #include "xp/combine.h"
-
-static int32_t i32_at(const xp_tensor *t, int64_t i, int64_t j) {
-    return *(const int32_t *)xp_tensor_at(t, i, j, 0, 0);
-}
 
 /* The weight of a slot; 1 where the dialect has weighed the experts' input already. */
 static double weight_at(const xp_dialect *d, const xp_tensor *w, int64_t t, int64_t k) {
@@ -35,9 +34,9 @@ static double scale_in(const xp_dialect *d, xp_dtype acc) {
 typedef enum { SLOT_NOTHING, SLOT_ROW, SLOT_IDENTITY } slot_kind;
 static slot_kind slot_of(const xp_dialect *d, const xp_tensor *pos, const xp_tensor *idx, int64_t experts, int64_t t,
                          int64_t k) {
-    if (i32_at(pos, t, k) >= 0)
+    if (xp_ref_i32(pos, t, k) >= 0)
         return SLOT_ROW;
-    return has_identity(d) && i32_at(idx, t, k) >= experts ? SLOT_IDENTITY : SLOT_NOTHING;
+    return has_identity(d) && xp_ref_i32(idx, t, k) >= experts ? SLOT_IDENTITY : SLOT_NOTHING;
 }
 
 static xp_status dialect_check(const xp_stage *s, const void *args, const xp_dialect *d, const xp_tensor *w,
@@ -53,7 +52,7 @@ static xp_status dialect_check(const xp_stage *s, const void *args, const xp_dia
     if (d->weight_at == XP_AT_INPUT && has_identity(d))
         return XP_FAIL(XP_E_ARG, "%s: dialect %s has weight_at input and null_kind identity, expected one of them",
                        s->name, name);
-    XP_TRY(xp_ref_wanted_check(s, args, d));
+    XP_TRY(xp_ref_wanted_check(s, args, d, 0));
     if (w->dtype == XP_F64 && act != XP_F64)
         return XP_FAIL(XP_E_ARG, "%s: w has dtype f64, expected f32 or narrower beside rows of %s", s->name,
                        xp_dtype_name(act));
@@ -67,7 +66,7 @@ static xp_status slots_check(const char *stage, const xp_tensor *pos, const xp_r
         return XP_OK;
     for (int64_t t = 0; t < pos->dim[0]; t++) {
         for (int64_t k = 0; k < pos->dim[1]; k++) {
-            const int32_t row = i32_at(pos, t, k);
+            const int32_t row = xp_ref_i32(pos, t, k);
             if (row < -1 || row >= home_rows)
                 return XP_FAIL(XP_E_ARG, "%s: pos[%lld][%lld] is %d, expected -1 to M-1 = %lld", stage, (long long)t,
                                (long long)k, row, (long long)home_rows - 1);
@@ -85,7 +84,7 @@ static xp_status idx_check(const char *stage, const xp_dialect *d, const xp_tens
                            int64_t experts) {
     for (int64_t t = 0; t < idx->dim[0] && xp_ref_readable(idx) && xp_ref_readable(pos); t++) {
         for (int64_t k = 0; k < idx->dim[1]; k++) {
-            const int32_t e = i32_at(idx, t, k), row = i32_at(pos, t, k);
+            const int32_t e = xp_ref_i32(idx, t, k), row = xp_ref_i32(pos, t, k);
             if (e < -1 || e >= experts + d->null_experts)
                 return XP_FAIL(XP_E_ARG,
                                "%s: idx[%lld][%lld] is %d, expected -1 to %lld, the last of E = %lld and %d null "
@@ -195,10 +194,6 @@ static size_t combine_workspace(const void *args, const xp_mesh *m) {
     return rows > summing_ws(a) ? rows : summing_ws(a);
 }
 
-static void row_widen(const xp_tensor *t, int64_t i, int64_t width, double *out) {
-    xp_widen_row(xp_tensor_at(t, i, 0, 0, 0), t->dtype, 0, width, out);
-}
-
 /* Slots that add something: ascending, or by (expert, slot) for the eager sums, null experts last. Returns how many. */
 static int64_t slots_order(const xp_combine_args *a, int64_t t, int64_t *order) {
     const int eager = a->dialect->accumulate == XP_ACC_EAGER_ACT || a->dialect->accumulate == XP_ACC_EAGER_F32;
@@ -207,7 +202,7 @@ static int64_t slots_order(const xp_combine_args *a, int64_t t, int64_t *order) 
         if (slot_of(a->dialect, &a->pos, &a->idx, a->counts.dim[0], t, k) == SLOT_NOTHING)
             continue;
         int64_t i = n++;
-        for (; eager && i > 0 && i32_at(&a->idx, t, order[i - 1]) > i32_at(&a->idx, t, k); i--)
+        for (; eager && i > 0 && xp_ref_i32(&a->idx, t, order[i - 1]) > xp_ref_i32(&a->idx, t, k); i--)
             order[i] = order[i - 1];
         order[i] = k;
     }
@@ -216,9 +211,9 @@ static int64_t slots_order(const xp_combine_args *a, int64_t t, int64_t *order) 
 
 /* row = p of a slot, w times its row or its token's own, in double. */
 static void product_load(const xp_combine_args *a, int64_t t, int64_t k, double *row) {
-    const int64_t width = a->back.dim[1], place = i32_at(&a->pos, t, k);
+    const int64_t width = a->back.dim[1], place = xp_ref_i32(&a->pos, t, k);
     const double w = weight_at(a->dialect, &a->w, t, k);
-    row_widen(place < 0 ? &a->x : &a->back, place < 0 ? t : place, width, row);
+    xp_ref_rows_load(place < 0 ? &a->x : &a->back, place < 0 ? t : place, 1, row);
     for (int64_t h = 0; h < width; h++)
         row[h] *= w;
 }
@@ -227,7 +222,7 @@ static void product_load(const xp_combine_args *a, int64_t t, int64_t k, double 
  * the wider dtype of the two; slots_f32 has neither. */
 static void token_sum(const xp_combine_args *a, int64_t t, const summing *s) {
     const int64_t width = a->back.dim[1], n = slots_order(a, t, s->order);
-    const xp_dtype act = a->back.dtype, acc = xp_ref_acc(act);
+    const xp_dtype act = a->back.dtype, acc = xp_ref_op(act);
     const xp_accumulate how = a->dialect->accumulate;
     memset(s->sum, 0, (size_t)width * sizeof *s->sum);
     for (int64_t i = 0; i < n; i++) {
@@ -288,7 +283,7 @@ static int64_t token_gauge(const xp_combine_args *a, int64_t t, const summing *s
  * Then one rounding to act, which eager_act has counted. S is read from back, an output: it is compared by bits beside
  * y, so a row that is wrong there fails there. */
 static double y_tolerance(const xp_dialect *d, int64_t n, xp_dtype act, double value, double gauge) {
-    const xp_dtype acc = xp_ref_acc(act);
+    const xp_dtype acc = xp_ref_op(act);
     const double e = xp_ref_sum_err(n, acc, gauge, n);
     if (d->accumulate == XP_ACC_SLOTS_F32)
         return xp_ref_round_err(act, value, e);
@@ -306,7 +301,7 @@ static double y_tolerance(const xp_dialect *d, int64_t n, xp_dtype act, double v
 /* y = r(r(sum) scale): value / scale is the judge's r(sum), half a unit of act from its sum. What another has for it is
  * within the sum's tolerance; the product is rounded in acc on either side, and last to act. */
 static double scaled_tolerance(const xp_dialect *d, int64_t n, xp_dtype act, double value, double gauge) {
-    const xp_dtype acc = xp_ref_acc(act);
+    const xp_dtype acc = xp_ref_op(act);
     const double scale = scale_in(d, acc);
     if (scale == 1.0)
         return y_tolerance(d, n, act, value, gauge);
@@ -432,7 +427,7 @@ static void combine_bwd_cost(const void *args, const xp_mesh *m, xp_cost *out) {
     *out = (xp_cost){.flop = (3.0 * rows + 4.0 * identities + scaled) * (double)a->dy.dim[1],
                      .mem_bytes = (tokens + rows + xp_ref_path_rows(&p, 1) + own) * row +
                                   slots * (4.0 + (double)xp_dtype_bytes(a->w.dtype, 1) +
-                                           (double)xp_dtype_bytes(xp_ref_acc(a->dy.dtype), 1)),
+                                           (double)xp_dtype_bytes(xp_ref_op(a->dy.dtype), 1)),
                      .net_bytes = xp_ref_path_remote(&p, m->axis[XP_EP], 0) * row};
     if (has_identity(a->dialect))
         out->mem_bytes += tokens * row + slots * 4.0;
@@ -471,10 +466,10 @@ static size_t combine_bwd_workspace(const void *args, const xp_mesh *m) {
 /* g = r(dy scale), the product made in acc; dy itself without a factor. */
 static void gradient_load(const xp_combine_bwd_args *a, int64_t t, double *g) {
     const int64_t width = a->dy.dim[1];
-    const xp_dtype act = a->dy.dtype, acc = xp_ref_acc(act);
+    const xp_dtype act = a->dy.dtype, acc = xp_ref_op(act);
     const double scale = scale_in(a->dialect, acc);
     if (width > 0)
-        row_widen(&a->dy, t, width, g);
+        xp_ref_rows_load(&a->dy, t, 1, g);
     if (scale == 1.0)
         return;
     for (int64_t h = 0; h < width; h++)
@@ -494,15 +489,8 @@ static int partner_load(const xp_combine_bwd_args *a, int64_t t, int64_t k, doub
     const int64_t width = a->dy.dim[1];
     if (kind == SLOT_NOTHING || width == 0 || a->dialect->weight_at != XP_AT_OUTPUT)
         return 0;
-    row_widen(kind == SLOT_ROW ? &a->back : &a->x, kind == SLOT_ROW ? i32_at(&a->pos, t, k) : t, width, row);
+    xp_ref_rows_load(kind == SLOT_ROW ? &a->back : &a->x, kind == SLOT_ROW ? xp_ref_i32(&a->pos, t, k) : t, 1, row);
     return 1;
-}
-
-static double dot(const double *x, const double *y, int64_t n) {
-    double sum = 0.0;
-    for (int64_t h = 0; h < n; h++)
-        sum += x[h] * y[h];
-    return sum;
 }
 
 static void token_backward(const xp_combine_bwd_args *a, int64_t t, const xp_tensor *staged, const gradients *r) {
@@ -511,13 +499,13 @@ static void token_backward(const xp_combine_bwd_args *a, int64_t t, const xp_ten
     memset(r->sum, 0, (size_t)width * sizeof *r->sum);
     for (int64_t k = 0; k < a->pos.dim[1]; k++) {
         const double w = weight_at(a->dialect, &a->w, t, k);
-        const double dw = partner_load(a, t, k, r->row) ? dot(r->g, r->row, width) : 0.0;
+        const double dw = partner_load(a, t, k, r->row) ? xp_ref_dot(r->g, r->row, width) : 0.0;
         const slot_kind kind = bwd_slot(a, t, k);
         xp_ref_store(xp_tensor_at(&a->dw, t, k, 0, 0), a->dw.dtype, 0, dw);
         for (int64_t h = 0; h < width; h++)
             r->row[h] = w * r->g[h];
         if (kind == SLOT_ROW && width > 0)
-            xp_ref_store_row(xp_tensor_at(staged, i32_at(&a->pos, t, k), 0, 0, 0), staged->dtype, 0, width, r->row);
+            xp_ref_store_row(xp_tensor_at(staged, xp_ref_i32(&a->pos, t, k), 0, 0, 0), staged->dtype, 0, width, r->row);
         for (int64_t h = 0; h < width && kind == SLOT_IDENTITY; h++)
             r->sum[h] += r->row[h];
     }
@@ -545,7 +533,7 @@ typedef struct {
 } g_error;
 
 static g_error g_error_of(const xp_dialect *d, xp_dtype act) {
-    const xp_dtype acc = xp_ref_acc(act);
+    const xp_dtype acc = xp_ref_op(act);
     if (scale_in(d, acc) == 1.0)
         return (g_error){0.0, 0.0};
     const double u = xp_ref_unit(act), g2 = xp_ref_gamma(2, acc), off = u + g2 + u * g2;
@@ -574,7 +562,7 @@ static double or_infinite(double e) {
  * one more rounding. */
 static void dw_tolerance(const xp_combine_bwd_args *a, const xp_tensor *ref, void *ws, xp_tensor *tol) {
     const int64_t width = a->dy.dim[1];
-    const xp_dtype act = a->dy.dtype, acc = xp_ref_acc(act);
+    const xp_dtype act = a->dy.dtype, acc = xp_ref_op(act);
     const g_error err = g_error_of(a->dialect, act);
     char *at = ws;
     const gradients r = gradients_plan(a, &at);
@@ -586,8 +574,8 @@ static void dw_tolerance(const xp_combine_bwd_args *a, const xp_tensor *ref, voi
             if (partner_load(a, t, k, r.row)) {
                 for (int64_t h = 0; h < width; h++)
                     r.row[h] = fabs(r.row[h]);
-                e = xp_ref_sum_err(width, acc, dot(r.g, r.row, width), width) +
-                    dot(r.sum, r.row, width) * (1.0 + xp_ref_gamma(width, XP_F64));
+                e = xp_ref_sum_err(width, acc, xp_ref_dot(r.g, r.row, width), width) +
+                    xp_ref_dot(r.sum, r.row, width) * (1.0 + xp_ref_gamma(width, XP_F64));
             }
             *(double *)xp_tensor_at(tol, t, k, 0, 0) =
                 xp_ref_round_err(acc, *(const double *)xp_tensor_at(ref, t, k, 0, 0), or_infinite(e));
@@ -598,7 +586,7 @@ static void dw_tolerance(const xp_combine_bwd_args *a, const xp_tensor *ref, voi
 /* dx: n products w g and n-1 additions, gamma_n sum |w g|, and e |w| each; then one rounding to act. */
 static void dx_tolerance(const xp_combine_bwd_args *a, const xp_tensor *ref, void *ws, xp_tensor *tol) {
     const int64_t width = a->dy.dim[1];
-    const xp_dtype act = a->dy.dtype, acc = xp_ref_acc(act);
+    const xp_dtype act = a->dy.dtype, acc = xp_ref_op(act);
     const g_error err = g_error_of(a->dialect, act);
     char *at = ws;
     const gradients r = gradients_plan(a, &at);
@@ -639,7 +627,7 @@ static double weights_most(const xp_combine_bwd_args *a) {
  * rank, at least 1. A pad's 0 stays exact: both losses together are below act's smallest value (f64: at most it). Only
  * the rows in use have a tolerance. */
 static void dout_tolerance(const xp_combine_bwd_args *a, const xp_tensor *ref, xp_tensor *tol) {
-    const xp_dtype act = a->dy.dtype, acc = xp_ref_acc(act);
+    const xp_dtype act = a->dy.dtype, acc = xp_ref_op(act);
     const int64_t ranks = a->recv_counts.dim[0], local = a->recv_counts.dim[1];
     const g_error err = g_error_of(a->dialect, act);
     const double least = err.least > 0.0 ? err.least * weights_most(a) : 0.0;

@@ -109,12 +109,6 @@ static xp_status counts_exchange(const xp_exec *x, const xp_dispatch_args *a, in
     return c->ops->all_gather(c, x->q, &src, each, &dst);
 }
 
-/* Rows of a local expert's segment with n rows in use. */
-static int64_t segment_rows(const xp_dispatch_args *a, int64_t n) {
-    const int64_t rows = n > a->least ? n : a->least;
-    return (rows + a->align - 1) / a->align * a->align;
-}
-
 /* Rows that rank r's experts receive from all ranks, with pads; offsets (when not NULL) gets the L+1 borders. */
 static int64_t segments_measure(const xp_dispatch_args *a, const int64_t *table, int64_t r, const xp_tensor *offsets) {
     const int64_t ranks = a->recv_counts.dim[0], local = a->recv_counts.dim[1], width = a->counts.dim[0] + 1;
@@ -125,7 +119,7 @@ static int64_t segments_measure(const xp_dispatch_args *a, const int64_t *table,
             n += table[q * width + r * local + l];
         if (offsets)
             *(int64_t *)xp_tensor_at(offsets, l, 0, 0, 0) = row;
-        row += segment_rows(a, n);
+        row += xp_ref_segment_rows(n, a->least, a->align);
     }
     if (offsets)
         *(int64_t *)xp_tensor_at(offsets, local, 0, 0, 0) = row;
@@ -183,7 +177,7 @@ static xp_status dispatch_segments(const void *args, const xp_mesh *m, double *o
         int64_t n = 0;
         for (int64_t r = 0; r < a->recv_counts.dim[0]; r++)
             n += xp_ref_i64_2d(&a->recv_counts, r, l);
-        const int64_t end = row + segment_rows(a, n);
+        const int64_t end = row + xp_ref_segment_rows(n, a->least, a->align);
         wrong += xp_ref_i64(&a->recv_offsets, l) != row || end > a->recv_tok.dim[0];
         for (int64_t i = row; i < end && i < a->recv_tok.dim[0]; i++)
             wrong += (xp_ref_i64(&a->recv_tok, i) == -1) != (i >= row + n);

@@ -28,6 +28,14 @@ double xp_ref_largest(xp_dtype d) {
     return largest[d];
 }
 
+double xp_ref_least(xp_dtype op) {
+    return op == XP_F64 ? 0x1p-1022 : 0x1p-126;
+}
+
+double xp_ref_both(int64_t n, xp_dtype op) {
+    return xp_ref_gamma(n, op) + xp_ref_gamma(n, XP_F64);
+}
+
 xp_ref_format xp_ref_format_of(xp_dtype d) {
     return (xp_ref_format){xp_ref_unit(d), xp_ref_half_ulp_err(d, 0.0), xp_ref_largest(d)};
 }
@@ -36,7 +44,7 @@ xp_ref_rule xp_ref_rule_of(xp_dtype d, xp_dtype op) {
     const xp_ref_rule r = {.d = d,
                            .op = xp_ref_format_of(op),
                            .to = xp_ref_format_of(d),
-                           .flush = op == XP_F64 ? 0x1p-1022 : 0x1p-126,
+                           .flush = xp_ref_least(op),
                            .narrows = xp_ref_unit(d) > xp_ref_unit(op)};
     return r;
 }
@@ -101,6 +109,14 @@ xp_ref_val xp_ref_val_round(xp_ref_val a, xp_dtype d, xp_dtype op) {
 double xp_ref_val_out(xp_ref_val a, xp_dtype d, xp_dtype op) {
     const xp_ref_rule r = xp_ref_rule_of(d, op);
     return xp_ref_rule_out(&r, a);
+}
+
+void xp_ref_round_errors(const xp_ref_rule *r, int64_t n, double *v, double *e) {
+    for (int64_t i = 0; i < n; i++) {
+        const xp_ref_val a = xp_ref_rule_round(r, (xp_ref_val){v[i], e[i]});
+        v[i] = a.v;
+        e[i] = a.e;
+    }
 }
 
 void xp_ref_out_errors(const xp_ref_rule *r, int64_t n, const double *v, double *e) {
@@ -239,7 +255,7 @@ xp_ref_val xp_ref_val_clamp(xp_ref_val x, xp_ref_val limit) {
 }
 
 void xp_ref_dot_inputs(int64_t n, xp_dtype op, int64_t count, const double *v, double *e) {
-    const double g = xp_ref_gamma(n, op) + xp_ref_gamma(n, XP_F64);
+    const double g = xp_ref_both(n, op);
     for (int64_t i = 0; i < count; i++)
         e[i] += g * (fabs(v[i]) + e[i]);
 }
@@ -253,11 +269,11 @@ static void complete(int64_t n, xp_dtype op, int64_t count, double limit, double
 }
 
 void xp_ref_dot_outputs(int64_t n, xp_dtype op, int64_t count, double *e) {
-    const double g = xp_ref_gamma(n, op) + xp_ref_gamma(n, XP_F64);
+    const double g = xp_ref_both(n, op);
     complete(n, op, count, g * xp_ref_largest(op), 1.0, e);
 }
 
 void xp_ref_dot_errors(int64_t n, xp_dtype op, int64_t count, double *gauge) {
-    const double g = xp_ref_gamma(n, op) + xp_ref_gamma(n, XP_F64);
+    const double g = xp_ref_both(n, op);
     complete(n, op, count, xp_ref_largest(op), g, gauge);
 }

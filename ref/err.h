@@ -23,7 +23,7 @@ typedef struct {
 typedef struct {
     xp_dtype d;
     xp_ref_format op, to;
-    double flush; /* smallest normal number of op: what a hardware exponential may lose */
+    double flush; /* xp_ref_least of op */
     int narrows;  /* d has fewer bits than op: two roundings follow each other */
 } xp_ref_rule;
 
@@ -32,6 +32,10 @@ xp_dtype xp_ref_op(xp_dtype d);
 xp_ref_format xp_ref_format_of(xp_dtype d);
 /* Largest finite value; 0 for an integer type. */
 double xp_ref_largest(xp_dtype d);
+/* The smallest normal number of op, f32 or f64: what a hardware exponential may lose. */
+double xp_ref_least(xp_dtype op);
+/* gamma_n in op and in double together: two computations of one value, one in each. */
+double xp_ref_both(int64_t n, xp_dtype op);
 xp_ref_rule xp_ref_rule_of(xp_dtype d, xp_dtype op);
 /* Largest error of one rounding to d of a value of magnitude at most mag; +inf when that may overflow. */
 double xp_ref_room(xp_dtype d, double mag);
@@ -52,6 +56,8 @@ double xp_ref_rule_out(const xp_ref_rule *r, xp_ref_val a);
 /* The same for single values: the rule of (d, op). */
 xp_ref_val xp_ref_val_round(xp_ref_val a, xp_dtype d, xp_dtype op);
 double xp_ref_val_out(xp_ref_val a, xp_dtype d, xp_dtype op);
+/* A declared rounding point, for n values v with errors e. */
+void xp_ref_round_errors(const xp_ref_rule *r, int64_t n, double *v, double *e);
 /* e[i] becomes the tolerance of an output that holds v[i] within e[i]. */
 void xp_ref_out_errors(const xp_ref_rule *r, int64_t n, const double *v, double *e);
 

@@ -70,7 +70,7 @@ static xp_status check(const void *args, const xp_mesh *m) {
     XP_TRY(xp_ref_check(&xp_stage_expert, args, &dims));
     XP_TRY(xp_ref_mlp_check("expert", a->dialect));
     XP_TRY(xp_ref_mlp_width_check("expert", a->dialect, "w1", XP_REF_DIM(dims, 'U'), 'F', XP_REF_DIM(dims, 'F')));
-    XP_TRY(xp_ref_wanted_check(&xp_stage_expert, args, a->dialect));
+    XP_TRY(xp_ref_wanted_check(&xp_stage_expert, args, a->dialect, 0));
     return check_rows("expert", &a->offsets, a->row0);
 }
 
@@ -151,18 +151,13 @@ typedef struct {
 /* The chunk is rows [row, row + m) of the tensors at hand. */
 typedef void chunk_fn(xp_ref_mlp *p, int64_t row, int64_t m, const void *args, const void *more);
 
-/* Row l of [L,n]. */
-static xp_tensor row_of(const xp_tensor *t, int64_t l) {
-    return xp_tensor_1d(xp_tensor_at(t, l, 0, 0, 0), t->dtype, t->dim[1]);
-}
-
 static void walk(const groups *g, xp_ref_mlp *p, chunk_fn *fn, const void *args, const void *more) {
     const int64_t L = g->offsets->dim[0] - 1;
     for (int64_t l = 0; l < L; l++) {
         const int64_t begin = xp_ref_i64(g->offsets, l) - g->row0, stop = xp_ref_i64(g->offsets, l + 1) - g->row0;
         const int64_t end = stop < g->C ? stop : g->C;
         const xp_tensor w1 = xp_ref_matrix(g->w1, l), w2 = xp_ref_matrix(g->w2, l);
-        const xp_tensor b1 = g->b1 ? row_of(g->b1, l) : w1, b2 = g->b2 ? row_of(g->b2, l) : w2;
+        const xp_tensor b1 = g->b1 ? xp_ref_vector(g->b1, l) : w1, b2 = g->b2 ? xp_ref_vector(g->b2, l) : w2;
         p->w1 = &w1;
         p->w2 = &w2;
         p->b1 = g->b1 ? &b1 : NULL;

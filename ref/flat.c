@@ -3,18 +3,15 @@
 
 #include <math.h>
 
+#include "move.h"
 #include "num.h"
-
-static int readable(const xp_tensor *t) {
-    return t->data && (t->mem == XP_HOST || t->mem == XP_PINNED);
-}
 
 xp_status xp_ref_flat_check(const char *stage, const xp_tensor *seg, const xp_tensor *flag, const char *flag_name,
                             int64_t n) {
     const int64_t segments = seg->dim[0] - 1;
     if (segments < 0)
         return XP_FAIL(XP_E_ARG, "%s: seg has no element, expected Q+1 >= 1 borders", stage);
-    if (readable(seg)) {
+    if (xp_ref_readable(seg)) {
         const int64_t *at = seg->data;
         if (at[0] != 0)
             return XP_FAIL(XP_E_ARG, "%s: seg[0] is %lld, expected 0", stage, (long long)at[0]);
@@ -27,7 +24,7 @@ xp_status xp_ref_flat_check(const char *stage, const xp_tensor *seg, const xp_te
             return XP_FAIL(XP_E_ARG, "%s: seg[%lld] is %lld, expected N = %lld", stage, (long long)segments,
                            (long long)at[segments], (long long)n);
     }
-    for (int64_t q = 0; q < segments && readable(flag); q++) {
+    for (int64_t q = 0; q < segments && xp_ref_readable(flag); q++) {
         const int f = ((const uint8_t *)flag->data)[q];
         if (f > 1)
             return XP_FAIL(XP_E_ARG, "%s: %s[%lld] is %d, expected 0 or 1", stage, flag_name, (long long)q, f);

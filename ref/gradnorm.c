@@ -34,6 +34,7 @@
 #include "check.h"
 #include "err.h"
 #include "flat.h"
+#include "move.h"
 #include "num.h"
 #include "ref.h"
 
@@ -90,16 +91,12 @@ static xp_status check_place(const xp_gradnorm_args *a, const xp_mesh *m, int64_
     return XP_OK;
 }
 
-static int readable(const xp_tensor *t) {
-    return t->data && (t->mem == XP_HOST || t->mem == XP_PINNED);
-}
-
 static xp_status check_torch(const xp_gradnorm_args *a) {
     const int64_t *seg = a->seg.data;
     const kind k = kind_of(a->p);
     if (k != TOP && k != LEAST)
         return XP_OK;
-    for (int64_t q = 0; q < a->owner.dim[0] && readable(&a->seg) && readable(&a->owner); q++) {
+    for (int64_t q = 0; q < a->owner.dim[0] && xp_ref_readable(&a->seg) && xp_ref_readable(&a->owner); q++) {
         if (((const uint8_t *)a->owner.data)[q] && seg[q] == seg[q + 1])
             return XP_FAIL(XP_E_ARG, "gradnorm: segment %lld is empty, expected an element: torch has no norm %g of it",
                            (long long)q, a->p);
@@ -118,7 +115,7 @@ static xp_status check(const void *args, const xp_mesh *m) {
     if (a->semantics != XP_EXACT && a->semantics != XP_TORCH)
         return XP_FAIL(XP_E_ARG, "gradnorm: semantics is %d, expected exact or torch", a->semantics);
     XP_TRY(xp_ref_flat_check("gradnorm", &a->seg, &a->owner, "owner", a->grad.dim[0]));
-    for (int64_t q = 0; q < a->owner.dim[0] && readable(&a->place) && readable(&a->owner); q++)
+    for (int64_t q = 0; q < a->owner.dim[0] && xp_ref_readable(&a->place) && xp_ref_readable(&a->owner); q++)
         XP_TRY(check_place(a, m, q));
     return a->semantics == XP_TORCH ? check_torch(a) : XP_OK;
 }

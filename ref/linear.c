@@ -83,6 +83,10 @@ void xp_ref_linear_add(const double *a, int64_t si, int64_t sr, const double *b,
     }
 }
 
+double xp_ref_dot(const double *a, const double *b, int64_t n) {
+    return add_scalar(a, 1, b, 1, n, 0.0);
+}
+
 static void clear(double *y, int64_t m, int64_t n, int64_t ldy) {
     for (int64_t i = 0; i < m && n > 0; i++)
         memset(y + i * ldy, 0, (size_t)n * sizeof *y);

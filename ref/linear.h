@@ -24,4 +24,7 @@ void xp_ref_linear_nn(const double *dy, int64_t m, int64_t lddy, const xp_tensor
 void xp_ref_linear_add(const double *a, int64_t si, int64_t sr, const double *b, int64_t ldb, int64_t m, int64_t n,
                        int64_t depth, double *y, int64_t ldy);
 
+/* sum of a[i] * b[i], i < n, ascending. */
+double xp_ref_dot(const double *a, const double *b, int64_t n);
+
 #endif

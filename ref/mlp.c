@@ -51,6 +51,7 @@ static xp_status words_check(const char *stage, const xp_dialect *d) {
         {"gate_layout", (int)d->gate_layout, XP_GATE_INTERLEAVED},
         {"expert_bias", d->expert_bias, 1},
         {"shared_limit", d->shared_limit, 1},
+        {"shared_gate", d->shared_gate, 1},
     };
     for (size_t i = 0; i < sizeof word / sizeof *word; i++) {
         if (word[i].value < 0 || word[i].value > word[i].most)
@@ -178,11 +179,7 @@ void xp_ref_mlp_finish(const xp_ref_mlp *p, int64_t n, double *v) {
 
 static void round_error(const xp_ref_mlp *p, int64_t n, double *v, double *e) {
     const xp_ref_rule rule = xp_ref_rule_of(p->param, xp_ref_op(p->param));
-    for (int64_t i = 0; i < n; i++) {
-        const xp_ref_val r = xp_ref_rule_round(&rule, (xp_ref_val){v[i], e[i]});
-        v[i] = r.v;
-        e[i] = r.e;
-    }
+    xp_ref_round_errors(&rule, n, v, e);
 }
 
 /* The cast on the way in: the reference rounds; another implementation rounds the same value, or leaves it. A value
@@ -214,7 +211,7 @@ static void bias_error(const xp_ref_mlp *p, const xp_tensor *b, int64_t terms, i
                        double *e) {
     const xp_dtype op = xp_ref_op(p->param);
     const xp_ref_rule rule = xp_ref_rule_of(p->param, op);
-    const double g = xp_ref_gamma(terms, op) + xp_ref_gamma(terms, XP_F64);
+    const double g = xp_ref_both(terms, op);
     if (!b)
         return;
     xp_widen_row(b->data, b->dtype, 0, n, p->bias);

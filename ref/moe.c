@@ -1,10 +1,11 @@
 /* Stage moe: see xp/moe.h for the meaning.
  *
  * The reference row is the layer's other reference rows, called in the order of the step on a mesh of one rank: it adds
- * no arithmetic of its own. Every intermediate has the operands' dtype, f32 or f64. Weight gradients are sums over this
- * rank's tokens, undivided. The bound is in moe_bound.c. */
+ * no arithmetic of its own. Every intermediate has the dtype of x, or the one that the record names. Weight gradients
+ * are sums over this rank's tokens, undivided. The bound is in moe_bound.c. */
 #include "moe.h"
 
+#include <assert.h>
 #include <math.h>
 #include <string.h>
 
@@ -14,6 +15,7 @@
 #include "num.h"
 #include "plane.h"
 #include "ref.h"
+#include "token.h"
 #include "xp/capacity.h"
 #include "xp/combine.h"
 #include "xp/dispatch.h"
@@ -38,7 +40,7 @@ static const xp_operand operands[] = {
     IN(wr, "Z,H", "router"),
     IN(w1, "E,U,H", "act"),
     IN(w2, "E,H,F", "act"),
-    OPT(sw1, "X,H", "act"),
+    [XP_REF_MOE_SW1] = OPT(sw1, "X,H", "act"),
     [XP_REF_MOE_SW2] = OPT(sw2, "H,S", "act"),
     [XP_REF_MOE_SGATE] = OPT(sgate, "1,H", "act"),
     XP_OPERAND(xp_moe_args, idx, "T,K", XP_IN, XP_BIT(XP_I32), XP_UNCOMPARED, ""),
@@ -64,7 +66,7 @@ static const xp_param params[] = {{"dialect", NULL, "hf-5.24/qwen3_moe", XP_P_DI
 
 /* ---- check ---- */
 
-/* 1: the record asks for operand i. */
+/* A shared expert is there when sw1 is; the rest follows from the record. */
 static int wants(const void *args, int i) {
     const xp_moe_args *a = args;
     const xp_dialect *d = a->dialect;
@@ -95,44 +97,17 @@ static int wants(const void *args, int i) {
     }
 }
 
-/* Operands that stand or fall together. */
-static xp_status check_together(const xp_moe_args *a, int present, const char *why, const char *const *name, int n) {
-    for (int i = 0; i < n; i++) {
-        const xp_tensor *t = xp_stage_ctensor(&xp_stage_moe, a, xp_stage_operand(&xp_stage_moe, name[i]));
-        if ((t->data != NULL) != present)
-            return XP_FAIL(XP_E_ARG, "moe: %s is %s, expected %s: %s", name[i], t->data ? "present" : "absent",
-                           present ? "a tensor" : "none", why);
-    }
-    return XP_OK;
-}
-
 static xp_status check(const void *args, const xp_mesh *m) {
-    static const char *const experts[] = {"sw2", "dsw1", "dsw2"}, *const gate[] = {"sgate", "dsgate"};
     const xp_moe_args *a = args;
     xp_ref_dims dims;
     (void)m;
     XP_TRY(xp_ref_check(&xp_stage_moe, args, &dims));
     if (!a->dialect)
         return XP_FAIL(XP_E_ARG, "moe: dialect is absent, expected a record");
-    for (int i = XP_REF_MOE_RBIAS; i <= XP_REF_MOE_DB2; i++) {
-        const int there = xp_stage_ctensor(&xp_stage_moe, a, i)->data != NULL, want = wants(a, i);
-        if (there != want && i != XP_REF_MOE_BIAS)
-            return XP_FAIL(XP_E_ARG, "moe: %s is %s, expected %s: dialect %s", operands[i].name,
-                           there ? "present" : "absent", want ? "it" : "none",
-                           a->dialect->name ? a->dialect->name : "?");
-        if (i == XP_REF_MOE_BIAS && want && !there)
-            return XP_FAIL(XP_E_ARG, "moe: bias is absent, expected it: masked groups depend on it");
-    }
     XP_TRY(xp_ref_mlp_check("moe", a->dialect));
     XP_TRY(xp_ref_mlp_width_check("moe", a->dialect, "w1", XP_REF_DIM(dims, 'U'), 'F', XP_REF_DIM(dims, 'F')));
-    const int has = a->sw1.data != NULL, gated = has && a->dialect->shared_gate;
-    XP_TRY(check_together(a, has, has ? "sw1 is present" : "sw1 is absent", experts, 3));
-    XP_TRY(check_together(a, gated,
-                          !has    ? "sw1 is absent"
-                          : gated ? "the dialect has a gate"
-                                  : "the dialect has none",
-                          gate, 2));
-    if (has)
+    XP_TRY(xp_ref_wanted_check(&xp_stage_moe, args, a->dialect, XP_BIT(XP_REF_MOE_SW1) | XP_BIT(XP_REF_MOE_BIAS)));
+    if (a->sw1.data)
         XP_TRY(xp_ref_mlp_width_check("moe", a->dialect, "sw1", XP_REF_DIM(dims, 'X'), 'S', XP_REF_DIM(dims, 'S')));
     const int64_t E = XP_REF_DIM(dims, 'Z'), K = XP_REF_DIM(dims, 'K');
     if (E != XP_REF_DIM(dims, 'E') + a->dialect->null_experts)
@@ -146,7 +121,7 @@ static xp_status check(const void *args, const xp_mesh *m) {
                                  "would depend on weights that each side rounds its own way (stage capacity has it)");
     for (int64_t t = 0; t < a->idx.dim[0] && xp_ref_readable(&a->idx); t++) {
         for (int64_t k = 0; k < K; k++) {
-            const int32_t e = *(const int32_t *)xp_tensor_at(&a->idx, t, k, 0, 0);
+            const int32_t e = xp_ref_i32(&a->idx, t, k);
             if (e < 0 || e >= E)
                 return XP_FAIL(XP_E_ARG, "moe: idx[%lld][%lld] is %d, expected 0 to E-1 = %lld", (long long)t,
                                (long long)k, e, (long long)E - 1);
@@ -161,14 +136,11 @@ static xp_status check(const void *args, const xp_mesh *m) {
 static void cost(const void *args, const xp_mesh *m, xp_cost *out) {
     const xp_moe_args *a = args;
     const double T = (double)a->x.dim[0], H = (double)a->x.dim[1], K = (double)a->idx.dim[1];
-    const double S = a->sw2.data ? (double)a->sw2.dim[1] : 0.0;
+    const double F = (double)a->w2.dim[2] + (double)a->w1.dim[1];
+    const double S = a->sw1.data ? (double)a->sw2.dim[1] + (double)a->sw1.dim[0] : 0.0;
     (void)m;
-    *out = (xp_cost){.flop = 6.0 * T * H * (3.0 * K * (double)a->w2.dim[2] + 3.0 * S + (double)a->wr.dim[0])};
-    for (int i = 0; i < xp_stage_moe.operands; i++) {
-        const xp_tensor *t = xp_stage_ctensor(&xp_stage_moe, args, i);
-        if (t->data)
-            out->mem_bytes += (double)xp_dtype_bytes(t->dtype, xp_tensor_count(t));
-    }
+    *out = (xp_cost){.flop = 6.0 * T * H * (K * F + S + (double)a->wr.dim[0]),
+                     .mem_bytes = xp_ref_bytes(&xp_stage_moe, args)};
 }
 
 /* ---- bound ---- */
@@ -276,6 +248,8 @@ static void self_open(self_mesh *s) {
 
 /* ---- reference: the parts in order ---- */
 
+enum { CALLS = 29 }; /* the most that a record can ask for */
+
 typedef struct {
     const xp_kernel *row;
     const void *args;
@@ -303,7 +277,7 @@ typedef struct {
     xp_tensor span; /* [2] i64: 0, T - the one group of a dense weight gradient */
     xp_tensor ones; /* [max(T, M),1]: the input whose weight gradient is a bias's */
     xp_tensor dout; /* gradient of the sum of experts: dy, or half of it */
-    part call[29];
+    part call[CALLS];
     int calls;
 } layer;
 
@@ -316,6 +290,7 @@ static xp_tensor take1(xp_ref_layout *l, xp_dtype d, int64_t n0) {
 }
 
 static void call(layer *y, const xp_kernel *row, const void *args) {
+    assert(y->calls < CALLS);
     y->call[y->calls++] = (part){row, args};
 }
 
@@ -352,7 +327,7 @@ static xp_wgrad_args bias_of(const layer *y, const xp_tensor *dy, const xp_tenso
 }
 
 static xp_dtype wide_of(const xp_moe_args *a) {
-    return a->x.dtype == XP_F64 ? XP_F64 : XP_F32;
+    return xp_ref_op(a->x.dtype);
 }
 
 static xp_dtype by_rule(const xp_moe_args *a, xp_wide rule) {

@@ -6,7 +6,8 @@
 
 /* Places in the operand table. */
 enum {
-    XP_REF_MOE_SW2 = 6,
+    XP_REF_MOE_SW1 = 5,
+    XP_REF_MOE_SW2,
     XP_REF_MOE_SGATE,
     XP_REF_MOE_Y = 9,
     XP_REF_MOE_DX,

@@ -72,13 +72,6 @@ static void plan_mlp(xp_ref_layout *l, const work *w, int64_t width, xp_ref_mlp_
     out->dpree = xp_ref_take(l, (size_t)(CHUNK * 2 * width) * sizeof(double));
 }
 
-static double *widened(xp_ref_layout *l, const xp_tensor *t, int fill) {
-    double *v = t->data ? xp_ref_take(l, (size_t)t->dim[0] * sizeof *v) : NULL;
-    if (v && fill)
-        xp_widen_row(t->data, t->dtype, 0, t->dim[0], v);
-    return v;
-}
-
 static void plan_routing(xp_ref_layout *l, work *w) {
     const xp_moe_args *a = w->a;
     const xp_dtype wide = a->x.dtype == XP_F64 ? XP_F64 : XP_F32;
@@ -87,8 +80,8 @@ static void plan_routing(xp_ref_layout *l, work *w) {
     w->logits_rule = xp_ref_rule_of(logits, w->op);
     w->weight_dtype = a->dialect->weight_dtype == XP_WIDE_ACT ? a->x.dtype : wide;
     xp_ref_routing_plan(l, a->dialect, w->Z, w->K, logits, w->op, 1, &w->r);
-    w->r.bias = widened(l, &a->bias, l->base != NULL);
-    w->r.scale_e = widened(l, &a->scale_e, l->base != NULL);
+    w->r.bias = xp_ref_take_widened(l, &a->bias);
+    w->r.scale_e = xp_ref_take_widened(l, &a->scale_e);
     w->logit = xp_ref_take(l, (size_t)(w->T * w->Z) * sizeof *w->logit);
     w->g = xp_ref_take(l, (size_t)w->Z * sizeof *w->g);
     w->dl = xp_ref_take(l, (size_t)w->Z * sizeof *w->dl);
@@ -158,10 +151,6 @@ size_t xp_ref_moe_bound_ws(const xp_moe_args *a) {
 
 /* ---- small things ---- */
 
-static double both(int64_t n, xp_dtype op) {
-    return xp_ref_gamma(n, op) + xp_ref_gamma(n, XP_F64);
-}
-
 static int64_t expert_at(const work *w, int64_t t, int64_t k) {
     return *(const int32_t *)xp_tensor_at(&w->capacity.kept, t, k, 0, 0);
 }
@@ -190,7 +179,7 @@ static int averages(const work *w) {
 /* One term of a sum of n: its own error and its part of the sum's. */
 static void accumulate(const work *w, int64_t n, xp_ref_val term, xp_ref_val *sum) {
     sum->v += term.v;
-    sum->e += term.e + both(n, w->op) * (fabs(term.v) + term.e);
+    sum->e += term.e + xp_ref_both(n, w->op) * (fabs(term.v) + term.e);
 }
 
 /* One slot's part of y. Where the record rounds a product or each sum to the activation dtype, either side may. */
@@ -229,7 +218,7 @@ static void round_outputs(const work *w, const xp_ref_mlp *p, int64_t m) {
     xp_ref_dot_outputs(n, w->op, m * w->H, w->wide_e);
     for (int64_t i = 0; i < m * w->H; i++) {
         const xp_ref_val out = rounded(w, p->y[i], p->ye[i]);
-        w->wide_e[i] += (1.0 + both(w->H, w->op)) * (out.e - p->ye[i]);
+        w->wide_e[i] += (1.0 + xp_ref_both(w->H, w->op)) * (out.e - p->ye[i]);
         p->y[i] = out.v;
         p->ye[i] = out.e;
     }
@@ -249,7 +238,7 @@ static xp_ref_val dot_dy(const work *w, const xp_ref_val *dy, const double *y, c
 /* The tolerance of dw[i][j] = sum over `rows` rows of a[r][i] b[r][j] grows by m of them. be NULL: b is exact. */
 static void outer_errors(const work *w, int64_t rows, int64_t m, int64_t ni, const double *av, const double *ae,
                          int64_t nj, const double *bv, const double *be, const xp_tensor *tol) {
-    const double g = both(rows, w->op);
+    const double g = xp_ref_both(rows, w->op);
     double *out = tol->data;
     for (int64_t i = 0; i < m * ni; i++)
         w->left[i] = ae[i] + g * (fabs(av[i]) + ae[i]);
@@ -308,7 +297,7 @@ static xp_ref_val logit_of(const work *w, int64_t e, double v, double err) {
     if (w->a->rbias.data) {
         const double b = xp_widen(w->a->rbias.data, w->a->rbias.dtype, e);
         v += b;
-        err += both(w->H + 1, w->op) * fabs(b);
+        err += xp_ref_both(w->H + 1, w->op) * fabs(b);
     }
     return xp_ref_rule_round(&w->logits_rule, (xp_ref_val){v, err});
 }
@@ -487,11 +476,6 @@ static void expert_chunk(work *w, int64_t m, int64_t rows, int operand, const xp
     expert_dx(w, m);
 }
 
-/* Row e of [E,n]. */
-static xp_tensor row_of(const xp_tensor *t, int64_t e) {
-    return xp_tensor_1d(xp_tensor_at(t, e, 0, 0, 0), t->dtype, t->dim[1]);
-}
-
 /* An expert's part of a gradient's tolerance, as a matrix: of a bias one column. */
 static xp_tensor part_of(const xp_tensor *t, int64_t e) {
     if (t->ndim == 3)
@@ -531,7 +515,7 @@ static void finish_routed(work *w) {
         if (scale != 1.0)
             w->y[i] = xp_ref_val_mul(rounded(w, w->y[i].v, w->y[i].e), (xp_ref_val){scale, 0.0});
         if (w->Z > w->E)
-            w->dx[i] = rounded(w, w->dx[i].v, w->dx[i].e + both(2, w->op) * (fabs(w->dx[i].v) + w->dx[i].e));
+            w->dx[i] = rounded(w, w->dx[i].v, w->dx[i].e + xp_ref_both(2, w->op) * (fabs(w->dx[i].v) + w->dx[i].e));
     }
 }
 
@@ -541,7 +525,7 @@ static void experts(work *w, int operand, const xp_tensor *ref, const xp_tensor 
     for (int64_t e = 0; e < w->E; e++) {
         const xp_tensor w1 = xp_ref_matrix(&w->a->w1, e), w2 = xp_ref_matrix(&w->a->w2, e);
         const int biased = w->a->b1.data != NULL;
-        const xp_tensor b1 = biased ? row_of(&w->a->b1, e) : w1, b2 = biased ? row_of(&w->a->b2, e) : w2;
+        const xp_tensor b1 = biased ? xp_ref_vector(&w->a->b1, e) : w1, b2 = biased ? xp_ref_vector(&w->a->b2, e) : w2;
         const int64_t rows = count_rows(w, e);
         xp_tensor part = *tol;
         w->expert.w1 = &w1;
@@ -642,7 +626,7 @@ static void shared_ungate(const work *w, int64_t row, int64_t m) {
         const xp_ref_val *dy = w->gs + (row + i) * w->H;
         const xp_ref_val sig = {w->z[i], w->ze[i]}, rest = {1.0 - sig.v, sig.e};
         xp_ref_val d = xp_ref_val_mul(dot_dy(w, dy, v, w->wide_e + i * w->H), xp_ref_val_mul(sig, rest));
-        d.e += both(3, w->op) * (fabs(d.v) + d.e);
+        d.e += xp_ref_both(3, w->op) * (fabs(d.v) + d.e);
         d = rounded(w, d.v, d.e);
         for (int64_t h = 0; h < w->H; h++) {
             const xp_ref_val dmlp = xp_ref_val_mul(sig, dy[h]);
@@ -716,7 +700,7 @@ static void token_outputs(const work *w, int operand, const xp_tensor *ref, xp_t
         const double *value = xp_tensor_at(ref, t, 0, 0, 0);
         double *out = xp_tensor_at(tol, t, 0, 0, 0);
         for (int64_t h = 0, at = t * w->H; h < w->H; h++, at++) {
-            const double e = operand == XP_REF_MOE_Y ? w->y[at].e : w->dx[at].e + both(2, w->op) * w->dxe[at];
+            const double e = operand == XP_REF_MOE_Y ? w->y[at].e : w->dx[at].e + xp_ref_both(2, w->op) * w->dxe[at];
             out[h] = xp_ref_rule_out(&w->rule, (xp_ref_val){value[h], e});
         }
     }

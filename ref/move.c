@@ -31,6 +31,19 @@ int64_t xp_ref_i64_2d(const xp_tensor *t, int64_t i, int64_t j) {
     return *(const int64_t *)xp_tensor_at(t, i, j, 0, 0);
 }
 
+int32_t xp_ref_i32(const xp_tensor *t, int64_t i, int64_t j) {
+    return *(const int32_t *)xp_tensor_at(t, i, j, 0, 0);
+}
+
+int xp_ref_u8(const xp_tensor *t, int64_t i) {
+    return *(const uint8_t *)xp_tensor_at(t, i, 0, 0, 0);
+}
+
+int64_t xp_ref_segment_rows(int64_t n, int64_t least, int align) {
+    const int64_t rows = n > least ? n : least;
+    return (rows + align - 1) / align * align;
+}
+
 /* ---- the path ---- */
 
 static xp_status home_check(const char *stage, const xp_ref_path *p, int64_t home_rows) {
@@ -243,10 +256,6 @@ xp_status xp_ref_path_conserved(const xp_ref_path *p, xp_comm *ep, const xp_tens
 }
 
 /* ---- bounds ---- */
-
-xp_dtype xp_ref_acc(xp_dtype d) {
-    return d == XP_F64 ? XP_F64 : XP_F32;
-}
 
 double xp_ref_sum_err(int64_t n, xp_dtype acc, double gauge, int64_t products) {
     /* The gauge may be too small by gamma_n in double and this line has four roundings of its own: the last factor. */

@@ -21,6 +21,12 @@ int xp_ref_readable(const xp_tensor *t);
 /* Element i of an i64 vector; element (i, j) of an i64 matrix. */
 int64_t xp_ref_i64(const xp_tensor *t, int64_t i);
 int64_t xp_ref_i64_2d(const xp_tensor *t, int64_t i, int64_t j);
+/* Element (i, j) of an i32 matrix (j 0: of a vector); element i of a u8 vector. */
+int32_t xp_ref_i32(const xp_tensor *t, int64_t i, int64_t j);
+int xp_ref_u8(const xp_tensor *t, int64_t i);
+
+/* Rows of an expert's segment with n in use: at least `least`, a multiple of align. */
+int64_t xp_ref_segment_rows(int64_t n, int64_t least, int align);
 
 /* ---- the path of rows over ep ---- */
 
@@ -63,8 +69,6 @@ uint64_t xp_ref_hash(const void *base, xp_dtype d, int64_t n, uint64_t h);
 
 /* ---- bounds ---- */
 
-/* The accumulator a row may use for operands of this dtype: f64 for f64, else f32. */
-xp_dtype xp_ref_acc(xp_dtype d);
 /* Distance of two sums of the same terms, each term and the sum touched by at most n roundings: one in acc in any order
  * (gamma_n in acc), one in double as the reference has it. gauge is the sum of magnitudes as computed in double, with n
  * roundings too few at most; each product may also lose half the smallest value of acc, `products` times. */

@@ -59,7 +59,6 @@ double xp_ref_sigmoid(double x);
 double xp_ref_silu(double x); /* x * sigmoid(x), so silu(-inf) is -inf * 0 = NaN, as in torch */
 double xp_ref_softplus(double x);
 double xp_ref_tanh(double x);
-double xp_ref_erf(double x);
 double xp_ref_sqrt(double x); /* correctly rounded */
 
 /* ---- units for bounds ------------------------------------------------------------------------------------------- */
@@ -90,8 +89,6 @@ void xp_ref_exact_clear(xp_ref_exact *s);
 /* Adds base[i0 .. i0+n): d is f32, bf16, f16 or an 8-bit format. Up to 2^62 values in all. Leaves s carried. */
 void xp_ref_exact_add(xp_ref_exact *s, xp_ref_power p, const void *base, xp_dtype d, int64_t i0, int64_t n);
 void xp_ref_exact_carry(xp_ref_exact *s);
-/* s += other, in any order and grouping: the same bits. Leaves s carried. */
-void xp_ref_exact_merge(xp_ref_exact *s, const xp_ref_exact *other);
 /* The sum, its root or the largest magnitude, rounded once to f32 (RNE, overflow to infinity). NaN when a NaN was seen,
  * else +inf when an infinity was. s must be carried. */
 float xp_ref_exact_norm(const xp_ref_exact *s, xp_ref_power p);

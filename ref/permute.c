@@ -7,8 +7,10 @@
 #include <string.h>
 
 #include "check.h"
+#include "err.h"
 #include "move.h"
 #include "num.h"
+#include "plane.h"
 #include "ref.h"
 #include "xp/permute.h"
 
@@ -34,10 +36,6 @@ static const xp_param permute_param[] = {
     {"dialect", NULL, "hf-5.24/qwen3_moe", XP_P_DIALECT, offsetof(xp_permute_args, dialect)},
 };
 
-static int32_t i32_at(const xp_tensor *t, int64_t i, int64_t j) {
-    return *(const int32_t *)xp_tensor_at(t, i, j, 0, 0);
-}
-
 static void i32_set(const xp_tensor *t, int64_t i, int64_t j, int64_t v) {
     *(int32_t *)xp_tensor_at(t, i, j, 0, 0) = (int32_t)v;
 }
@@ -53,7 +51,7 @@ static int weighs_input(const xp_dialect *d) {
 
 static xp_status dialect_check(const xp_stage *s, const void *args, const xp_dialect *d, const xp_tensor *w,
                                xp_dtype act) {
-    XP_TRY(xp_ref_wanted_check(s, args, d));
+    XP_TRY(xp_ref_wanted_check(s, args, d, 0));
     if (weighs_input(d) && w->dtype == XP_F64 && act != XP_F64)
         return XP_FAIL(XP_E_ARG, "%s: w has dtype f64, expected f32 or narrower beside rows of %s", s->name,
                        xp_dtype_name(act));
@@ -64,10 +62,6 @@ static double weight_at(const xp_tensor *w, int64_t t, int64_t k) {
     return xp_widen(xp_tensor_at(w, t, k, 0, 0), w->dtype, 0);
 }
 
-static void row_widen(const xp_tensor *t, int64_t i, int64_t width, double *out) {
-    xp_widen_row(xp_tensor_at(t, i, 0, 0, 0), t->dtype, 0, width, out);
-}
-
 static int permute_wants(const void *args, int operand) {
     return operand == PERMUTE_W && weighs_input(((const xp_permute_args *)args)->dialect);
 }
@@ -76,7 +70,7 @@ static xp_status permute_idx_check(const xp_permute_args *a, int64_t experts) {
     const int64_t nulls = a->dialect ? a->dialect->null_experts : 0;
     for (int64_t t = 0; t < a->idx.dim[0] && xp_ref_readable(&a->idx); t++) {
         for (int64_t k = 0; k < a->idx.dim[1]; k++) {
-            const int32_t e = i32_at(&a->idx, t, k);
+            const int32_t e = xp_ref_i32(&a->idx, t, k);
             if (e < -1 || e >= experts + nulls)
                 return XP_FAIL(XP_E_ARG,
                                "permute: idx[%lld][%lld] is %d, expected -1 to %lld, the last of E = %lld and %lld "
@@ -115,7 +109,7 @@ static xp_status permute_check(const void *args, const xp_mesh *m) {
 
 /* 1: the slot names an expert that has rows. */
 static int has_row(const xp_permute_args *a, int64_t t, int64_t k) {
-    const int32_t e = i32_at(&a->idx, t, k);
+    const int32_t e = xp_ref_i32(&a->idx, t, k);
     return e >= 0 && e < a->counts.dim[0];
 }
 
@@ -150,12 +144,6 @@ static size_t permute_workspace(const void *args, const xp_mesh *m) {
            (weighs_input(a->dialect) ? xp_ref_span((size_t)a->x.dim[1] * sizeof(double)) : 0);
 }
 
-/* Rows of an expert's segment with n rows in use. */
-static int64_t segment_rows(const xp_permute_args *a, int64_t n) {
-    const int64_t rows = n > a->least ? n : a->least;
-    return (rows + a->align - 1) / a->align * a->align;
-}
-
 /* Counts, offsets, and the row where each expert's next copy goes. */
 static void segments_place(const xp_permute_args *a, int64_t *next) {
     const int64_t experts = a->counts.dim[0];
@@ -164,7 +152,7 @@ static void segments_place(const xp_permute_args *a, int64_t *next) {
     for (int64_t t = 0; t < a->idx.dim[0]; t++) {
         for (int64_t k = 0; k < a->idx.dim[1]; k++) {
             if (has_row(a, t, k))
-                next[i32_at(&a->idx, t, k)]++;
+                next[xp_ref_i32(&a->idx, t, k)]++;
         }
     }
     for (int64_t e = 0; e < experts; e++) {
@@ -172,7 +160,7 @@ static void segments_place(const xp_permute_args *a, int64_t *next) {
         i64_set(&a->counts, e, n);
         i64_set(&a->offsets, e, row);
         next[e] = row;
-        row += segment_rows(a, n);
+        row += xp_ref_segment_rows(n, a->least, a->align);
     }
     i64_set(&a->offsets, experts, row);
 }
@@ -188,10 +176,10 @@ static void row_place(const xp_permute_args *a, int64_t t, int64_t k, int64_t ro
         return;
     }
     const double w = weight_at(&a->w, t, k);
-    row_widen(&a->x, t, width, wide);
+    xp_ref_rows_load(&a->x, t, 1, wide);
     for (int64_t h = 0; h < width; h++)
         wide[h] *= w;
-    xp_ref_round_row(xp_ref_acc(a->x.dtype), width, wide);
+    xp_ref_round_row(xp_ref_op(a->x.dtype), width, wide);
     xp_ref_store_row(out, a->rows.dtype, 0, width, wide);
 }
 
@@ -200,7 +188,7 @@ static void copy_place(const xp_permute_args *a, int64_t t, int64_t k, int64_t *
         i32_set(&a->pos, t, k, -1);
         return;
     }
-    const int64_t row = next[i32_at(&a->idx, t, k)]++;
+    const int64_t row = next[xp_ref_i32(&a->idx, t, k)]++;
     row_place(a, t, k, row, wide);
     i64_set(&a->tok, row, a->token0 + t);
     i32_set(&a->src, row, 0, t * a->idx.dim[1] + k);
@@ -251,7 +239,7 @@ static xp_status permute_segments(const void *args, const xp_mesh *m, double *ou
         const int64_t n = xp_ref_i64(&a->counts, e);
         wrong += n < 0 || xp_ref_i64(&a->offsets, e) != row;
         sum += n;
-        row += segment_rows(a, n);
+        row += xp_ref_segment_rows(n, a->least, a->align);
     }
     wrong += sum != rows_count(a) || xp_ref_i64(&a->offsets, a->counts.dim[0]) != row;
     *out = 2.0 * (double)wrong;
@@ -266,7 +254,7 @@ static xp_status permute_inverse(const void *args, const xp_mesh *m, double *out
     (void)m;
     for (int64_t t = 0; t < a->idx.dim[0]; t++) {
         for (int64_t k = 0; k < a->idx.dim[1]; k++) {
-            const int64_t row = i32_at(&a->pos, t, k), e = i32_at(&a->idx, t, k);
+            const int64_t row = xp_ref_i32(&a->pos, t, k), e = xp_ref_i32(&a->idx, t, k);
             if (!has_row(a, t, k)) {
                 wrong += row != -1;
                 continue;
@@ -275,7 +263,8 @@ static xp_status permute_inverse(const void *args, const xp_mesh *m, double *out
             if (row < lo || row >= lo + xp_ref_i64(&a->counts, e) || row >= a->tok.dim[0])
                 wrong++;
             else
-                wrong += i32_at(&a->src, row, 0) != t * a->idx.dim[1] + k || xp_ref_i64(&a->tok, row) != a->token0 + t;
+                wrong +=
+                    xp_ref_i32(&a->src, row, 0) != t * a->idx.dim[1] + k || xp_ref_i64(&a->tok, row) != a->token0 + t;
         }
     }
     *out = 2.0 * (double)wrong;
@@ -338,7 +327,7 @@ static xp_status permute_bwd_check(const void *args, const xp_mesh *m) {
     XP_TRY(dialect_check(&xp_stage_permute_bwd, args, a->dialect, &a->w, a->drows.dtype));
     for (int64_t t = 0; t < XP_REF_DIM(d, 'T') && xp_ref_readable(&a->pos); t++) {
         for (int64_t k = 0; k < XP_REF_DIM(d, 'K'); k++) {
-            const int32_t row = i32_at(&a->pos, t, k);
+            const int32_t row = xp_ref_i32(&a->pos, t, k);
             if (row < -1 || row >= XP_REF_DIM(d, 'M'))
                 return XP_FAIL(XP_E_ARG, "permute_bwd: pos[%lld][%lld] is %d, expected -1 to M-1 = %lld", (long long)t,
                                (long long)k, row, (long long)XP_REF_DIM(d, 'M') - 1);
@@ -356,7 +345,7 @@ static void permute_bwd_cost(const void *args, const xp_mesh *m, xp_cost *out) {
     for (int64_t t = 0; t < a->pos.dim[0]; t++) {
         double n = xp_ref_readable(&a->pos) ? 0.0 : slots;
         for (int64_t k = 0; k < a->pos.dim[1] && xp_ref_readable(&a->pos); k++)
-            n += i32_at(&a->pos, t, k) >= 0;
+            n += xp_ref_i32(&a->pos, t, k) >= 0;
         rows += n;
         sums += n > 1.0 ? n - 1.0 : 0.0;
     }
@@ -366,8 +355,7 @@ static void permute_bwd_cost(const void *args, const xp_mesh *m, xp_cost *out) {
         return;
     out->flop += 3.0 * rows * width;
     out->mem_bytes +=
-        tokens *
-        (row + slots * (double)(xp_dtype_bytes(a->w.dtype, 1) + xp_dtype_bytes(xp_ref_acc(a->drows.dtype), 1)));
+        tokens * (row + slots * (double)(xp_dtype_bytes(a->w.dtype, 1) + xp_dtype_bytes(xp_ref_op(a->drows.dtype), 1)));
 }
 
 static size_t permute_bwd_workspace(const void *args, const xp_mesh *m) {
@@ -401,10 +389,11 @@ static int sums_in_act(const xp_dialect *d) {
 static int64_t slots_order(const xp_permute_bwd_args *a, int64_t t, int64_t *order) {
     int64_t n = 0;
     for (int64_t k = 0; k < a->pos.dim[1]; k++) {
-        if (i32_at(&a->pos, t, k) < 0)
+        if (xp_ref_i32(&a->pos, t, k) < 0)
             continue;
         int64_t i = n++;
-        for (; sums_in_act(a->dialect) && i > 0 && i32_at(&a->pos, t, order[i - 1]) > i32_at(&a->pos, t, k); i--)
+        for (; sums_in_act(a->dialect) && i > 0 && xp_ref_i32(&a->pos, t, order[i - 1]) > xp_ref_i32(&a->pos, t, k);
+             i--)
             order[i] = order[i - 1];
         order[i] = k;
     }
@@ -414,7 +403,7 @@ static int64_t slots_order(const xp_permute_bwd_args *a, int64_t t, int64_t *ord
 /* row = p of a slot: [w] drows[pos[t][k]], in double. */
 static void product_load(const xp_permute_bwd_args *a, int64_t t, int64_t k, double *row) {
     const double w = weighs_input(a->dialect) ? weight_at(&a->w, t, k) : 1.0;
-    row_widen(&a->drows, i32_at(&a->pos, t, k), a->drows.dim[1], row);
+    xp_ref_rows_load(&a->drows, xp_ref_i32(&a->pos, t, k), 1, row);
     for (int64_t h = 0; h < a->drows.dim[1]; h++)
         row[h] *= w;
 }
@@ -439,7 +428,7 @@ static void slots_sum(const xp_permute_bwd_args *a, int64_t t, const bwd_rows *r
     for (int64_t i = 0; i < n; i++) {
         product_load(a, t, r->order[i], r->row);
         if (sums_in_act(a->dialect)) { /* dx = r(dx + r(p)): the last sum's rounding is the store's */
-            xp_ref_round_row(xp_ref_acc(act), width, r->row);
+            xp_ref_round_row(xp_ref_op(act), width, r->row);
             xp_ref_round_row(act, width, r->row);
             xp_ref_round_row(act, width, r->sum);
         }
@@ -452,9 +441,9 @@ static void slots_sum(const xp_permute_bwd_args *a, int64_t t, const bwd_rows *r
 static double row_dot(const xp_permute_bwd_args *a, int64_t t, int64_t k, int absolute, const bwd_rows *r) {
     const int64_t width = a->drows.dim[1];
     double sum = 0.0;
-    if (i32_at(&a->pos, t, k) < 0 || width == 0)
+    if (xp_ref_i32(&a->pos, t, k) < 0 || width == 0)
         return sum;
-    row_widen(&a->drows, i32_at(&a->pos, t, k), width, r->row);
+    xp_ref_rows_load(&a->drows, xp_ref_i32(&a->pos, t, k), 1, r->row);
     for (int64_t h = 0; h < width; h++)
         sum += absolute ? fabs(r->row[h] * r->x[h]) : r->row[h] * r->x[h];
     return sum;
@@ -472,7 +461,7 @@ static xp_status permute_bwd_run(const xp_exec *x, const void *args) {
         if (!weighs_input(a->dialect))
             continue;
         if (width > 0)
-            row_widen(&a->x, t, width, r.x);
+            xp_ref_rows_load(&a->x, t, 1, r.x);
         for (int64_t k = 0; k < a->pos.dim[1]; k++)
             xp_ref_store(xp_tensor_at(&a->dw, t, k, 0, 0), a->dw.dtype, 0, row_dot(a, t, k, 0, &r));
     }
@@ -487,7 +476,7 @@ static xp_status permute_bwd_run(const xp_exec *x, const void *args) {
  * (1 + gamma_(n+1)(acc))(1 + gamma_(n+1)(act)) - 1 a side is within g S of the exact sum, and may lose half the
  * smallest value of either dtype 2n times. The judge's side counts as well, and the last rounding is among these. */
 static double act_tolerance(int64_t n, xp_dtype act, double gauge) {
-    const xp_dtype acc = xp_ref_acc(act);
+    const xp_dtype acc = xp_ref_op(act);
     const double g_acc = xp_ref_gamma(n + 1, acc), g_act = xp_ref_gamma(n + 1, act), g = g_acc + g_act + g_acc * g_act;
     const double least = xp_ref_half_ulp_err(acc, 0.0) + xp_ref_half_ulp_err(act, 0.0);
     if (isinf(xp_ref_round((1.0 + g) * gauge, act)))
@@ -507,7 +496,7 @@ static void dx_tolerance(const xp_permute_bwd_args *a, const bwd_rows *r, const 
             out[h] =
                 sums_in_act(a->dialect)
                     ? act_tolerance(n, act, r->sum[h])
-                    : xp_ref_round_err(act, value[h], xp_ref_sum_err(roundings, xp_ref_acc(act), r->sum[h], weighed));
+                    : xp_ref_round_err(act, value[h], xp_ref_sum_err(roundings, xp_ref_op(act), r->sum[h], weighed));
     }
 }
 
@@ -515,13 +504,13 @@ static void dx_tolerance(const xp_permute_bwd_args *a, const bwd_rows *r, const 
  * any order: gamma_H sum |drows x|; stored in the accumulator's dtype, one more rounding. */
 static void dw_tolerance(const xp_permute_bwd_args *a, const bwd_rows *r, const xp_tensor *ref, xp_tensor *tol) {
     const int64_t width = a->drows.dim[1];
-    const xp_dtype acc = xp_ref_acc(a->drows.dtype);
+    const xp_dtype acc = xp_ref_op(a->drows.dtype);
     for (int64_t t = 0; t < a->pos.dim[0]; t++) {
         if (width > 0)
-            row_widen(&a->x, t, width, r->x);
+            xp_ref_rows_load(&a->x, t, 1, r->x);
         for (int64_t k = 0; k < a->pos.dim[1]; k++) {
             const double gauge = row_dot(a, t, k, 1, r), value = *(const double *)xp_tensor_at(ref, t, k, 0, 0);
-            const double e = i32_at(&a->pos, t, k) < 0 ? 0.0 : xp_ref_sum_err(width, acc, gauge, width);
+            const double e = xp_ref_i32(&a->pos, t, k) < 0 ? 0.0 : xp_ref_sum_err(width, acc, gauge, width);
             *(double *)xp_tensor_at(tol, t, k, 0, 0) = xp_ref_round_err(acc, value, e);
         }
     }

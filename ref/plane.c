@@ -9,6 +9,13 @@ void *xp_ref_take(xp_ref_layout *l, size_t bytes) {
     return p;
 }
 
+const double *xp_ref_take_widened(xp_ref_layout *l, const xp_tensor *t) {
+    double *v = t->data ? xp_ref_take(l, (size_t)t->dim[0] * sizeof *v) : NULL;
+    if (v)
+        xp_widen_row(t->data, t->dtype, 0, t->dim[0], v);
+    return v;
+}
+
 void xp_ref_rows_load(const xp_tensor *t, int64_t row, int64_t m, double *out) {
     const int64_t n = t->dim[1];
     for (int64_t i = 0; i < m; i++)
@@ -30,4 +37,8 @@ xp_tensor xp_ref_matrix(const xp_tensor *t, int64_t l) {
         out.stride[d] = t->stride[d + 1];
     }
     return out;
+}
+
+xp_tensor xp_ref_vector(const xp_tensor *t, int64_t l) {
+    return xp_tensor_1d(xp_tensor_at(t, l, 0, 0, 0), t->dtype, t->dim[1]);
 }

@@ -14,11 +14,14 @@ typedef struct {
 } xp_ref_layout;
 /* The next block, at a multiple of 64; NULL when measuring. */
 void *xp_ref_take(xp_ref_layout *l, size_t bytes);
+/* A vector widened into the next block; NULL when it is absent (it takes no block) or when measuring. */
+const double *xp_ref_take_widened(xp_ref_layout *l, const xp_tensor *t);
 
 /* Rows [row, row+m) of a matrix from and to n doubles a row. */
 void xp_ref_rows_load(const xp_tensor *t, int64_t row, int64_t m, double *out);
 void xp_ref_rows_store(const xp_tensor *t, int64_t row, int64_t m, const double *v);
-/* Matrix l of [L,R,C]. */
+/* Matrix l of [L,R,C]; row l of [L,N] as a vector. */
 xp_tensor xp_ref_matrix(const xp_tensor *t, int64_t l);
+xp_tensor xp_ref_vector(const xp_tensor *t, int64_t l);
 
 #endif

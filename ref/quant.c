@@ -11,10 +11,12 @@
 #include <string.h>
 
 #include "check.h"
+#include "err.h"
 #include "flat.h"
 #include "move.h"
 #include "num.h"
 #include "ref.h"
+#include "token.h"
 
 enum { CHUNK = 256 };
 #define NARROW (XP_BIT(XP_F32) | XP_BIT(XP_BF16) | XP_BIT(XP_F16))
@@ -80,10 +82,6 @@ static int grid_slice(const xp_tensor *q, const xp_tensor *second, int64_t rows,
     return 1;
 }
 
-static double bytes_of(const xp_tensor *t) {
-    return (double)xp_dtype_bytes(t->dtype, xp_tensor_count(t));
-}
-
 /* ---- f32 arithmetic ---- */
 
 static double divide(double a, double b) {
@@ -92,12 +90,6 @@ static double divide(double a, double b) {
 
 static double multiply(double a, double b) {
     return (double)(float)(a * b);
-}
-
-static double widest(xp_dtype d) {
-    static const double max[XP_NDTYPE] = {
-        [XP_E4M3] = 448.0, [XP_E4M3FNUZ] = 240.0, [XP_E5M2] = 57344.0, [XP_E5M2FNUZ] = 57344.0, [XP_E2M1] = 6.0};
-    return max[d];
 }
 
 /* ---- quant ---- */
@@ -138,9 +130,7 @@ static xp_status quant_check(const void *args, const xp_mesh *m) {
 static void quant_cost(const void *args, const xp_mesh *m, xp_cost *out) {
     const xp_quant_args *a = args;
     (void)m;
-    *out =
-        (xp_cost){.flop = 2.0 * (double)xp_tensor_count(&a->x),
-                  .mem_bytes = bytes_of(&a->x) + bytes_of(&a->q) + bytes_of(&a->scales) + bytes_of(&a->tensor_scale)};
+    *out = (xp_cost){.flop = 2.0 * (double)xp_tensor_count(&a->x), .mem_bytes = xp_ref_bytes(&xp_stage_quant, args)};
 }
 
 /* Blocks of very different sizes, some empty of anything but zeros: a scale in a wrong place cannot hide. */
@@ -232,12 +222,12 @@ static double tensor_scale_of(const xp_quant_args *a) {
     const double amax = floored(a, largest(&a->x, &all));
     if (isnan(amax))
         return a->nonfinite == XP_BLOCK_ONE ? 1.0 : amax;
-    return amax == 0.0 ? 1.0 : quotient(amax, widest(a->q.dtype) * widest(XP_E4M3));
+    return amax == 0.0 ? 1.0 : quotient(amax, xp_ref_largest(a->q.dtype) * xp_ref_largest(XP_E4M3));
 }
 
 /* The scale before it is rounded to its format: second is the tensor's, 1 when there is none. */
 static double scale_of(const xp_quant_args *a, double amax, double second) {
-    const double max = widest(a->q.dtype);
+    const double max = xp_ref_largest(a->q.dtype);
     if (isnan(amax))
         return a->nonfinite == XP_BLOCK_ONE ? 1.0 : amax;
     if (amax == 0.0)
@@ -290,7 +280,7 @@ static xp_status quant_run(const xp_exec *x, const void *args) {
  * but where an infinity or a NaN left the block its own values. */
 static xp_status quant_nearest(const void *args, const xp_mesh *m, double *out) {
     const xp_quant_args *a = args;
-    const double max = widest(a->q.dtype);
+    const double max = xp_ref_largest(a->q.dtype);
     const double second = a->tensor_scale.data ? xp_widen(a->tensor_scale.data, XP_F32, 0) : 1.0;
     (void)m;
     *out = 0.0;
@@ -363,9 +353,7 @@ static xp_status dequant_check(const void *args, const xp_mesh *m) {
 static void dequant_cost(const void *args, const xp_mesh *m, xp_cost *out) {
     const xp_dequant_args *a = args;
     (void)m;
-    *out =
-        (xp_cost){.flop = (double)xp_tensor_count(&a->y),
-                  .mem_bytes = bytes_of(&a->y) + bytes_of(&a->q) + bytes_of(&a->scales) + bytes_of(&a->tensor_scale)};
+    *out = (xp_cost){.flop = (double)xp_tensor_count(&a->y), .mem_bytes = xp_ref_bytes(&xp_stage_dequant, args)};
 }
 
 /* Any code at all; without NaN unless the data are extreme. E8M0 scales lie around 1. */

@@ -48,7 +48,7 @@ static double factor_in(const xp_residual_args *a, xp_dtype acc) {
 static void cost(const void *args, const xp_mesh *m, xp_cost *out) {
     (void)m;
     const xp_residual_args *a = args;
-    const double ops = (xp_ref_given(&a->b) ? 1.0 : 0.0) + (factor_in(a, XP_F64) != 1.0 ? 1.0 : 0.0);
+    const double ops = (a->b.data ? 1.0 : 0.0) + (factor_in(a, XP_F64) != 1.0 ? 1.0 : 0.0);
     *out = (xp_cost){.flop = ops * (double)(a->y.dim[0] * a->y.dim[1]),
                      .mem_bytes = xp_ref_bytes(&xp_stage_residual, args)};
 }
@@ -57,11 +57,11 @@ static void cost(const void *args, const xp_mesh *m, xp_cost *out) {
  * rounding point; the product, made in op, is one more where the reference rounds what another may leave. */
 static xp_ref_val value_of(const xp_residual_args *a, double x, double add, double factor, xp_dtype op) {
     xp_ref_val v = {x, 0.0};
-    if (xp_ref_given(&a->b))
+    if (a->b.data)
         v = (xp_ref_val){x + add, xp_ref_room(XP_F64, fabs(x + add))};
     if (factor == 1.0)
         return v;
-    if (xp_ref_given(&a->b))
+    if (a->b.data)
         v = xp_ref_val_round(v, a->a.dtype, op);
     v = xp_ref_val_mul(v, (xp_ref_val){factor, 0.0});
     const double rounded = xp_ref_round(v.v, op);
@@ -77,7 +77,7 @@ static xp_status bound(const void *args, const xp_mesh *m, int operand, const xp
     const xp_residual_args *a = args;
     const xp_dtype op = xp_ref_op(a->a.dtype);
     const double factor = factor_in(a, op);
-    const int sum = xp_ref_given(&a->b), exact = !sum && factor == 1.0;
+    const int sum = a->b.data != NULL, exact = !sum && factor == 1.0;
     if (operand != Y)
         return XP_FAIL(XP_E_BUG, "residual: operand %d has no bound", operand);
     for (int64_t t = 0; t < tol->dim[0]; t++) {
@@ -101,13 +101,13 @@ static size_t workspace(const void *args, const xp_mesh *m) {
 static xp_status run(const xp_exec *x, const void *args) {
     const xp_residual_args *a = args;
     const int64_t T = a->y.dim[0], H = a->y.dim[1];
-    const xp_dtype acc = xp_ref_acc(a->a.dtype);
+    const xp_dtype acc = xp_ref_op(a->a.dtype);
     const double factor = factor_in(a, acc);
     char *at = x->ws;
     double *row = xp_ref_carve(&at, (size_t)H * sizeof *row), *add = xp_ref_carve(&at, (size_t)H * sizeof *add);
     for (int64_t t = 0; t < T; t++) {
         xp_widen_row(a->a.data, a->a.dtype, t * a->a.stride[0], H, row);
-        if (xp_ref_given(&a->b)) {
+        if (a->b.data) {
             xp_widen_row(a->b.data, a->b.dtype, t * a->b.stride[0], H, add);
             for (int64_t h = 0; h < H; h++)
                 row[h] += add[h];
@@ -131,7 +131,7 @@ static void slice(const void *args, int64_t lo, int64_t hi, void *out) {
     const xp_residual_args *a = args;
     xp_residual_args *o = out;
     o->a = xp_tensor_rows(&a->a, 0, lo, hi);
-    if (xp_ref_given(&a->b))
+    if (a->b.data)
         o->b = xp_tensor_rows(&a->b, 0, lo, hi);
     o->y = xp_tensor_rows(&a->y, 0, lo, hi);
 }

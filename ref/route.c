@@ -31,12 +31,12 @@ static const xp_operand operands[] = {
     [TABLE] = XP_OPTIONAL(xp_route_args, table, "V,K", XP_IN, XP_BIT(XP_I32), XP_UNCOMPARED, ""),
 };
 
-enum { BWD_DLOGITS = 4, BWD_LOGITS, BWD_BIAS, BWD_SCALE_E };
+enum { BWD_DAUX = 3, BWD_DLOGITS, BWD_LOGITS, BWD_BIAS, BWD_SCALE_E };
 static const xp_operand bwd_operands[] = {
     XP_OPERAND(xp_route_bwd_args, scores, "T,Z", XP_IN, XP_DT_WIDE, XP_UNCOMPARED, "wide"),
     XP_OPERAND(xp_route_bwd_args, idx, "T,K", XP_IN, XP_BIT(XP_I32), XP_UNCOMPARED, ""),
     XP_OPERAND(xp_route_bwd_args, dw, "T,K", XP_IN, XP_DT_WIDE, XP_UNCOMPARED, "wide"),
-    XP_OPTIONAL(xp_route_bwd_args, daux, "T,Z", XP_IN, XP_DT_WIDE, XP_UNCOMPARED, "wide"),
+    [BWD_DAUX] = XP_OPTIONAL(xp_route_bwd_args, daux, "T,Z", XP_IN, XP_DT_WIDE, XP_UNCOMPARED, "wide"),
     [BWD_DLOGITS] = XP_OPERAND(xp_route_bwd_args, dlogits, "T,Z", XP_OUT, XP_DT_ACT, XP_BOUND, "logits"),
     [BWD_LOGITS] = XP_OPTIONAL(xp_route_bwd_args, logits, "T,Z", XP_IN, XP_DT_ACT, XP_UNCOMPARED, "logits"),
     [BWD_BIAS] = XP_OPTIONAL(xp_route_bwd_args, bias, "Z", XP_IN, XP_DT_BIAS, XP_UNCOMPARED, ""),
@@ -96,18 +96,6 @@ static int scale_wants(const void *args, int operand) {
                                    : operand == SCALE_BIAS && d->masked_weight && d->select_bias;
 }
 
-/* Every optional operand that the record wants, and none of the others but those named by `free`. */
-static xp_status wanted_check(const xp_stage *s, const void *args, const xp_dialect *d, uint32_t free) {
-    for (int i = 0; i < s->operands; i++) {
-        const int there = xp_stage_ctensor(s, args, i)->data != NULL, want = s->wants(args, i);
-        if (!s->operand[i].optional || there == want || (there && free & XP_BIT(i)))
-            continue;
-        return XP_FAIL(XP_E_ARG, "%s: %s is %s, expected %s: dialect %s", s->name, s->operand[i].name,
-                       there ? "present" : "absent", want ? "it" : "none", d->name ? d->name : "?");
-    }
-    return XP_OK;
-}
-
 static xp_status dialect_check(const char *stage, const xp_dialect *d, const xp_ref_dims *dims) {
     const int64_t Z = XP_REF_DIM(*dims, 'Z'), K = XP_REF_DIM(*dims, 'K');
     if (!d)
@@ -124,7 +112,7 @@ static xp_status check(const void *args, const xp_mesh *m) {
     xp_ref_dims d;
     XP_TRY(xp_ref_check(&xp_stage_route, args, &d));
     XP_TRY(dialect_check("route", a->dialect, &d));
-    XP_TRY(wanted_check(&xp_stage_route, args, a->dialect, 0));
+    XP_TRY(xp_ref_wanted_check(&xp_stage_route, args, a->dialect, 0));
     if (a->replay != 0 && a->replay != 1)
         return XP_FAIL(XP_E_ARG, "route: replay is %d, expected 0 or 1", a->replay);
     if (a->table.data) {
@@ -140,7 +128,8 @@ static xp_status bwd_check(const void *args, const xp_mesh *m) {
     xp_ref_dims d;
     XP_TRY(xp_ref_check(&xp_stage_route_bwd, args, &d));
     XP_TRY(dialect_check("route_bwd", a->dialect, &d));
-    XP_TRY(wanted_check(&xp_stage_route_bwd, args, a->dialect, XP_BIT(3) | XP_BIT(BWD_LOGITS) | XP_BIT(BWD_BIAS)));
+    XP_TRY(xp_ref_wanted_check(&xp_stage_route_bwd, args, a->dialect,
+                               XP_BIT(BWD_DAUX) | XP_BIT(BWD_LOGITS) | XP_BIT(BWD_BIAS)));
     return xp_ref_ids_check("route_bwd", "idx", &a->idx, 0, XP_REF_DIM(d, 'Z'), "E");
 }
 
@@ -150,7 +139,7 @@ static xp_status scale_check(const void *args, const xp_mesh *m) {
     xp_ref_dims d;
     XP_TRY(xp_ref_check(&xp_stage_route_scale_bwd, args, &d));
     XP_TRY(dialect_check("route_scale_bwd", a->dialect, &d));
-    XP_TRY(wanted_check(&xp_stage_route_scale_bwd, args, a->dialect, XP_BIT(SCALE_LOGITS) | XP_BIT(SCALE_BIAS)));
+    XP_TRY(xp_ref_wanted_check(&xp_stage_route_scale_bwd, args, a->dialect, XP_BIT(SCALE_LOGITS) | XP_BIT(SCALE_BIAS)));
     XP_TRY(xp_ref_blocks_check("route_scale_bwd", a->token0, a->block, XP_REF_DIM(d, 'T')));
     const int64_t B = xp_ref_blocks(a->token0, a->block, XP_REF_DIM(d, 'T'));
     if (XP_REF_DIM(d, 'B') != B)
@@ -186,28 +175,12 @@ static void scale_cost(const void *args, const xp_mesh *m, xp_cost *out) {
 
 /* ---- rows ---- */
 
-static void row_load(const xp_tensor *t, int64_t i, double *out) {
-    xp_widen_row(xp_tensor_at(t, i, 0, 0, 0), t->dtype, 0, t->dim[1], out);
-}
-
-static void row_store(const xp_tensor *t, int64_t i, const double *v) {
-    xp_ref_store_row(xp_tensor_at(t, i, 0, 0, 0), t->dtype, 0, t->dim[1], v);
-}
-
-/* A vector an expert, widened; NULL when it is absent. */
-static const double *widened(xp_ref_layout *l, const xp_tensor *t, int64_t n, int fill) {
-    double *v = t->data ? xp_ref_take(l, (size_t)n * sizeof *v) : NULL;
-    if (v && fill)
-        xp_widen_row(t->data, t->dtype, 0, n, v);
-    return v;
-}
-
 static size_t plan(const xp_route_args *a, int bounds, void *ws, xp_ref_routing *r) {
     const int64_t Z = a->logits.dim[1], K = a->idx.dim[1];
     xp_ref_layout l = {ws, 0};
     xp_ref_routing_plan(&l, a->dialect, Z, K, a->logits.dtype, xp_ref_op(a->logits.dtype), bounds, r);
-    r->bias = widened(&l, &a->bias, Z, ws != NULL);
-    r->scale_e = widened(&l, &a->scale_e, Z, ws != NULL);
+    r->bias = xp_ref_take_widened(&l, &a->bias);
+    r->scale_e = xp_ref_take_widened(&l, &a->scale_e);
     return l.bytes;
 }
 
@@ -218,8 +191,8 @@ static size_t bwd_plan(const xp_route_bwd_args *a, void *ws, xp_ref_routing *r, 
     /* A judge's dlogits are f64 whatever the logits were. */
     const xp_dtype act = a->logits.data ? a->logits.dtype : a->dlogits.dtype;
     xp_ref_routing_plan(&l, a->dialect, Z, K, act, xp_ref_op_of(all, 4), 0, r);
-    r->bias = widened(&l, &a->bias, Z, ws != NULL);
-    r->scale_e = widened(&l, &a->scale_e, Z, ws != NULL);
+    r->bias = xp_ref_take_widened(&l, &a->bias);
+    r->scale_e = xp_ref_take_widened(&l, &a->scale_e);
     *out_dw = xp_ref_take(&l, (size_t)K * sizeof(double));
     *out_g = xp_ref_take(&l, (size_t)Z * sizeof(double));
     return l.bytes;
@@ -232,7 +205,7 @@ static size_t scale_plan(const xp_route_scale_bwd_args *a, int bounds, void *ws,
     xp_ref_layout l = {ws, 0};
     xp_ref_routing_plan(&l, a->dialect, Z, K, a->logits.data ? a->logits.dtype : a->scores.dtype, xp_ref_op_of(all, 2),
                         bounds, r);
-    r->bias = widened(&l, &a->bias, Z, ws != NULL);
+    r->bias = xp_ref_take_widened(&l, &a->bias);
     r->scale_e = NULL; /* the weights before their factors */
     *out_dw = xp_ref_take(&l, (size_t)K * sizeof(double));
     *out_sum = xp_ref_take(&l, (size_t)Z * sizeof(double));
@@ -257,7 +230,7 @@ static void scores_bound(const xp_route_args *a, xp_ref_routing *r, int64_t t, x
         if (isnan(r->l[e])) /* 0 by definition */
             r->score_e[e] = 0.0;
     }
-    row_store(tol, t, r->score_e);
+    xp_ref_rows_store(tol, t, 1, r->score_e);
 }
 
 /* Scores, then what routing.c says of the weights of the choice, and the rounding to their dtype. */
@@ -270,7 +243,7 @@ static xp_status bound(const void *args, const xp_mesh *m, int operand, const xp
         return XP_FAIL(XP_E_BUG, "route: operand %d has no bound", operand);
     plan(a, 1, ws, &r);
     for (int64_t t = 0; t < a->logits.dim[0]; t++) {
-        row_load(&a->logits, t, r.l);
+        xp_ref_rows_load(&a->logits, t, 1, r.l);
         xp_ref_routing_scores(&r, NULL);
         if (operand == SCORES) {
             scores_bound(a, &r, t, tol);
@@ -288,7 +261,8 @@ static xp_status bound(const void *args, const xp_mesh *m, int operand, const xp
     return XP_OK;
 }
 
-/* What the choice is judged on. A choice by table has no other right answer: its experts' keys are 1, all others' 0. */
+/* What the choice is judged on. A choice by table has no other right answer: its experts' keys are K
+ * down to 1, all others' 0. */
 static xp_status keys(const void *args, const xp_mesh *m, void *ws, xp_tensor *key, xp_tensor *tol) {
     (void)m;
     const xp_route_args *a = args;
@@ -301,13 +275,13 @@ static xp_status keys(const void *args, const xp_mesh *m, void *ws, xp_tensor *k
             for (int64_t k = 0; k < r.K; k++)
                 r.key[xp_ref_i32(&a->table, xp_ref_i32(&a->token, t, 0), k)] = (double)(r.K - k);
         } else {
-            row_load(&a->logits, t, r.l);
+            xp_ref_rows_load(&a->logits, t, 1, r.l);
             xp_ref_routing_scores(&r, NULL);
             xp_ref_routing_store(&r, a->scores.dtype);
             xp_ref_routing_keys(&r);
         }
-        row_store(key, t, r.key);
-        row_store(tol, t, r.key_e);
+        xp_ref_rows_store(key, t, 1, r.key);
+        xp_ref_rows_store(tol, t, 1, r.key_e);
     }
     return XP_OK;
 }
@@ -322,13 +296,13 @@ static size_t bwd_workspace(const void *args, const xp_mesh *m) {
 /* What the forward left of token t: the scores as stored, logits and groups where they are needed. */
 static void bwd_load(const xp_route_bwd_args *a, xp_ref_routing *r, int64_t t, double *dw) {
     if (a->logits.data) {
-        row_load(&a->logits, t, r->l);
+        xp_ref_rows_load(&a->logits, t, 1, r->l);
         xp_ref_routing_scores(r, NULL);
     } else {
         memset(r->l, 0, (size_t)r->E * sizeof *r->l);
     }
-    row_load(&a->scores, t, r->score);
-    row_load(&a->dw, t, dw);
+    xp_ref_rows_load(&a->scores, t, 1, r->score);
+    xp_ref_rows_load(&a->dw, t, 1, dw);
     if (a->dialect->masked_weight)
         xp_ref_routing_keys(r);
 }
@@ -350,12 +324,12 @@ static xp_status bwd_bound(const void *args, const xp_mesh *m, int operand, cons
         for (int64_t i = 0; a->daux.data && i < r.E; i++)
             e[i] += fabs(xp_widen(xp_tensor_at(&a->daux, t, i, 0, 0), a->daux.dtype, 0));
         xp_ref_routing_back_errors(&r, fits, e);
-        row_load(ref, t, r.score);
+        xp_ref_rows_load(ref, t, 1, r.score);
         for (int64_t i = 0; i < r.E; i++) {
             const xp_ref_val v = {r.score[i], e[i]};
             e[i] = !isnan(e[i]) ? xp_ref_rule_out(&rule, v) : isfinite(v.v) ? (double)INFINITY : (double)NAN;
         }
-        row_store(tol, t, e);
+        xp_ref_rows_store(tol, t, 1, e);
     }
     return XP_OK;
 }
@@ -435,13 +409,13 @@ static xp_status run(const xp_exec *x, const void *args) {
     plan(a, 0, x->ws, &r);
     for (int64_t t = 0; t < a->logits.dim[0]; t++) {
         int32_t *idx = xp_tensor_at(&a->idx, t, 0, 0, 0);
-        row_load(&a->logits, t, r.l);
+        xp_ref_rows_load(&a->logits, t, 1, r.l);
         xp_ref_routing_scores(&r, NULL);
         if (a->scores.dtype == XP_F64)
-            row_store(&a->scores, t, r.score);
+            xp_ref_rows_store(&a->scores, t, 1, r.score);
         xp_ref_routing_store(&r, a->scores.dtype);
         if (a->scores.dtype != XP_F64)
-            row_store(&a->scores, t, r.score);
+            xp_ref_rows_store(&a->scores, t, 1, r.score);
         xp_ref_routing_keys(&r);
         if (!a->replay)
             choose(a, &r, t, idx);
@@ -462,7 +436,7 @@ static xp_status bwd_run(const xp_exec *x, const void *args) {
         xp_ref_routing_back(&r, xp_tensor_at(&a->idx, t, 0, 0, 0), dw, g);
         for (int64_t e = 0; a->daux.data && e < r.E; e++)
             g[e] += xp_widen(xp_tensor_at(&a->daux, t, e, 0, 0), a->daux.dtype, 0);
-        row_store(&a->dlogits, t, g);
+        xp_ref_rows_store(&a->dlogits, t, 1, g);
     }
     return XP_OK;
 }
@@ -489,7 +463,7 @@ static xp_status scale_run(const xp_exec *x, const void *args) {
             for (int64_t k = 0; k < r.K; k++)
                 sum[idx[k]] += dw[k] * r.w[k].v;
         }
-        row_store(&a->dscale, b, sum);
+        xp_ref_rows_store(&a->dscale, b, 1, sum);
     }
     return XP_OK;
 }

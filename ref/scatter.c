@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "check.h"
+#include "err.h"
 #include "move.h"
 #include "num.h"
 #include "ref.h"
@@ -32,7 +33,7 @@ static const xp_param scatter_param[] = {
 
 /* What the contract calls f32, or f64 when grad is f64. */
 static xp_dtype fold_dtype(const xp_scatter_args *a) {
-    return xp_ref_acc(a->grad.dtype);
+    return xp_ref_op(a->grad.dtype);
 }
 
 /* What each part is multiplied by before the fold. */

@@ -13,6 +13,7 @@
 #include "linear.h"
 #include "mlp.h"
 #include "ref.h"
+#include "token.h"
 
 /* ---- operands and parameters ---- */
 
@@ -51,56 +52,42 @@ static const xp_param bwd_params[] = {
 
 /* ---- check ---- */
 
-/* A gate and what comes with it are all there or all absent, as the record says. */
-static xp_status check_gate(const char *stage, const xp_dialect *d, const xp_tensor *const *t, const char *const *name,
-                            int n) {
-    if (d->shared_gate != 0 && d->shared_gate != 1)
-        return XP_FAIL(XP_E_ARG, "%s: dialect %s has shared_gate %d, expected 0 or 1", stage, d->name ? d->name : "?",
-                       d->shared_gate);
-    for (int i = 0; i < n; i++) {
-        const int empty = t[i]->ndim == 2 && t[i]->dim[0] == 0; /* no tokens */
-        if ((t[i]->data != NULL) != d->shared_gate && !(d->shared_gate && empty))
-            return XP_FAIL(XP_E_ARG, "%s: %s is %s, expected %s: dialect %s has shared_gate %d", stage, name[i],
-                           t[i]->data ? "present" : "absent", d->shared_gate ? "a tensor" : "none",
-                           d->name ? d->name : "?", d->shared_gate);
-    }
-    return XP_OK;
+/* All that is optional comes with the gate. */
+static int wants(const void *args, int operand) {
+    const xp_dialect *d = ((const xp_shared_args *)args)->dialect;
+    return operands[operand].optional && d && d->shared_gate;
+}
+
+static int bwd_wants(const void *args, int operand) {
+    const xp_dialect *d = ((const xp_shared_bwd_args *)args)->dialect;
+    return bwd_operands[operand].optional && d && d->shared_gate;
 }
 
 static xp_status check(const void *args, const xp_mesh *m) {
     (void)m;
     const xp_shared_args *a = args;
-    const xp_tensor *const with[] = {&a->gate, &a->sig};
-    static const char *const name[] = {"gate", "sig"};
     xp_ref_dims dims;
     XP_TRY(xp_ref_check(&xp_stage_shared, args, &dims));
     XP_TRY(xp_ref_mlp_check("shared", a->dialect));
     XP_TRY(xp_ref_mlp_width_check("shared", a->dialect, "w1", XP_REF_DIM(dims, 'X'), 'S', XP_REF_DIM(dims, 'S')));
-    return check_gate("shared", a->dialect, with, name, 2);
+    return xp_ref_wanted_check(&xp_stage_shared, args, a->dialect, 0);
 }
 
 static xp_status bwd_check(const void *args, const xp_mesh *m) {
     (void)m;
     const xp_shared_bwd_args *a = args;
-    const xp_tensor *const with[] = {&a->gate, &a->mlp, &a->sig, &a->dz};
-    static const char *const name[] = {"gate", "mlp", "sig", "dz"};
     xp_ref_dims dims;
     XP_TRY(xp_ref_check(&xp_stage_shared_bwd, args, &dims));
     XP_TRY(xp_ref_mlp_check("shared_bwd", a->dialect));
     XP_TRY(xp_ref_mlp_width_check("shared_bwd", a->dialect, "w1", XP_REF_DIM(dims, 'X'), 'S', XP_REF_DIM(dims, 'S')));
-    return check_gate("shared_bwd", a->dialect, with, name, 4);
+    return xp_ref_wanted_check(&xp_stage_shared_bwd, args, a->dialect, 0);
 }
 
 /* ---- cost ---- */
 
 static xp_cost cost_of(const xp_stage *s, const void *args, int64_t T, const xp_tensor *w1, const xp_tensor *w2) {
-    xp_cost out = {.flop = 2.0 * (double)T * (double)w2->dim[0] * (double)(w1->dim[0] + w2->dim[1])};
-    for (int i = 0; i < s->operands; i++) {
-        const xp_tensor *t = xp_stage_ctensor(s, args, i);
-        if (t->data)
-            out.mem_bytes += (double)xp_dtype_bytes(t->dtype, xp_tensor_count(t));
-    }
-    return out;
+    return (xp_cost){.flop = 2.0 * (double)T * (double)w2->dim[0] * (double)(w1->dim[0] + w2->dim[1]),
+                     .mem_bytes = xp_ref_bytes(s, args)};
 }
 
 static void cost(const void *args, const xp_mesh *m, xp_cost *out) {
@@ -152,13 +139,6 @@ static void walk(int64_t T, work *w, const xp_tensor *gate, chunk_fn *fn, const 
         fn(w, row, T - row < XP_REF_MLP_ROWS ? T - row : XP_REF_MLP_ROWS, args, want);
 }
 
-static double dot(const double *a, const double *b, int64_t n) {
-    double s = 0.0;
-    for (int64_t i = 0; i < n; i++)
-        s += a[i] * b[i];
-    return s;
-}
-
 static double dot_abs(const double *a, const double *b, int64_t n) {
     double s = 0.0;
     for (int64_t i = 0; i < n; i++)
@@ -194,7 +174,7 @@ static void gate_error(work *w, int64_t m) {
     const xp_dtype op = xp_ref_op(p->param);
     const xp_ref_rule rule = xp_ref_rule_of(p->param, op);
     for (int64_t i = 0; i < m; i++) {
-        xp_ref_val z = {dot(p->x + i * p->H, w->gate, p->H), dot_abs(p->xe + i * p->H, w->gate, p->H)};
+        xp_ref_val z = {xp_ref_dot(p->x + i * p->H, w->gate, p->H), dot_abs(p->xe + i * p->H, w->gate, p->H)};
         xp_ref_dot_outputs(p->H, op, 1, &z.e);
         const xp_ref_val sig = xp_ref_val_sigmoid(&rule, xp_ref_rule_round(&rule, z));
         w->z[i] = sig.v;
@@ -271,13 +251,13 @@ static size_t bound_workspace(const void *args, const xp_mesh *m) {
 /* y = dmlp and ye, before its rounding; z = dz and ze likewise. */
 static void ungate_error(work *w, const xp_shared_bwd_args *a, int64_t row, int64_t m) {
     const xp_ref_mlp *p = &w->p;
-    const double g3 = xp_ref_gamma(3, gate_op(p)) + xp_ref_gamma(3, XP_F64);
+    const double g3 = xp_ref_both(3, gate_op(p));
     for (int64_t i = 0; i < m; i++) {
         double *dy = p->y + i * p->H, *mlp = p->x; /* one row of x, which is free until dx */
         const double sig = xp_widen(a->sig.data, a->sig.dtype, (row + i) * a->sig.stride[0]);
         const double q = sig * (1.0 - sig);
         xp_ref_rows_load(&a->mlp, row + i, 1, mlp);
-        xp_ref_val d = {dot(dy, mlp, p->H), dot_abs(dy, mlp, p->H)};
+        xp_ref_val d = {xp_ref_dot(dy, mlp, p->H), dot_abs(dy, mlp, p->H)};
         xp_ref_dot_errors(p->H, gate_op(p), 1, &d.e);
         w->z[i] = d.v * q;
         w->ze[i] = fabs(q) * (d.e + g3 * (fabs(d.v) + d.e));
@@ -289,19 +269,11 @@ static void ungate_error(work *w, const xp_shared_bwd_args *a, int64_t row, int6
     }
 }
 
-static void round_errors(const xp_ref_rule *rule, int64_t n, double *v, double *e) {
-    for (int64_t i = 0; i < n; i++) {
-        const xp_ref_val r = xp_ref_rule_round(rule, (xp_ref_val){v[i], e[i]});
-        v[i] = r.v;
-        e[i] = r.e;
-    }
-}
-
 /* x and xe gain the gate's part of dx. */
 static void gate_dx_error(work *w, int64_t m) {
     const xp_ref_mlp *p = &w->p;
     const xp_ref_rule rule = act_rule(p);
-    round_errors(&rule, m, w->z, w->ze);
+    xp_ref_round_errors(&rule, m, w->z, w->ze);
     xp_ref_mlp_finish_error(p, m, w->z, w->ze);
     const int64_t n = p->U + 1;
     for (int64_t i = 0; i < m; i++) {
@@ -335,7 +307,7 @@ static void bwd_bound_chunk(work *w, int64_t row, int64_t m, const void *args, c
         return;
     }
     if (gated)
-        round_errors(&rule, m * p->H, p->y, p->ye);
+        xp_ref_round_errors(&rule, m * p->H, p->y, p->ye);
     xp_ref_rows_load(&a->pre, row, m, p->pre);
     clear(p->pree, m * p->U);
     if (want->operand == DPRE) {
@@ -381,7 +353,7 @@ static void forward_chunk(work *w, int64_t row, int64_t m, const void *args, con
     if (a->gate.data) {
         xp_ref_round_row(p->act, m * p->H, p->y);
         for (int64_t i = 0; i < m; i++)
-            w->z[i] = xp_ref_sigmoid(xp_ref_round(dot(p->x + i * p->H, w->gate, p->H), p->param));
+            w->z[i] = xp_ref_sigmoid(xp_ref_round(xp_ref_dot(p->x + i * p->H, w->gate, p->H), p->param));
         xp_ref_mlp_finish(p, m, w->z);
         xp_ref_rows_store(&a->sig, row, m, w->z);
         xp_ref_round_row(p->act, m, w->z);
@@ -415,7 +387,7 @@ static void ungate(work *w, const xp_shared_bwd_args *a, int64_t row, int64_t m)
         double *dy = p->y + i * p->H, *mlp = p->x; /* one row of x, which is free until dx */
         const double sig = xp_widen(a->sig.data, a->sig.dtype, (row + i) * a->sig.stride[0]);
         xp_ref_rows_load(&a->mlp, row + i, 1, mlp);
-        w->z[i] = dot(dy, mlp, p->H) * (sig * (1.0 - sig));
+        w->z[i] = xp_ref_dot(dy, mlp, p->H) * (sig * (1.0 - sig));
         for (int64_t j = 0; j < p->H; j++)
             dy[j] *= sig;
     }
@@ -516,6 +488,7 @@ const xp_stage xp_stage_shared = {
     .extent = extent,
     .slice = slice,
     .chain = "layer",
+    .wants = wants,
 };
 
 const xp_stage xp_stage_shared_bwd = {
@@ -534,6 +507,7 @@ const xp_stage xp_stage_shared_bwd = {
     .extent = bwd_extent,
     .slice = bwd_slice,
     .chain = "layer",
+    .wants = bwd_wants,
 };
 
 const xp_kernel xp_ref_shared = {

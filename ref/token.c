@@ -31,14 +31,6 @@ xp_dtype xp_ref_op_of(const xp_tensor *const *t, int n) {
     return XP_F64;
 }
 
-int32_t xp_ref_i32(const xp_tensor *t, int64_t i, int64_t j) {
-    return *(const int32_t *)xp_tensor_at(t, i, j, 0, 0);
-}
-
-int xp_ref_u8(const xp_tensor *t, int64_t i) {
-    return *(const uint8_t *)xp_tensor_at(t, i, 0, 0, 0);
-}
-
 xp_status xp_ref_ids_check(const char *stage, const char *name, const xp_tensor *t, int64_t lo, int64_t hi,
                            const char *below) {
     const int64_t n = xp_ref_readable(t) ? xp_tensor_count(t) : 0;
@@ -186,14 +178,6 @@ double xp_ref_softmax(const double *v, int64_t n, double *p) {
     return m + xp_ref_log(sum);
 }
 
-double xp_ref_least(xp_dtype op) {
-    return op == XP_F64 ? 0x1p-1022 : 0x1p-126;
-}
-
-double xp_ref_both(int64_t n, xp_dtype op) {
-    return xp_ref_gamma(n, op) + xp_ref_gamma(n, XP_F64);
-}
-
 /* exp(d + err) - exp(d) = exp(d) expm1(err) on the high side, less on the low side unless the high side is cut off at
  * `most`. 8 units (4 ulp) of the moved value for the function itself. */
 double xp_ref_exp_error(double d, double err, double most, xp_dtype op) {
@@ -234,7 +218,7 @@ double xp_ref_softmax_error(const double *v, double ve, const double *p, int64_t
 
 /* Sum of s_i |d_i| = entropy - log S <= log n: the rounded differences move the sum by u log n, exp by 8u, n
  * additions. */
-int64_t xp_ref_softmax_sum_units(int64_t n) {
+static int64_t softmax_sum_units(int64_t n) {
     int64_t log_n = 1;
     for (int64_t k = n; k > 1; k /= 2)
         log_n++;
@@ -243,7 +227,7 @@ int64_t xp_ref_softmax_sum_units(int64_t n) {
 
 /* Above the smallest normal number, 2^-126 = e^-87.4 or 2^-1022 = e^-708.4, the difference is no larger. */
 int64_t xp_ref_softmax_units(int64_t n, xp_dtype op) {
-    return xp_ref_softmax_sum_units(n) + 8 + 8 + (op == XP_F64 ? 709 : 88);
+    return softmax_sum_units(n) + 8 + 8 + (op == XP_F64 ? 709 : 88);
 }
 
 /* ---- linear maps ---- */

@@ -14,9 +14,6 @@
 double xp_ref_bytes(const xp_stage *s, const void *args);
 /* f64 when all n tensors that are present are f64, else f32: what an implementation may compute in. */
 xp_dtype xp_ref_op_of(const xp_tensor *const *t, int n);
-/* Element (i, j) of an i32 tensor; element i of a u8 vector. */
-int32_t xp_ref_i32(const xp_tensor *t, int64_t i, int64_t j);
-int xp_ref_u8(const xp_tensor *t, int64_t i);
 /* XP_E_ARG naming the first element of an i32 tensor (u8 for flags) that is not in [lo, hi). below: what hi is. Looked
  * at only where the host can read it. */
 xp_status xp_ref_ids_check(const char *stage, const char *name, const xp_tensor *t, int64_t lo, int64_t hi,
@@ -55,14 +52,9 @@ double xp_ref_softmax(const double *v, int64_t n, double *p);
 double xp_ref_softmax_error(const double *v, double ve, const double *p, int64_t n, xp_dtype op, double *e);
 /* How far an implementation's exp of an argument within err of d, and not above most, may be from exp(d). */
 double xp_ref_exp_error(double d, double err, double most, xp_dtype op);
-/* Roundings (in units of op) of what every softmax of n elements has in common: an upper limit that needs no row. Its
- * sum's relative error is gamma of xp_ref_softmax_sum_units; an element above the smallest normal number has
- * xp_ref_softmax_units. The smallest normal number itself is xp_ref_least. */
-int64_t xp_ref_softmax_sum_units(int64_t n);
+/* Roundings (in units of op) of an element of any softmax of n elements: an upper limit that needs no row, for elements
+ * above xp_ref_least. */
 int64_t xp_ref_softmax_units(int64_t n, xp_dtype op);
-double xp_ref_least(xp_dtype op);
-/* gamma_n in op and in double together: two computations of one value, one in each. */
-double xp_ref_both(int64_t n, xp_dtype op);
 
 /* ---- linear maps of token rows: y = r(x' . w^T + bias), dx = r(dy . w) ---- */
 

@@ -474,7 +474,7 @@ static xp_status checksum(const void *args, const xp_mesh *m, double *out) {
     return XP_OK;
 }
 
-static const xp_property properties[] = {{"the sum of dw is the sum over rows of (sum of dy) (sum of x)", checksum}};
+static const xp_property properties[] = {{"checksum", checksum}};
 
 /* ---- stage and row ---- */
 

@@ -102,6 +102,34 @@ for f in $routers; do
 done
 check "the layers that the balance losses see" 0 '^nnny$' echo "$places"
 
+# What lies between the maps of a latent width, forward and backward: the calls hand one another's tensors on.
+"$expar" check -q 'layer T=16 E=4 K=2 H=10 F=6 D=8 S=5 dtype=f64 dialect=hf-5.24/nemotron_h' --dump latent >/dev/null 2>&1
+# file KIND STAGE SITE: the prompt or the expected file of that call.
+file() {
+    grep -A6 "\"comment\": \".*, $3\"" "latent/groups/$2.json" | sed -n "s/.*\"$1\": \"\(.*\)\",/\1/p"
+}
+# holds FROM BYTES IN: y when the last BYTES of FROM are somewhere in IN.
+holds() {
+    case $(od -An -v -tx1 "latent/$3" | tr -d ' \n') in
+        *"$(tail -c "$2" "latent/$1" | od -An -v -tx1 | tr -d ' \n')"*) printf y ;;
+        *) printf n ;;
+    esac
+}
+low=$((16 * 8 * 8)) high=$((16 * 10 * 8))
+links=$(
+    holds "$(file prompt router router)" $high "$(file prompt router 'latent down')"
+    holds "$(file expected router 'latent down')" $low "$(file prompt permute permute)"
+    holds "$(file expected combine combine)" $low "$(file prompt router 'latent up')"
+    holds "$(file expected router 'latent up')" $high "$(file prompt residual 'residual shared')"
+    holds "$(file expected combine combine)" $low "$(file prompt wgrad 'wgrad latent up')"
+    holds "$(file expected router_bwd 'latent up')" $low "$(file prompt combine_bwd combine_bwd)"
+    holds "$(file prompt router router)" $high "$(file prompt wgrad 'wgrad latent down')"
+    holds "$(file expected permute_bwd permute_bwd)" $low "$(file prompt wgrad 'wgrad latent down')"
+    holds "$(file expected permute_bwd permute_bwd)" $low "$(file prompt router_bwd 'latent down')"
+    holds "$(file expected router_bwd 'latent down')" $high "$(file prompt residual 'residual d router')"
+    holds "$(file expected combine combine)" $low "$(file prompt wgrad 'wgrad latent down')"
+)
+check "the maps of a latent width" 0 '^yyyyyyyyyyn$' echo "$links"
 check "gen without a folder" 2 'gen' "$expar" gen 'rmsnorm T=5'
 
 # ---- what no vector covers, and what tells dialects apart

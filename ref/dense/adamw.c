@@ -32,14 +32,7 @@ static void exact(const xp_adamw_args *a) {
 /* One rounding to f32 of a double that came from one operation on floats: double has more than twice the digits and
  * two, so this is the float operation (Figueroa 1995). */
 static double f(double v) {
-    const uint32_t code = (uint32_t)xp_dense_narrow(v, XP_F32, 0);
-    return xp_widen(&code, XP_F32, 0);
-}
-
-/* To the tensors' dtype: what a tensor keeps of a float. */
-static double keep_in(xp_dtype d, double v) {
-    const uint32_t code = (uint32_t)xp_dense_narrow(v, d, 0);
-    return xp_widen(&code, d, 0);
+    return xp_dense_round(XP_F32, v);
 }
 
 typedef enum { SCALE, LERP, ADD_PRODUCT, ROOT, DIVIDE, ADD, ADD_QUOTIENT } op;
@@ -68,7 +61,7 @@ static void pass(op o, xp_dtype d, const xp_tensor *x, const xp_tensor *y, const
                  int64_t n) {
     for (int64_t i = lo; i < lo + n; i++) {
         const double v = apply(o, xp_dense_get(x, i), y ? xp_dense_get(y, i) : 0, z ? xp_dense_get(z, i) : 0, f(s));
-        xp_dense_put(x, i, keep_in(d, v));
+        xp_dense_put(x, i, xp_dense_round(d, v));
     }
 }
 

@@ -9,8 +9,7 @@
 #include "num.h"
 
 static double to_f32(double v) {
-    const uint32_t code = (uint32_t)xp_dense_narrow(v, XP_F32, 0);
-    return xp_widen(&code, XP_F32, 0);
+    return xp_dense_round(XP_F32, v);
 }
 
 static double exact_coefficient(const xp_clip_args *a, double norm) {
@@ -22,8 +21,7 @@ static double exact_coefficient(const xp_clip_args *a, double norm) {
 
 /* One operation on f32 values, kept in d. */
 static double kept(double v, xp_dtype d) {
-    const uint32_t code = (uint32_t)xp_dense_narrow(to_f32(v), d, 0);
-    return xp_widen(&code, d, 0);
+    return xp_dense_round(d, to_f32(v));
 }
 
 static double torch_coefficient(const xp_clip_args *a, double norm) {

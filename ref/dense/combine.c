@@ -9,32 +9,20 @@
 
 /* ---- numbers ---- */
 
-static double in_format(xp_dtype d, double v) {
-    uint64_t cell = 0;
-    const xp_tensor t = xp_tensor_1d(&cell, d, 1);
-    xp_dense_put(&t, 0, v);
-    return xp_dense_get(&t, 0);
-}
-
-/* In f32, or in f64 for f64. */
-static double product(xp_dtype act, double w, double v) {
-    return act == XP_F64 ? w * v : (double)((float)w * (float)v);
-}
-
 /* The sum after one more slot; y holds what it was before. */
 static double added(xp_accumulate how, xp_dtype act, double y, double w, double v) {
-    const double p = product(act, w, v);
+    const double p = xp_dense_product(act, w, v);
     if (how == XP_ACC_EAGER_F32)
         return act == XP_F64 ? y + p : (double)((float)y + (float)p);
     if (how == XP_ACC_PRODUCTS_ACT_F32)
-        return y + in_format(act, p);
-    return how == XP_ACC_EAGER_ACT ? in_format(act, y) + in_format(act, p) : y + w * v;
+        return y + xp_dense_round(act, p);
+    return how == XP_ACC_EAGER_ACT ? xp_dense_round(act, y) + xp_dense_round(act, p) : y + w * v;
 }
 
 /* v times the dialect's factor of the output, if it has one there. */
 static double scaled(const xp_dialect *d, xp_dtype act, double v) {
     const int none = d->scale_at != XP_SCALE_OUTPUT || (act == XP_F64 ? d->scale == 1 : (float)d->scale == 1.0f);
-    return none ? v : product(act, d->scale, in_format(act, v));
+    return none ? v : xp_dense_product(act, d->scale, xp_dense_round(act, v));
 }
 
 /* ---- slots ---- */
@@ -161,7 +149,7 @@ static void gradient(const xp_combine_bwd_args *a, int64_t t, double *g) {
     const xp_dtype act = a->dy.dtype;
     xp_dense_read(&a->dy, xp_dense_at(&a->dy, t, 0, 0, 0), h_n, g);
     for (int64_t h = 0; h < h_n; h++)
-        g[h] = in_format(act, scaled(a->dialect, act, g[h]));
+        g[h] = xp_dense_round(act, scaled(a->dialect, act, g[h]));
 }
 
 typedef struct {

@@ -21,26 +21,16 @@ static rooms carve(const xp_tensor *w, char *ws) {
     return r;
 }
 
-static void read_rows(const xp_tensor *t, int64_t lo, int64_t m, double *out) {
-    for (int64_t i = 0; i < m; i++)
-        xp_dense_read(t, xp_dense_at(t, lo + i, 0, 0, 0), t->dim[1], out + i * t->dim[1]);
-}
-
-static void write_rows(const xp_tensor *t, int64_t lo, int64_t m, const double *v) {
-    for (int64_t i = 0; i < m; i++)
-        xp_dense_write(t, xp_dense_at(t, lo + i, 0, 0, 0), t->dim[1], v + i * t->dim[1]);
-}
-
 void xp_dense_linear(const xp_tensor *x, const xp_tensor *w, const xp_tensor *bias, const xp_tensor *y, void *ws) {
     const rooms r = carve(w, ws);
     const int64_t t_n = x->dim[0];
     for (int64_t lo = 0; lo < t_n; lo += XP_DENSE_ROWS) {
         const int64_t m = t_n - lo < XP_DENSE_ROWS ? t_n - lo : XP_DENSE_ROWS;
-        read_rows(x, lo, m, r.in);
+        xp_dense_read_rows(x, lo, m, r.in);
         xp_dense_map(r.in, m, w, r.out, r.wide);
         for (int64_t i = 0; bias && bias->data && i < m * w->dim[0]; i++)
             r.out[i] += xp_dense_get(bias, i % w->dim[0]);
-        write_rows(y, lo, m, r.out);
+        xp_dense_write_rows(y, lo, m, r.out);
     }
 }
 
@@ -49,9 +39,9 @@ void xp_dense_linear_back(const xp_tensor *dy, const xp_tensor *w, const xp_tens
     const int64_t t_n = dy->dim[0];
     for (int64_t lo = 0; lo < t_n; lo += XP_DENSE_ROWS) {
         const int64_t m = t_n - lo < XP_DENSE_ROWS ? t_n - lo : XP_DENSE_ROWS;
-        read_rows(dy, lo, m, r.out);
+        xp_dense_read_rows(dy, lo, m, r.out);
         memset(r.in, 0, (size_t)(m * w->dim[1]) * sizeof *r.in);
         xp_dense_map_back(r.out, m, w, r.in, r.wide);
-        write_rows(dx, lo, m, r.in);
+        xp_dense_write_rows(dx, lo, m, r.in);
     }
 }

@@ -169,6 +169,16 @@ void xp_dense_write(const xp_tensor *t, int64_t at, int64_t n, const double *v) 
     }
 }
 
+void xp_dense_read_rows(const xp_tensor *t, int64_t lo, int64_t m, double *out) {
+    for (int64_t i = 0; i < m; i++)
+        xp_dense_read(t, xp_dense_at(t, lo + i, 0, 0, 0), t->dim[1], out + i * t->dim[1]);
+}
+
+void xp_dense_write_rows(const xp_tensor *t, int64_t lo, int64_t m, const double *v) {
+    for (int64_t i = 0; i < m; i++)
+        xp_dense_write(t, xp_dense_at(t, lo + i, 0, 0, 0), t->dim[1], v + i * t->dim[1]);
+}
+
 /* Rounding twice is harmless when the first rounding never lands on a value that the second takes for a tie: s is moved
  * to its neighbour with an odd last bit on the side of what was lost ("round to odd", Boldo and Melquiond 2008). */
 void xp_dense_put_sum(const xp_tensor *t, int64_t at, double a, double b) {
@@ -197,6 +207,10 @@ double xp_dense_round(xp_dtype d, double v) {
 void xp_dense_round_all(xp_dtype d, int64_t n, double *v) {
     for (int64_t i = 0; i < n && d != XP_F64; i++)
         v[i] = xp_dense_round(d, v[i]);
+}
+
+double xp_dense_product(xp_dtype act, double w, double v) {
+    return act == XP_F64 ? w * v : (double)((float)w * (float)v);
 }
 
 int64_t xp_dense_int(const xp_tensor *t, int64_t at) {

@@ -24,12 +24,17 @@ double xp_dense_get(const xp_tensor *t, int64_t at);
 void xp_dense_put(const xp_tensor *t, int64_t at, double v);
 void xp_dense_read(const xp_tensor *t, int64_t at, int64_t n, double *out);
 void xp_dense_write(const xp_tensor *t, int64_t at, int64_t n, const double *v);
+/* Rows [lo, lo + m) of a matrix. */
+void xp_dense_read_rows(const xp_tensor *t, int64_t lo, int64_t m, double *out);
+void xp_dense_write_rows(const xp_tensor *t, int64_t lo, int64_t m, const double *v);
 void xp_dense_put_code(const xp_tensor *t, int64_t at, uint64_t code);
 /* a + b, rounded once from the exact sum whatever the tensor's format. */
 void xp_dense_put_sum(const xp_tensor *t, int64_t at, double a, double b);
 /* v as format d holds it. */
 double xp_dense_round(xp_dtype d, double v);
 void xp_dense_round_all(xp_dtype d, int64_t n, double *v);
+/* w v by the machine's own f32 arithmetic, or in f64 where act is f64. */
+double xp_dense_product(xp_dtype act, double w, double v);
 /* Integers of I64, I32 and U8 tensors. */
 int64_t xp_dense_int(const xp_tensor *t, int64_t at);
 void xp_dense_put_int(const xp_tensor *t, int64_t at, int64_t v);

@@ -16,17 +16,6 @@ static int on_input(const xp_dialect *d) {
     return d && d->weight_at == XP_AT_INPUT;
 }
 
-static double product(xp_dtype act, double w, double v) {
-    return act == XP_F64 ? w * v : (double)((float)w * (float)v);
-}
-
-static double in_format(xp_dtype d, double v) {
-    uint64_t cell = 0;
-    const xp_tensor t = xp_tensor_1d(&cell, d, 1);
-    xp_dense_put(&t, 0, v);
-    return xp_dense_get(&t, 0);
-}
-
 /* expert[i]: of the copies in the order that the rows of one expert keep, token by token or slot by slot. */
 static void in_order(const xp_permute_args *a, int32_t *expert) {
     const int64_t t_n = a->idx.dim[0], k_n = a->idx.dim[1];
@@ -84,7 +73,7 @@ static xp_status run(const xp_exec *x, const void *args) {
         const int64_t m = xp_dense_int(&a->offsets, expert[i]) + number_of(expert, i, expert[i]);
         xp_dense_read(&a->x, xp_dense_at(&a->x, t, 0, 0, 0), h_n, row);
         for (int64_t h = 0; h < h_n && on_input(a->dialect); h++)
-            row[h] = product(a->x.dtype, xp_dense_get(&a->w, xp_dense_at(&a->w, t, k, 0, 0)), row[h]);
+            row[h] = xp_dense_product(a->x.dtype, xp_dense_get(&a->w, xp_dense_at(&a->w, t, k, 0, 0)), row[h]);
         xp_dense_write(&a->rows, xp_dense_at(&a->rows, m, 0, 0, 0), h_n, row);
         xp_dense_put_int(&a->tok, m, a->token0 + t);
         xp_dense_put_int(&a->src, m, t * k_n + k);
@@ -121,8 +110,8 @@ static void add_in_act(const xp_permute_bwd_args *a, int64_t t, double *row, dou
             const double w = on_input(a->dialect) ? xp_dense_get(&a->w, xp_dense_at(&a->w, t, k, 0, 0)) : 1;
             xp_dense_read(&a->drows, xp_dense_at(&a->drows, m, 0, 0, 0), h_n, row);
             for (int64_t h = 0; h < h_n; h++)
-                sum[h] =
-                    in_format(a->drows.dtype, sum[h]) + in_format(a->drows.dtype, product(a->drows.dtype, w, row[h]));
+                sum[h] = xp_dense_round(a->drows.dtype, sum[h]) +
+                         xp_dense_round(a->drows.dtype, xp_dense_product(a->drows.dtype, w, row[h]));
         }
     }
 }

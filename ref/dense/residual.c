@@ -17,7 +17,7 @@ static xp_status run(const xp_exec *x, const void *args) {
     (void)x;
     const xp_residual_args *r = args;
     const xp_dtype act = r->a.dtype;
-    const int both = r->b.ndim > 0;
+    const int both = r->b.data != NULL;
     const double factor = r->factor == 0 ? 1 : r->factor;
     const int plain = act == XP_F64 ? factor == 1 : (float)factor == 1.0f;
     for (int64_t i = 0; i < r->y.dim[0] * r->y.dim[1]; i++) {
@@ -30,7 +30,7 @@ static xp_status run(const xp_exec *x, const void *args) {
             xp_dense_put(&r->y, y, a);
         } else {
             const double s = sum_in(act, a, b, both);
-            xp_dense_put(&r->y, y, act == XP_F64 ? s * factor : (double)((float)s * (float)factor));
+            xp_dense_put(&r->y, y, xp_dense_product(act, s, factor));
         }
     }
     return XP_OK;

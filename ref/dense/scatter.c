@@ -91,12 +91,7 @@ static xp_status add_block(const scattering *s, xp_queue *q, int64_t j, int64_t 
 
 /* c = r(1 / pre). */
 static double factor_of(const xp_scatter_args *a) {
-    uint64_t cell = 0;
-    const xp_tensor t = xp_tensor_1d(&cell, a->reduce_dtype, 1);
-    if (a->pre == 0 || a->pre == 1)
-        return 1;
-    xp_dense_put(&t, 0, 1 / a->pre);
-    return xp_dense_get(&t, 0);
+    return a->pre == 0 || a->pre == 1 ? 1 : xp_dense_round(a->reduce_dtype, 1 / a->pre);
 }
 
 static double base_of(const xp_scatter_args *a, int64_t g, int64_t r, int64_t k) {

@@ -4,16 +4,6 @@
 #include "mlp.h"
 #include "num.h"
 
-static void read_rows(const xp_tensor *t, int64_t lo, int64_t m, double *out) {
-    for (int64_t i = 0; i < m; i++)
-        xp_dense_read(t, xp_dense_at(t, lo + i, 0, 0, 0), t->dim[1], out + i * t->dim[1]);
-}
-
-static void write_rows(const xp_tensor *t, int64_t lo, int64_t m, const double *v) {
-    for (int64_t i = 0; i < m; i++)
-        xp_dense_write(t, xp_dense_at(t, lo + i, 0, 0, 0), t->dim[1], v + i * t->dim[1]);
-}
-
 static int64_t group_of(int64_t t_n, int64_t lo) {
     return t_n - lo < XP_DENSE_ROWS ? t_n - lo : XP_DENSE_ROWS;
 }
@@ -52,17 +42,17 @@ static xp_status run(const xp_exec *x, const void *args) {
     const int64_t t_n = a->x.dim[0];
     for (int64_t lo = 0; lo < t_n; lo += XP_DENSE_ROWS) {
         const int64_t m = group_of(t_n, lo);
-        read_rows(&a->x, lo, m, b.x);
+        xp_dense_read_rows(&a->x, lo, m, b.x);
         xp_dense_mlp_in(&b, m, &a->w1, NULL);
-        write_rows(&a->pre, lo, m, b.pre);
+        xp_dense_write_rows(&a->pre, lo, m, b.pre);
         xp_dense_mlp_act(&b, m);
-        write_rows(&a->act, lo, m, b.act);
+        xp_dense_write_rows(&a->act, lo, m, b.act);
         xp_dense_mlp_out(&b, m, &a->w2, NULL);
         xp_dense_mlp_leave(&b, m * b.h_n, b.y);
-        write_rows(&a->mlp, lo, m, b.y);
+        xp_dense_write_rows(&a->mlp, lo, m, b.y);
         if (a->gate.data)
             gate_rows(a, lo, m, &b);
-        write_rows(&a->y, lo, m, b.y);
+        xp_dense_write_rows(&a->y, lo, m, b.y);
     }
     return XP_OK;
 }
@@ -112,19 +102,19 @@ static xp_status bwd_run(const xp_exec *x, const void *args) {
     const int64_t t_n = a->dy.dim[0];
     for (int64_t lo = 0; lo < t_n; lo += XP_DENSE_ROWS) {
         const int64_t m = group_of(t_n, lo);
-        read_rows(&a->dy, lo, m, b.y);
-        read_rows(&a->pre, lo, m, b.pre);
+        xp_dense_read_rows(&a->dy, lo, m, b.y);
+        xp_dense_read_rows(&a->pre, lo, m, b.pre);
         if (a->gate.data)
             gate_rows_back(a, lo, m, &b);
-        write_rows(&a->dmlp, lo, m, b.y);
+        xp_dense_write_rows(&a->dmlp, lo, m, b.y);
         xp_dense_round_all(b.outside, m * b.h_n, b.y);
         xp_dense_mlp_dpre(&b, m, &a->w2);
-        write_rows(&a->dpre, lo, m, b.pre);
+        xp_dense_write_rows(&a->dpre, lo, m, b.pre);
         xp_dense_mlp_dx(&b, m, &a->w1);
         if (a->gate.data)
             gate_rows_dx(a, lo, m, &b);
         xp_dense_mlp_leave(&b, m * b.h_n, b.x);
-        write_rows(&a->dx, lo, m, b.x);
+        xp_dense_write_rows(&a->dx, lo, m, b.x);
     }
     return XP_OK;
 }

@@ -329,6 +329,31 @@ static void rows_in_turn_and_biases(void **state) {
     experts_are_right();
 }
 
+/* Of relatives of gpt_oss: gate's rows first in one's files and record; in turn in another's files alone. */
+static void rows_of_its_own_kind(void **state) {
+    (void)state;
+    make_model("openai_privacy_filter", "hf-5.24/openai_privacy_filter", 0);
+    start();
+    put2("model.layers.1.mlp.router.weight", ROUTER, 0, E, H, 0);
+    put1("model.layers.1.mlp.router.bias", BIAS, E);
+    put_fused("model.layers.1.mlp.experts.gate_up_proj", E, F, H, GATE, UP, 0, 1);
+    put_fused("model.layers.1.mlp.experts.gate_up_proj_bias", E, F, 0, GATE, UP_BIAS, 0, 0);
+    put_stacked("model.layers.1.mlp.experts.down_proj", DOWN, H, F, 1);
+    put_stacked("model.layers.1.mlp.experts.down_proj_bias", DOWN_BIAS, H, 0, 0);
+    taken();
+    experts_are_right();
+    make_model("inkling2", "hf-5.24/inkling2", 0);
+    assert_int_equal(model.dialect.gate_layout, XP_GATE_CONCAT);
+    start();
+    put2("model.llm.layers.1.mlp.gate.weight", ROUTER, 0, E, H, 0);
+    put1("model.llm.layers.1.mlp.gate.bias", BIAS, E);
+    put_fused("model.llm.layers.1.mlp.experts.w13_weight", E, F, H, GATE, UP, 1, 0);
+    put_stacked("model.llm.layers.1.mlp.experts.w2_weight", DOWN, H, F, 0);
+    taken();
+    vector_is_right(XP_PART_SELECT_BIAS, BIAS, E);
+    experts_are_right();
+}
+
 /* Rows apart in the file, in turn in the record. */
 static void rows_are_put_in_turn(void **state) {
     (void)state;
@@ -655,6 +680,31 @@ static void saved_names_are_asked_for(void **state) {
         if (a.asked != lines)
             fail_msg("%s: %d of %d names are asked for", f->model_type, a.asked, lines);
     }
+}
+
+/* As the class wrote it with moe_latent_size 10: H 16, E 6, F 24, shared 12. */
+static void take_line(const char *name, const char *shape, const char *part, void *arg) {
+    char *text = arg;
+    const size_t used = strlen(text);
+    (void)part;
+    snprintf(text + used, 2000 - used, "%s %.*s\n", strstr(name, "mixer."), (int)strcspn(shape, " "), shape);
+}
+
+static void latent_names_are_asked_for(void **state) {
+    (void)state;
+    char text[2000] = "";
+    assert_int_equal(xp_model_of("saved", xp_dialect_find("hf-5.24/nemotron_h"), 3, 16, 24, 6, 2, 12, &model), XP_OK);
+    assert_int_equal(xp_model_set_latent(&model, 10), XP_OK);
+    strcpy(model.model_type, "nemotron_h");
+    assert_int_equal(xp_checkpoint_expect(&model, LAYER, take_line, text), XP_OK);
+    assert_string_equal(text, "mixer.gate.weight [6,16]\n"
+                              "mixer.gate.e_score_correction_bias [6]\n"
+                              "mixer.fc1_latent_proj.weight [10,16]\n"
+                              "mixer.fc2_latent_proj.weight [16,10]\n"
+                              "mixer.experts.{E}.up_proj.weight [24,10]\n"
+                              "mixer.experts.{E}.down_proj.weight [10,24]\n"
+                              "mixer.shared_experts.up_proj.weight [12,16]\n"
+                              "mixer.shared_experts.down_proj.weight [16,12]\n");
 }
 
 /* ---- refusals ---- */
@@ -1067,6 +1117,7 @@ int main(void) {
         cmocka_unit_test(one_tensor_an_expert),
         cmocka_unit_test(all_experts_in_one_tensor),
         cmocka_unit_test(rows_in_turn_and_biases),
+        cmocka_unit_test(rows_of_its_own_kind),
         cmocka_unit_test(rows_are_put_in_turn),
         cmocka_unit_test(two_layouts_give_the_same_bits),
         cmocka_unit_test(a_table_in_place_of_a_bias),
@@ -1074,6 +1125,7 @@ int main(void) {
         cmocka_unit_test(a_row_of_the_callers),
         cmocka_unit_test(every_family_has_names),
         cmocka_unit_test(saved_names_are_asked_for),
+        cmocka_unit_test(latent_names_are_asked_for),
         cmocka_unit_test(missing_tensors_are_named),
         cmocka_unit_test(wrong_tensors_are_named),
         cmocka_unit_test(extra_tensors_are_named),

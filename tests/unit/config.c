@@ -487,6 +487,26 @@ static void limits_a_layer(void **state) {
     has("moe_layers is \"1\", expected a list of layer numbers");
 }
 
+static void latent_width(void **state) {
+    (void)state;
+    assert_int_equal(xp_model_open("nemotron-3-nano-30b-a3b", &model), XP_OK);
+    assert_int_equal(model.latent, 0);
+    assert_int_equal(xp_model_expert_width(&model), model.H);
+    static const char own[] = "{\"model_type\": \"nemotron_h\", \"hidden_size\": 64, \"n_routed_experts\": 12,"
+                              " \"num_hidden_layers\": 2, \"num_experts_per_tok\": 3, \"moe_intermediate_size\": 48,"
+                              " \"intermediate_size\": 96, \"moe_shared_expert_intermediate_size\": 40,"
+                              " \"mlp_hidden_act\": \"relu2\", \"layer_norm_epsilon\": 1e-05, \"n_group\": 1,"
+                              " \"topk_group\": 1, \"routed_scaling_factor\": 2.5, \"norm_topk_prob\": true,"
+                              " \"layers_block_type\": [\"mamba\", \"moe\"], \"vocab_size\": 1000}";
+    assert_int_equal(parse_with(own, "moe_latent_size", "20"), XP_OK);
+    assert_int_equal(model.latent, 20);
+    assert_int_equal(parse_with(own, "moe_latent_size", "null"), XP_OK);
+    assert_int_equal(model.latent, 0);
+    assert_int_equal(parse_with(own, "moe_latent_size", "0"), XP_E_FORMAT);
+    has("moe_latent_size is 0, expected an integer from 1");
+    assert_int_equal(parse_with(mixtral, "moe_latent_size", "20"), XP_E_FORMAT); /* means nothing there */
+}
+
 static void records_are_few_and_alike(void **state) {
     (void)state;
     xp_dialect d = *xp_dialect_find("hf-5.24/step3p7");
@@ -515,6 +535,12 @@ static void words_choose(void **state) {
         " \"n_shared_experts\": 2, \"n_group\": null, \"topk_group\": null, \"topk_method\": \"greedy\","
         " \"routed_scaling_factor\": 16, \"first_k_dense_replace\": 1, \"hidden_act\": \"silu\","
         " \"rms_norm_eps\": 1e-06, \"vocab_size\": 1000, \"norm_topk_prob\": true}";
+    static const char v2_groups[] =
+        "{\"model_type\": \"deepseek_v2\", \"hidden_size\": 64, \"num_hidden_layers\": 3, \"n_routed_experts\": 16,"
+        " \"num_experts_per_tok\": 4, \"moe_intermediate_size\": 48, \"intermediate_size\": 96,"
+        " \"n_shared_experts\": 2, \"topk_group\": 2, \"topk_method\": \"group_limited_greedy\","
+        " \"routed_scaling_factor\": 16, \"first_k_dense_replace\": 1, \"hidden_act\": \"silu\","
+        " \"rms_norm_eps\": 1e-06, \"vocab_size\": 1000}";
     assert_int_equal(xp_config_parse(v2, strlen(v2), "f.json", &model), XP_OK);
     assert_string_equal(model.dialect.name, "hf-5.24/deepseek_v2");
     /* norm_topk_prob is read by nobody in this family, whatever it says. */
@@ -522,8 +548,13 @@ static void words_choose(void **state) {
     assert_true(model.dialect.scale == 16.0);
     assert_int_equal(parse_with(v2, "topk_method", "\"noaux_tc\""), XP_E_FORMAT);
     has("topk_method is \"noaux_tc\", expected one of greedy|group_limited_greedy");
-    assert_int_equal(parse_with(v2, "topk_method", "\"group_limited_greedy\""), XP_OK);
+    assert_int_equal(parse_with(v2, "topk_method", "\"group_limited_greedy\""), XP_E_FORMAT);
+    has("no field 'n_group': topk_method is \"group_limited_greedy\", which needs it");
+    assert_int_equal(parse_with(v2, "n_group", "4"), XP_E_FORMAT);
+    has("n_group is given and 'topk_group' is not: a deepseek_v2 has groups by both or by neither");
+    assert_int_equal(parse_with(v2_groups, "n_group", "4"), XP_OK);
     assert_string_equal(model.dialect.name, "hf-5.24/deepseek_v2-groups");
+    assert_int_equal(model.dialect.n_group, 4);
     assert_int_equal(model.dialect.masked_weight, 1);
     assert_int_equal(parse_with(v3, "model_type", "\"exaone_moe\""), XP_E_FORMAT);
     static const char lite[] = "{\"model_type\": \"glm4_moe_lite\", \"hidden_size\": 64, \"num_hidden_layers\": 3,"
@@ -1110,6 +1141,7 @@ int main(void) {
         cmocka_unit_test(layers_that_choose_by_a_table),
         cmocka_unit_test(two_ways_to_say_hash),
         cmocka_unit_test(limits_a_layer),
+        cmocka_unit_test(latent_width),
         cmocka_unit_test(records_are_few_and_alike),
         cmocka_unit_test(words_choose),
         cmocka_unit_test(any_dialect),

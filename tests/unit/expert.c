@@ -894,6 +894,7 @@ SPOIL(expert_up_cap, xp_expert_args, expert_cap(a); changed.gate_cap = 1.0)
 SPOIL(expert_b1, xp_expert_args, a->b1 = a->pre)
 SPOIL(expert_b2_dtype, xp_expert_args, expert_bias(a); a->b1 = a->pre; a->b2 = a->y; a->b2.dtype = XP_F32)
 SPOIL(expert_b2, xp_expert_args, expert_bias(a); a->b1 = a->pre)
+SPOIL(expert_b1_memory, xp_expert_args, expert_bias(a); a->b1 = a->pre; a->b2 = a->y; a->b1.data = NULL)
 SPOIL(expert_b1_width, xp_expert_args, expert_bias(a); a->b1 = a->act; a->b2 = a->y)
 SPOIL(expert_record, xp_expert_args, a->dialect = NULL)
 SPOIL(expert_dtype, xp_expert_args, a->w2.dtype = XP_F32)
@@ -920,6 +921,7 @@ static const refusal expert_refusals[] = {
     {expert_free_cap, "act 4, expected another one than softcap"},
     {expert_bias, "b1 is absent, expected it: dialect hf-5.24/qwen3_moe"},
     {expert_b2, "b2 is absent, expected it"},
+    {expert_b1_memory, "b1 is absent, expected it"},
     {expert_b1, "b1 is present, expected none: dialect hf-5.24/qwen3_moe"},
     {expert_b1_width, "b1 dim 1 is 2, expected U = 4"},
     {expert_b2_dtype, "b2 has dtype f32, expected bf16, as w1 has"},
@@ -981,14 +983,14 @@ static const refusal shared_refusals[] = {
     {shared_rows, "shared: w1 has 4 rows, expected S = 2: dialect hf-5.24/qwen2_moe has gated 0"},
     {shared_limit, "shared_limit 2, expected 0 to 1"},
     {shared_ungated, "gate is present, expected none"},
-    {shared_no_gate, "gate is absent, expected a tensor"},
-    {shared_no_sig, "sig is absent, expected a tensor"},
+    {shared_no_gate, "gate is absent, expected it"},
+    {shared_no_sig, "sig is absent, expected it"},
     {shared_width, "act dim 1 is 2, expected S = 3"},
 };
 SPOIL(shared_back_mlp, xp_shared_bwd_args, a->mlp.data = NULL)
 SPOIL(shared_back_dz, xp_shared_bwd_args, a->dz.dim[1] = 2)
 static const refusal shared_back_refusals[] = {
-    {shared_back_mlp, "mlp is absent, expected a tensor"},
+    {shared_back_mlp, "mlp is absent, expected it"},
     {shared_back_dz, "dz dim 1 is 2, expected 1 = 1"},
 };
 

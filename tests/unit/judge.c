@@ -925,7 +925,7 @@ static void block(void **state) {
     judge_toy(&s, &g, &st);
     FILE *f = open_memstream(&text, &bytes);
     assert_non_null(f);
-    xp_finding_print(f, &g.line[g.first]);
+    xp_finding_print(f, &g.line[g.first], "");
     fclose(f);
     const char *const part[] = {"toy, operand y",       "impl:k1 judged by ref:judge", "rank 0 layer 4",
                                 "expected -0x1.dbep-1", "4 x expected on 160 of 160",  "bound: an error exceeds"};

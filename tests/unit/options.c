@@ -121,7 +121,7 @@ static void refusals(void **state) {
     (void)state;
     /* line, and parts of the message: the option or command, and the value or what was expected */
     static const char *const bad[][3] = {
-        {"", "command: none", "check, step, plan, list, explain, version"},
+        {"", "command: none", "check, step, plan, list, explain, gen, verify, selftest, version"},
         {"chekc", "command: 'chekc'", "check"},
         {"--seed 1", "command: '--seed'", "check"},
         {"@", "command: ''", "check"},

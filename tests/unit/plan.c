@@ -677,6 +677,57 @@ static void factors_of_experts(void **state) {
     assert_int_equal(xp_plan_find(&plan, XP_W_EXPERT_SCALE, 0), -1);
 }
 
+/* Experts of width 6 in a block of width 4: two maps more, and the rows that are sent are wider. */
+static void latent_width(void **state) {
+    (void)state;
+    static const struct {
+        xp_weight w;
+        int64_t G, R, N;
+    } shape[] = {{XP_W_ROUTER, 1, 4, 4}, {XP_W_LATENT_DOWN, 1, 6, 4}, {XP_W_LATENT_UP, 1, 4, 6},
+                 {XP_W_UP, 4, 3, 6},     {XP_W_DOWN, 4, 6, 3},        {XP_W_SHARED_UP, 1, 5, 4}};
+    xp_step_options o = xp_step_defaults();
+    xp_plan_cost with, without;
+    double all, active;
+    o.tokens = 8;
+    must(xp_model_of("latent", xp_dialect_find("hf-5.24/nemotron_h"), 1, 4, 3, 4, 2, 5, &model));
+    make("sim:fsdp=2,ep=2", &o);
+    xp_plan_cost_of(&plan, 0, &without);
+    assert_int_equal(xp_plan_find(&plan, XP_W_LATENT_UP, 0), -1);
+    xp_plan_close(&plan);
+    must(xp_model_set_latent(&model, 6));
+    xp_model_moe_params(&model, &all, &active);
+    assert_true(all == 4 * 2 * 6 * 3 + 4 * 4 + 2 * 6 * 4 + 2 * 5 * 4);
+    make("sim:fsdp=2,ep=2", &o);
+    for (size_t i = 0; i < sizeof shape / sizeof *shape; i++) {
+        const int n = xp_plan_find(&plan, shape[i].w, 0);
+        assert_true(n >= 0);
+        const xp_plan_param *p = &plan.param[n];
+        assert_true(p->G == shape[i].G && p->R == shape[i].R && p->N == shape[i].N);
+    }
+    assert_string_equal(plan.param[xp_plan_find(&plan, XP_W_LATENT_DOWN, 0)].name,
+                        "model.layers.0.mlp.fc1_latent_proj.weight");
+    xp_plan_cost_of(&plan, 0, &with);
+    /* 4 tokens, 8 rows, all of them both ways twice, half remote, in bf16. */
+    assert_true(with.sent[XP_EP] - without.sent[XP_EP] == 0.5 * 2 * (8 + 8) * 2 * 2);
+    /* Two maps of 4 x 6 for 4 tokens, and 8 rows of two matrices of 3 x 2 more. */
+    assert_true(with.flop_forward - without.flop_forward == 2 * 2 * 4 * 4 * 6 + 2 * 2 * 8 * 3 * 2);
+    if (!strstr(printed(), "k 2, experts' width 6, shared expert 5;"))
+        fail_msg("no latent width in:\n%s", printed());
+    xp_plan_close(&plan);
+    assert_int_equal(xp_model_shrink(&model, 4), XP_E_ARG);
+    must(xp_model_of("latent", xp_dialect_find("hf-5.24/nemotron_h"), 1, 4, 4, 4, 2, 0, &model));
+    must(xp_model_set_latent(&model, 6));
+    must(xp_model_shrink(&model, 2));
+    assert_true(model.latent == 3 && xp_model_expert_width(&model) == 3);
+    must(xp_model_set_latent(&model, 5));
+    assert_int_equal(xp_model_shrink(&model, 2), XP_E_ARG);
+    has("latent width D 5");
+    assert_int_equal(xp_model_set_latent(&model, -1), XP_E_ARG);
+    must(xp_model_of("null", xp_dialect_find("hf-5.24/longcat_flash"), 1, 4, 3, 4, 2, 0, &model));
+    assert_int_equal(xp_model_set_latent(&model, 6), XP_E_ARG);
+    has("latent width D: 6, expected none beside experts that return the block's input");
+}
+
 /* Three blocks choose by a table, two by their scores; the parameters are the same, the balance losses see two. */
 static void layers_have_records(void **state) {
     (void)state;
@@ -859,6 +910,7 @@ int main(void) {
         cmocka_unit_test(mixed_placements_refuse_foreach),
         cmocka_unit_test(micro_batches_cost),
         cmocka_unit_test(factors_of_experts),
+        cmocka_unit_test(latent_width),
         cmocka_unit_test(layers_have_records),
         cmocka_unit_test(dtypes_by_parameter),
         cmocka_unit_test(coefficients_come_from_the_model),
