@@ -127,7 +127,8 @@ void xp_ref_out_errors(const xp_ref_rule *r, int64_t n, const double *v, double 
 
 /* sigmoid'(x) = s (1 - s); |sigmoid''| <= 1/10. */
 xp_ref_val xp_ref_val_sigmoid(const xp_ref_rule *r, xp_ref_val x) {
-    const double s = xp_ref_sigmoid(x.v), moved = s * xp_ref_sigmoid(-x.v) * x.e + 0.05 * x.e * x.e;
+    const double s = xp_ref_sigmoid(x.v), slope = s * xp_ref_sigmoid(-x.v) * x.e + 0.05 * x.e * x.e;
+    const double moved = slope > 1.0 && isfinite(x.e) ? 1.0 : slope; /* a number's sigmoid is between 0 and 1 */
     return (xp_ref_val){s, moved + 8.0 * r->op.unit * (s + moved) + r->flush + XP_REF_FN_REL * s};
 }
 

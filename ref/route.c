@@ -261,8 +261,8 @@ static xp_status bound(const void *args, const xp_mesh *m, int operand, const xp
     return XP_OK;
 }
 
-/* What the choice is judged on. A choice by table has no other right answer: its experts' keys are K
- * down to 1, all others' 0. */
+/* What the choice is judged on; a NaN logit ranks last, whatever its bias. A choice by table has no other right answer:
+ * its experts' keys are K down to 1, all others' 0. */
 static xp_status keys(const void *args, const xp_mesh *m, void *ws, xp_tensor *key, xp_tensor *tol) {
     (void)m;
     const xp_route_args *a = args;
@@ -279,6 +279,8 @@ static xp_status keys(const void *args, const xp_mesh *m, void *ws, xp_tensor *k
             xp_ref_routing_scores(&r, NULL);
             xp_ref_routing_store(&r, a->scores.dtype);
             xp_ref_routing_keys(&r);
+            for (int64_t e = 0; e < r.E; e++)
+                r.key[e] = isnan(r.l[e]) ? r.l[e] : r.key[e];
         }
         xp_ref_rows_store(key, t, 1, r.key);
         xp_ref_rows_store(tol, t, 1, r.key_e);

@@ -54,7 +54,9 @@ static xp_ref_val step(const xp_ref_routing *r, xp_ref_val a) {
 static xp_ref_val see(const xp_ref_routing *r, double l, double le) {
     const double scale = number(r, r->d->logit_scale), cap = number(r, r->d->logit_softcap);
     xp_ref_val v = {l, le};
-    if (scale != 1.0)
+    if (scale != 1.0 && isinf(l)) /* exact */
+        v.v = l * scale;
+    else if (scale != 1.0)
         v = step(r, xp_ref_val_mul(v, (xp_ref_val){scale, 0.0}));
     if (cap > 0.0) {
         const double u = xp_ref_unit(r->op) + xp_ref_unit(XP_F64), y = cap * xp_ref_tanh(v.v / cap);
@@ -78,6 +80,8 @@ static xp_ref_val softplus(const xp_ref_routing *r, xp_ref_val x) {
 }
 
 static xp_ref_val score_of(const xp_ref_routing *r, xp_ref_val seen) {
+    if (r->d->score == XP_SCORE_SQRT_SOFTPLUS && seen.v == INF)
+        return seen;
     if (r->d->score == XP_SCORE_SQRT_SOFTPLUS)
         return root(r, step(r, softplus(r, seen)));
     const xp_ref_rule rule = xp_ref_rule_of(r->op, r->op);
@@ -123,7 +127,7 @@ void xp_ref_routing_store(xp_ref_routing *r, xp_dtype d) {
     for (int64_t e = 0; e < r->E; e++) {
         const double v = r->score[e];
         r->score[e] = xp_ref_round(v, read);
-        if (r->score_e && !isnan(r->l[e])) {
+        if (r->score_e && !isnan(r->l[e]) && !(isinf(v) && r->score_e[e] == 0.0)) {
             const double stored = fabs(v - r->score[e]);
             r->score_e[e] = xp_ref_rule_out(&rule, (xp_ref_val){v, r->score_e[e]}) + stored;
             r->score_a[e] = xp_ref_rule_out(&rule, (xp_ref_val){v, r->score_a[e]}) + stored;
@@ -154,8 +158,9 @@ static void score_group(xp_ref_routing *r, int64_t g) {
     r->gscore[g] = xp_ref_round(v, r->op);
     if (!r->key_e)
         return;
-    const double up = reduce(r, g, 1.0) - v, down = v - reduce(r, g, -1.0), e = up > down ? up : down;
-    const int sum = r->d->group_reduce == XP_GROUP_TOP2SUM;
+    const double hi = reduce(r, g, 1.0), lo = reduce(r, g, -1.0), up = hi == v ? 0.0 : hi - v;
+    const double down = lo == v ? 0.0 : v - lo, e = up > down ? up : down;
+    const int sum = r->d->group_reduce == XP_GROUP_TOP2SUM && !(isinf(v) && e == 0.0);
     r->gscore_e[g] = e > 0.0 || sum ? e + (sum ? 2.0 * xp_ref_room(r->op, fabs(v) + e) : 0.0) : 0.0;
 }
 
@@ -188,10 +193,11 @@ void xp_ref_routing_keys(xp_ref_routing *r) {
         if (r->key_e)
             v.e = on_score ? r->score_e[e] : r->seen_e[e];
         if (r->bias) {
-            v.v += r->bias[e];
-            const double exact = v.v;
+            /* Beside an infinity nothing is rounded. */
+            const int sure = !r->key_e || (!(isfinite(v.v) && isfinite(r->bias[e])) && isfinite(v.e));
+            const double exact = v.v + r->bias[e];
             v.v = xp_ref_round(exact, r->op);
-            v.e = r->key_e ? v.e + fabs(exact - v.v) + xp_ref_room(r->op, fabs(exact) + v.e) : 0.0;
+            v.e = sure ? 0.0 : v.e + fabs(exact - v.v) + xp_ref_room(r->op, fabs(exact) + v.e);
         }
         r->key[e] = v.v;
         if (r->key_e)
