@@ -242,9 +242,17 @@ static void through_division(const xp_route_bwd_args *a, int64_t t, const token 
     }
 }
 
+/* 1: slot k's weight depends on logit z. An infinity times a zero that nothing led to is not a gradient. */
+static int depends(const xp_route_bwd_args *a, int64_t t, int64_t k, int64_t z) {
+    const int among = a->dialect->score == XP_SCORE_SOFTMAX_TOPK;
+    int found = !among && !pointwise(a->dialect);
+    for (int64_t i = among ? 0 : k; i < (among ? a->idx.dim[1] : k + 1); i++)
+        found |= chosen(&a->idx, t, i) == z;
+    return found;
+}
+
 static void token_gradient(const xp_route_bwd_args *a, int64_t t, const token *r, double *j) {
     const xp_dialect *d = a->dialect;
-    const int own = pointwise(d);
     const int64_t z_n = a->scores.dim[1], k_n = a->idx.dim[1];
     xp_dense_read(&a->scores, xp_dense_at(&a->scores, t, 0, 0, 0), z_n, r->s);
     memset(r->l, 0, (size_t)z_n * sizeof *r->l);
@@ -259,7 +267,7 @@ static void token_gradient(const xp_route_bwd_args *a, int64_t t, const token *r
     for (int64_t z = 0; z < z_n; z++) {
         double g = 0;
         for (int64_t k = 0; k < k_n; k++) {
-            if (!own || chosen(&a->idx, t, k) == z) /* not infinity times a zero that nothing led to */
+            if (depends(a, t, k, z))
                 g += r->slot[k] * j[k * z_n + z];
         }
         r->p[z] = g == 0 ? 0 : g * xp_dense_logit_slope(d, r->exact_s[z]);
