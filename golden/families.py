@@ -51,6 +51,9 @@ FAMILIES = [
     family("lara_mini", "LaraMiniSparseMoeBlock", "lara_mini",
            {**N1, "norm_topk_prob": True, "shared_expert_intermediate_size": S, "num_key_value_heads": 2},
            shared="shared_expert", logits32=True, tests="f32"),
+    family("dbrx", "DbrxFFN", "dbrx",
+           {"hidden_size": H, "moe_num_experts": E, "ffn_hidden_size": F, "moe_normalize_expert_weights": 1.0},
+           nested="ffn_config", topk="moe_top_k", gate="router", score="softmax_act", kernels=("eager",), eager_sum=""),
     # B: the largest logits, softmax over them
     family("gpt_oss", "GptOssMLP", "gpt_oss", {**IN_OUT, "head_dim": 8}, gate="router", router_bias=True, in_out=True,
            expert_biases=True, score="softmax_topk", own_expert=True),

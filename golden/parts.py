@@ -49,6 +49,7 @@ class Family:
     stages: tuple = ("router", "route", "moe")  # that the class lets us see
     # The activation is not within half a last place in f32 (1 + tanh cancels): no data make bf16 bits certain.
     loses_bits: bool = False
+    nested: str = ""  # the configuration's object that holds the fields
     redraw: str = ""  # other data than the preset's, where the last bit of an f32 weight decides a bf16 rounding
 
     @property
@@ -64,7 +65,10 @@ class Family:
 
     def build(self, dtype: torch.dtype, kernels: str, **more):
         """The block in eval mode, built in dtype: what the class itself keeps in f32 stays so."""
-        config = CONFIG_MAPPING[self.config_name or self.name](**{**self.config, **more})
+        fields = {**self.config, **more}
+        if self.nested:
+            fields = {self.nested: fields, "d_model": fields["hidden_size"]}
+        config = CONFIG_MAPPING[self.config_name or self.name](**fields)
         config._experts_implementation = kernels
         module = importlib.import_module(f"transformers.models.{self.name}.modeling_{self.name}")
         torch.set_default_dtype(dtype)
@@ -84,7 +88,7 @@ def attribute(obj, path: str):
 
 
 def is_down(name: str) -> bool:
-    return "down" in name or "output_linear" in name
+    return "down" in name or "output_linear" in name or name.endswith("mlp.w2")
 
 
 def exact_value(family: Family, name: str, key: str, shape) -> torch.Tensor:
@@ -164,6 +168,8 @@ def call_gate(block, family: Family, x: torch.Tensor, k: int):
     """Logits [T,Z], weights [T,K] and experts [T,K] of the class's own router."""
     more = {"": (), "bias": (attribute(block, family.bias),) if family.bias else (), "ids": (token_ids(len(x)),)}
     out = attribute(block, family.gate)(x[None] if family.name == "afmoe" else x, *more[family.gate_takes])
+    if family.name == "dbrx":
+        out = (out, *block.route_tokens_to_experts(out))
     if family.name == "llama4":
         out = dense_choice(out, k)
     elif family.name == "jetmoe":
@@ -184,7 +190,10 @@ def call_block(block, family: Family, x: torch.Tensor) -> torch.Tensor:
 
 
 def expert_parameters(block, family: Family) -> dict:
-    """Operand names to parameters, as the class stores them."""
+    """Operand names to parameters, as the class stores them; two that lie behind one another as a list."""
+    if family.name == "dbrx":
+        mlp = block.experts.mlp
+        return {"w1": [mlp.w1, mlp.v1], "w2": [mlp.w2]}
     if family.name == "jetmoe":
         return {"w1": block.input_linear.weight, "w2": block.output_linear.weight}
     experts = block.experts
@@ -197,7 +206,10 @@ def expert_parameters(block, family: Family) -> dict:
 
 def as_operand(family: Family, name: str, t: torch.Tensor) -> torch.Tensor:
     """[out, in], and without the rows that some classes keep for experts that compute nothing."""
-    if name in ("w1", "w2"):
+    if isinstance(t, list):  # all experts' rows in one dimension, those of the second matrix [in, out]
+        t = torch.cat([part.reshape(E, -1, H) for part in t], 1)
+        t = t.transpose(1, 2) if name == "w2" else t
+    elif name in ("w1", "w2"):
         t = t.transpose(1, 2) if family.in_out else t
     return t.detach()[:E]
 
@@ -230,7 +242,9 @@ def block_operands(block, family: Family) -> dict:
     return out
 
 
-def gradient(p: torch.Tensor) -> torch.Tensor:
+def gradient(p):
+    if isinstance(p, list):
+        return [gradient(part) for part in p]
     return torch.zeros_like(p) if p.grad is None else p.grad
 
 

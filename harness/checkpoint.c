@@ -342,7 +342,7 @@ typedef struct {
     const char *what;
     int64_t lead, out, in;
     xp_orient orient;
-    int either;
+    int either, flat; /* flat: lead and the dimension behind it are one */
 } want;
 
 static int shape_of(const want *w, xp_orient orient, int64_t dim[3]) {
@@ -352,17 +352,22 @@ static int shape_of(const want *w, xp_orient orient, int64_t dim[3]) {
     dim[n++] = orient == XP_EIO && w->in ? w->in : w->out;
     if (w->in)
         dim[n++] = orient == XP_EIO ? w->out : w->in;
+    if (w->flat && w->lead) {
+        dim[0] *= dim[1];
+        dim[1] = dim[2];
+        n--;
+    }
     return n;
 }
 
 static int has_shape(const xp_safetensors_info *t, const want *w, xp_orient orient) {
-    int64_t dim[3];
+    int64_t dim[3] = {0};
     const int n = shape_of(w, orient, dim);
     return t->ndim == n && memcmp(t->dim, dim, (size_t)n * sizeof *dim) == 0;
 }
 
 static void show_want(const want *w, char *buf, size_t bytes) {
-    int64_t dim[3];
+    int64_t dim[3] = {0};
     int n = shape_of(w, w->orient, dim);
     show_shape(n, dim, buf, bytes);
     if (!w->either)
@@ -629,7 +634,8 @@ static xp_status read_up(reader *r, const xp_matrix_names *n, const char *fused,
     const xp_dialect *d = &r->m->dialect;
     const int maps = d->gated ? 2 : 1;
     const target to = {.part = out, .groups = groups, .rows = maps * width, .in = in ? in : 1};
-    want w = {.what = xp_part_name(p), .out = width, .in = in, .orient = n->orient, .either = n->either};
+    want w = {
+        .what = xp_part_name(p), .out = width, .in = in, .orient = n->orient, .either = n->either, .flat = n->flat};
     rows_of_tensor k = {.kinds = 1, .order = n->rows};
     place_gate(d, width, k.place);
     if (!d->gated) {
@@ -649,7 +655,12 @@ static xp_status read_up(reader *r, const xp_matrix_names *n, const char *fused,
 static xp_status read_down(reader *r, const xp_matrix_names *n, const char *name, xp_part p, int64_t groups,
                            int64_t rows, int64_t in, xp_tensor *out) {
     const target to = {.part = out, .groups = groups, .rows = rows, .in = in ? in : 1};
-    const want w = {.what = xp_part_name(p), .out = rows, .in = in, .orient = n->orient, .either = n->either};
+    const want w = {.what = xp_part_name(p),
+                    .out = rows,
+                    .in = in,
+                    .orient = n->flat ? XP_EIO : n->orient,
+                    .either = n->either,
+                    .flat = n->flat};
     const rows_of_tensor k = {.kinds = 1, .place = {{0, 1}}};
     return read_pattern(r, name, &w, &to, &k);
 }
@@ -919,7 +930,12 @@ static void tell(const telling *t, const char *pattern, xp_part p, int64_t lead,
                  const xp_matrix_names *n) {
     char name[NAME], shape[SHAPE];
     const char *prefix = t->names->prefix;
-    want w = {.out = out, .in = in, .lead = lead, .orient = n ? n->orient : XP_EOI, .either = n ? n->either : 0};
+    want w = {.out = out, .in = in, .lead = lead};
+    if (n) {
+        w.orient = n->flat && pattern == n->down ? XP_EIO : n->orient;
+        w.either = n->either;
+        w.flat = n->flat;
+    }
     if (!pattern)
         return;
     if (strstr(pattern, "{E}"))

@@ -20,6 +20,7 @@ typedef struct {
     xp_gate_layout rows;
     xp_orient orient;
     int either; /* files of both orientations exist: the shape says which one this is */
+    int flat;   /* [E F,H], all experts' rows in one dimension; the second matrix is [in,out] */
 } xp_matrix_names;
 
 enum { XP_LAYOUTS = 2 };

@@ -248,6 +248,18 @@ static xp_status take(reader *in, xp_slot s, const json_t *v) {
 
 /* ---- one slot ---- */
 
+/* The value at a path "a.b" of objects; NULL when there is none. */
+static json_t *at_path(json_t *v, const char *path) {
+    while (v && *path) {
+        char name[64];
+        const size_t n = strcspn(path, ".");
+        snprintf(name, sizeof name, "%.*s", (int)n, path);
+        v = json_object_get(v, name);
+        path += n + (path[n] == '.');
+    }
+    return v;
+}
+
 /* Finds the slot under any of its names. Two names with different values contradict one another; but a layer's kind may
  * be told in two ways, of which the classes take the first that is given. */
 static xp_status find(reader *in, xp_slot s) {
@@ -256,7 +268,7 @@ static xp_status find(reader *in, xp_slot s) {
     for (const char *name; (name = next_name(&list, &bytes)) != NULL;) {
         char key[64];
         snprintf(key, sizeof key, "%.*s", (int)bytes, name);
-        json_t *v = json_object_get(in->root, key);
+        json_t *v = at_path(in->root, key);
         if (!v || (s == XP_SLOT_TYPES && (in->json[s] || json_is_null(v))))
             continue;
         if (in->json[s] && !json_equal(in->json[s], v)) {
@@ -605,7 +617,7 @@ static xp_status check_only_key(const reader *in, const char *entry, size_t byte
     const size_t n = strcspn(entry, "=");
     char key[64], got[48];
     snprintf(key, sizeof key, "%.*s", (int)n, entry);
-    const json_t *v = json_object_get(in->root, key);
+    const json_t *v = at_path(in->root, key);
     if (!v)
         return XP_OK;
     for (size_t at = n + 1; at < bytes;) {
@@ -726,15 +738,44 @@ static xp_status refuse_key(const reader *in, const char *key, const char *inner
                    in->family->model_type);
 }
 
-static xp_status read_rest(const reader *in, xp_model *m) {
-    const char *key;
+/* 1 when a name of the list is a path that begins with path and goes on. */
+static int list_enters(const char *list, const char *path) {
+    const size_t n = strlen(path);
+    size_t bytes;
+    for (const char *name; (name = next_name(&list, &bytes)) != NULL;) {
+        if (bytes > n && strncmp(name, path, n) == 0 && name[n] == '.')
+            return 1;
+    }
+    return 0;
+}
+
+/* 1 when fields of the family lie in the object there. */
+static int enters(const reader *in, const char *path) {
+    int any = list_enters(in->family->only, path);
+    for (int s = 0; s < XP_NSLOT; s++)
+        any |= list_enters(in->family->slot[s].keys, path);
+    return any;
+}
+
+/* The keys of an object that no slot took; before: its path with a '.', "" for the fields' own object. */
+static xp_status read_rest(const reader *in, json_t *object, const char *before, xp_model *m) {
+    const char *name;
     json_t *v;
-    json_object_foreach(in->root, key, v) {
+    json_object_foreach(object, name, v) {
+        char key[XP_MODEL_NOTES];
+        if (!*name || !is_plain(name))
+            return XP_FAIL(XP_E_FORMAT, "%s: a key has an empty name, or control characters in it: '%s'", in->path,
+                           name);
+        if (snprintf(key, sizeof key - 1, "%s%s", before, name) >= (int)sizeof key - 1)
+            return XP_FAIL(XP_E_FORMAT, "%s: key '%.60s': the names of the keys that are not read exceed %d bytes",
+                           in->path, name, XP_MODEL_NOTES);
         if (is_read(in, key))
             continue;
-        if (!*key || !is_plain(key))
-            return XP_FAIL(XP_E_FORMAT, "%s: a key has an empty name, or control characters in it: '%s'", in->path,
-                           key);
+        if (json_is_object(v) && enters(in, key)) {
+            strcat(key, ".");
+            XP_TRY(read_rest(in, v, key, m));
+            continue;
+        }
         if (!list_has(in->family->unread, key)) {
             if (xp_config_speaks(key))
                 return refuse_key(in, key, NULL, v);
@@ -939,7 +980,7 @@ static xp_status fill(reader *in, xp_model *m) {
     const xp_status st = xp_model_set_latent(m, (int64_t)in->value[XP_SLOT_LATENT]);
     if (st != XP_OK)
         return XP_FAIL(XP_E_FORMAT, "%s: %s", in->path, xp_error_text());
-    XP_TRY(read_rest(in, m));
+    XP_TRY(read_rest(in, in->root, "", m));
     return read_beside(in, m);
 }
 

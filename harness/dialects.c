@@ -152,6 +152,17 @@ const xp_dialect xp_dialects[] = {
      SILU,
      NARROW,
      AUX(0.001)},
+    {.name = "hf-5.24/dbrx",
+     .meaning = "softmax rounded to the activation dtype, top-k, weights divided by their sum in that dtype",
+     .source = HF "DbrxFFN, DbrxExperts; moe_normalize_expert_weights 1: the L1 norm of positive weights is their sum",
+     .letter = 'A',
+     DTYPES(ACT, ACT, ACT),
+     .score = XP_SCORE_SOFTMAX,
+     NO_GROUPS,
+     WEIGHT(SUM, 0.0, 1.0),
+     SILU,
+     LOOP,
+     AUX(0.01)},
     {.name = "hf-5.24/gpt_oss",
      .meaning =
          "router bias, top-k on logits, softmax over the chosen; clamped (u + 1) g sigmoid(1.702 g), interleaved, "

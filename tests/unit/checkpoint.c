@@ -113,6 +113,14 @@ static void put_stacked(const char *name, int what, int64_t out, int64_t in, int
     }
 }
 
+/* A matrix of all experts, their first dimensions joined. */
+static void put_flat(const char *name, int what, int64_t out, int64_t in, int turned) {
+    put_stacked(name, what, out, in, turned);
+    xp_tensor *t = &file.item[file.n - 1].tensor;
+    const xp_tensor flat = xp_tensor_2d(t->data, XP_F32, E * t->dim[1], t->dim[2]);
+    *t = flat;
+}
+
 static void put_each(const char *block, const char *gate, const char *up, const char *down, int64_t experts) {
     char name[160];
     for (int64_t e = 0; e < experts; e++) {
@@ -352,6 +360,24 @@ static void rows_of_its_own_kind(void **state) {
     taken();
     vector_is_right(XP_PART_SELECT_BIAS, BIAS, E);
     experts_are_right();
+}
+
+/* All experts' rows in one dimension, the second matrix [in,out]. */
+static void rows_of_all_experts(void **state) {
+    (void)state;
+    make_model("dbrx", "hf-5.24/dbrx", 0);
+    start();
+    put2("transformer.blocks.1.ffn.router.layer.weight", ROUTER, 0, E, H, 0);
+    put_flat("transformer.blocks.1.ffn.experts.mlp.w1", GATE, F, H, 0);
+    put_flat("transformer.blocks.1.ffn.experts.mlp.v1", UP, F, H, 0);
+    put_flat("transformer.blocks.1.ffn.experts.mlp.w2", DOWN, H, F, 1);
+    taken();
+    router_is_right(E);
+    experts_are_right();
+    file.n--;
+    free(file.item[file.n].tensor.data);
+    put_stacked("transformer.blocks.1.ffn.experts.mlp.w2", DOWN, H, F, 1);
+    refused("transformer.blocks.1.ffn.experts.mlp.w2", "expected [");
 }
 
 /* Rows apart in the file, in turn in the record. */
@@ -1118,6 +1144,7 @@ int main(void) {
         cmocka_unit_test(all_experts_in_one_tensor),
         cmocka_unit_test(rows_in_turn_and_biases),
         cmocka_unit_test(rows_of_its_own_kind),
+        cmocka_unit_test(rows_of_all_experts),
         cmocka_unit_test(rows_are_put_in_turn),
         cmocka_unit_test(two_layouts_give_the_same_bits),
         cmocka_unit_test(a_table_in_place_of_a_bias),

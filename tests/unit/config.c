@@ -178,6 +178,7 @@ static void published_files_have_their_sizes(void **state) {
         {"gpt-oss-120b", 36, 128, 4, 0, 1, 116.8},
         {"gpt-oss-20b", 24, 32, 4, 0, 1, 20.9},
         {"granite-3.1-1b-a400m", 24, 32, 8, 0, 1, 1.33},
+        {"dbrx-instruct", 40, 16, 4, 0, 1, 131.6},
         {"jamba-1.5-mini", 16, 16, 2, 0, 1, 51.6},
         {"k-exaone-236b-a23b", 47, 128, 8, 2048, 2.5, 236},
         {"kimi-k2-thinking", 60, 384, 8, 2048, 2.827, 1026},

@@ -21,6 +21,12 @@ static const struct {
      "'num_experts': 16, 'num_experts_per_tok': 4, 'num_hidden_layers': 4, 'output_router_logits': false, "
      "'rms_norm_eps': 1e-06, 'router_aux_loss_coef': 0.001, 'shared_expert_intermediate_size': 40, 'vocab_size': "
      "1000}"},
+    {'A', 4, 16, 4, 48, 0, 1.0, 0.01,
+     "{'attn_config': {'attn_pdrop': 0.0, 'clip_qkv': null, 'kv_n_heads': 2, 'model_type': ''}, 'd_model': 64, "
+     "'emb_pdrop': 0.0, 'ffn_config': {'dtype': null, 'ffn_act_fn': {'name': 'silu'}, 'ffn_hidden_size': 48, "
+     "'hidden_size': 64, 'model_type': '', 'moe_jitter_eps': null, 'moe_loss_weight': 0.01, "
+     "'moe_normalize_expert_weights': 1.0, 'moe_num_experts': 16, 'moe_top_k': 4, 'return_dict': true}, 'model_type': "
+     "'dbrx', 'n_heads': 2, 'n_layers': 4, 'output_router_logits': false, 'resid_pdrop': 0.0, 'vocab_size': 1000}"},
     {'A', 4, 16, 4, 48, 0, 1.0, 0.001,
      "{'hidden_act': 'silu', 'hidden_size': 64, 'intermediate_size': 48, 'model_type': 'mixtral', "
      "'num_experts_per_tok': 4, 'num_hidden_layers': 4, 'num_local_experts': 16, 'output_router_logits': false, "
