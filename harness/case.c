@@ -652,9 +652,11 @@ xp_status xp_case_check(const xp_case *c) {
                        (long long)E);
     if (routed && !c->model[0] && (E < 1 || E % c->mesh.ep != 0))
         return XP_FAIL(XP_E_ARG, "E: %lld experts cannot be split over ep %d", (long long)E, c->mesh.ep);
-    if (c->model[0] && c->dim_set['D' - 'A'])
-        return XP_FAIL(XP_E_ARG, "D: %lld, expected none beside model=%s, which has its own latent width",
-                       (long long)c->dim['D' - 'A'], c->model);
+    for (const char *width = "HFSD"; *width && c->model[0]; width++) {
+        if (c->dim_set[*width - 'A'])
+            return XP_FAIL(XP_E_ARG, "%c: %lld, expected none beside model=%s, which has its own (shrink=N divides it)",
+                           *width, (long long)c->dim[*width - 'A'], c->model);
+    }
     /* A line for a vector set has no sizes: they are the tensors'. */
     const int sized = c->kind != XP_CASE_STAGE || c->dim_set['E' - 'A'] || c->dim_set['K' - 'A'];
     if (sized && ((routed && !c->model[0]) || (chooses && stage_param(c, "dialect") >= 0))) {
