@@ -321,24 +321,25 @@ static xp_status check_notes(const char *where, json_t *root, const xp_vectors_t
     xp_vectors_note note;
     if (!json_is_object(notes))
         return wrong(where, "notes", notes, "an object: flag to note");
-    for (int64_t i = 0; i < tests; i++) {
-        for (int f = 0; f < test[i].flags; f++) {
+    json_t *used = json_object(); /* its keys */
+    xp_status st = used ? XP_OK : XP_FAIL(XP_E_NOMEM, "%s: no memory for its flags", where);
+    for (int64_t i = 0; st == XP_OK && i < tests; i++) {
+        for (int f = 0; st == XP_OK && f < test[i].flags; f++) {
             if (!json_object_get(notes, test[i].flag[f]))
-                return XP_FAIL(XP_E_FORMAT, "%s: tcId %lld: flag '%.64s' has no note", where, (long long)test[i].id,
-                               test[i].flag[f]);
+                st = XP_FAIL(XP_E_FORMAT, "%s: tcId %lld: flag '%.64s' has no note", where, (long long)test[i].id,
+                             test[i].flag[f]);
+            else if (json_object_set_new(used, test[i].flag[f], json_true()) != 0)
+                st = XP_FAIL(XP_E_NOMEM, "%s: no memory for its flags", where);
         }
     }
     json_object_foreach(notes, flag, v) {
-        int used = 0;
-        XP_TRY(read_note(where, flag, v, &note));
-        for (int64_t i = 0; i < tests; i++) {
-            for (int f = 0; f < test[i].flags; f++)
-                used |= strcmp(test[i].flag[f], flag) == 0;
-        }
-        if (!used)
-            return XP_FAIL(XP_E_FORMAT, "%s: note '%.64s' is of no test's flag", where, flag);
+        if (st == XP_OK)
+            st = read_note(where, flag, v, &note);
+        if (st == XP_OK && !json_object_get(used, flag))
+            st = XP_FAIL(XP_E_FORMAT, "%s: note '%.64s' is of no test's flag", where, flag);
     }
-    return XP_OK;
+    json_decref(used);
+    return st;
 }
 
 static xp_status add_test(const char *where, json_t *v, const char *group, const char *source, int64_t last_id,
