@@ -231,6 +231,10 @@ FAMILIES = [
                  "mlp_gate_softcap": 2.0, "mlp_up_softcap": 3.0, "scoring_func": "sigmoid"},
                 config_name="inkling2_loop_text", shared="", eager_sum="eager_f32",
                 fields="scale=1.5 gate_cap=2 up_cap=3", tests="few"),
+    family("ernie4_5_vl_moe", "Ernie4_5_VLMoeSparseMoeBlock", "ernie4_5_moe",
+           {**SIZES, "moe_num_experts": E, "moe_intermediate_size": [F, F], "moe_num_shared_experts": 0},
+           config_name="ernie4_5_vl_moe_text", block_args=(F,), topk="moe_k",
+           bias="gate.moe_statics.e_score_correction_bias", logits32=True, tests="few"),
     sigmoid_f32("solar_open", "SolarOpenMoE", "glm4_moe",
                 {**N3, "routed_scaling_factor": 1.0, "norm_topk_prob": True}, tests="few"),
 ]

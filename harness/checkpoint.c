@@ -467,7 +467,7 @@ static xp_status missing_names(const reader *r, const char *what) {
                    r->m->dialect.name, what, r->names->model_type);
 }
 
-/* Reads the tensor as it is; dim is the part's own shape, of as many elements. */
+/* Reads the tensor as it is; dim is the part's own shape, of as many elements or the first of them. */
 static xp_status read_plain(reader *r, const char *pattern, const want *w, int ndim, const int64_t *dim,
                             xp_tensor *out) {
     char name[NAME];
@@ -485,13 +485,14 @@ static xp_status read_plain(reader *r, const char *pattern, const want *w, int n
     XP_TRY(check_dtype(r->ck->shard[s->shard].path, t, w, out));
     XP_TRY(xp_safetensors_data(st, at, &data));
     XP_TRY(new_part(r->ck->path, t->dtype, ndim, dim, out));
-    memcpy(out->data, data, (size_t)(t->end - t->begin));
+    memcpy(out->data, data, xp_dtype_bytes(out->dtype, xp_tensor_count(out)));
     xp_safetensors_forget(st, at);
     return XP_OK;
 }
 
-static xp_status read_vector(reader *r, const char *pattern, xp_part p, int64_t n, int as_row, xp_tensor *out) {
-    const want w = {.what = xp_part_name(p), .lead = as_row ? 1 : 0, .out = n};
+/* rows: 0: [n]; else the first of as many. */
+static xp_status read_vector(reader *r, const char *pattern, xp_part p, int64_t n, int rows, xp_tensor *out) {
+    const want w = {.what = xp_part_name(p), .lead = rows, .out = n};
     return read_plain(r, pattern, &w, 1, &n, out);
 }
 
@@ -717,7 +718,11 @@ static xp_status read_router(reader *r, xp_tensor *part) {
     const want w = {.what = xp_part_name(XP_PART_ROUTER), .out = Z, .in = r->m->H};
     const xp_dialect *d = xp_model_dialect(r->m, r->layer);
     const xp_tensor_names *n = r->names;
-    XP_TRY(read_plain(r, n->router, &w, 2, dim, &part[XP_PART_ROUTER]));
+    if (n->router_orient == XP_EOI)
+        XP_TRY(read_plain(r, n->router, &w, 2, dim, &part[XP_PART_ROUTER]));
+    else
+        XP_TRY(read_down(r, &(xp_matrix_names){.orient = n->router_orient}, n->router, XP_PART_ROUTER, 0, Z, r->m->H,
+                         &part[XP_PART_ROUTER]));
     if (d->router_bias)
         XP_TRY(read_vector(r, n->router_bias, XP_PART_ROUTER_BIAS, Z, 0, &part[XP_PART_ROUTER_BIAS]));
     if (d->select_bias)
@@ -729,15 +734,20 @@ static xp_status read_router(reader *r, xp_tensor *part) {
 
 /* ---- what is left over ---- */
 
-static void skip_nulls(reader *r) {
-    char name[NAME];
-    for (int64_t e = r->m->E; e < rows_of(r->m); e++) {
-        const char *const stored[] = {r->names->null_gate, r->names->null_up};
-        for (int i = 0; i < 2; i++) {
-            slot *s = stored[i] ? find_pattern(r, stored[i], e, name) : NULL;
+/* Of experts without weights that anything reads, or of a second set, which has as many as the first. */
+static void skip_unread(reader *r) {
+    const int64_t end = r->m->dialect.null_experts ? rows_of(r->m) : 2 * r->m->E;
+    for (const char *p = r->names->unread; p && *p; p += strspn(p, "|")) {
+        char pattern[NAME], name[NAME];
+        const size_t n = strcspn(p, "|");
+        snprintf(pattern, sizeof pattern, "%.*s", (int)n, p);
+        const int each = strstr(pattern, "{E}") != NULL;
+        for (int64_t e = each ? r->m->E : end - 1; e < end; e++) {
+            slot *s = find_pattern(r, pattern, e, name);
             if (s)
                 s->used = 1;
         }
+        p += n;
     }
 }
 
@@ -801,7 +811,7 @@ static xp_status read_block(reader *r, xp_layer_weights *out) {
     XP_TRY(read_experts(r, out->part));
     if (r->m->S > 0)
         XP_TRY(read_shared(r, out->part));
-    skip_nulls(r);
+    skip_unread(r);
     XP_TRY(check_unused(r));
     return check_index(r);
 }
@@ -963,7 +973,7 @@ xp_status xp_checkpoint_expect(const xp_model *m, int layer, xp_expected_fn fn, 
     const int64_t Z = rows_of(m);
     XP_TRY(names_for(m, &t.names));
     const xp_tensor_names *n = t.names;
-    tell(&t, n->router, XP_PART_ROUTER, 0, Z, m->H, NULL);
+    tell(&t, n->router, XP_PART_ROUTER, 0, Z, m->H, &(xp_matrix_names){.orient = n->router_orient});
     if (d->router_bias)
         tell(&t, n->router_bias, XP_PART_ROUTER_BIAS, 0, Z, 0, NULL);
     if (d->select_bias)

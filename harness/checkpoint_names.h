@@ -30,10 +30,11 @@ typedef struct {
     const char *prefix; /* of a layer, '|' between those of the classes that save this family */
     const char *scope;  /* what the block's names begin with behind the prefix, '|' between several */
     const char *router, *router_bias, *select_bias, *table, *shared_gate, *expert_scale;
-    int select_row; /* 1: the selection bias is stored as [1,Z] */
+    int select_row; /* the selection bias is the first row of as many */
+    xp_orient router_orient;
     xp_matrix_names expert[XP_LAYOUTS], shared;
     const char *latent_down, *latent_up;
-    const char *null_gate, *null_up; /* stored for the experts from E on, which have no weights that anything reads */
+    const char *unread; /* stored for experts that nothing reads, '|' between them; {E}: from E on */
 } xp_tensor_names;
 
 /* Ends with a NULL model_type. */

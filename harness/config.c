@@ -248,13 +248,13 @@ static xp_status take(reader *in, xp_slot s, const json_t *v) {
 
 /* ---- one slot ---- */
 
-/* The value at a path "a.b" of objects; NULL when there is none. */
+/* The value at a path "a.b" of objects, or "a.0" of a list in one; NULL when there is none. */
 static json_t *at_path(json_t *v, const char *path) {
     while (v && *path) {
         char name[64];
         const size_t n = strcspn(path, ".");
         snprintf(name, sizeof name, "%.*s", (int)n, path);
-        v = json_object_get(v, name);
+        v = json_is_array(v) ? json_array_get(v, (size_t)strtol(name, NULL, 10)) : json_object_get(v, name);
         path += n + (path[n] == '.');
     }
     return v;
@@ -771,7 +771,7 @@ static xp_status read_rest(const reader *in, json_t *object, const char *before,
                            in->path, name, XP_MODEL_NOTES);
         if (is_read(in, key))
             continue;
-        if (json_is_object(v) && enters(in, key)) {
+        if (enters(in, key)) { /* of a list what is not taken stays unread */
             strcat(key, ".");
             XP_TRY(read_rest(in, v, key, m));
             continue;

@@ -507,6 +507,37 @@ static void a_table_in_place_of_a_bias(void **state) {
     refused("shape is [299,2]", "expected [300,2]");
 }
 
+/* Two sets of experts: the first of each pair is read, the router [in,out]; what is left over is the second set. */
+static void two_sets(void **state) {
+    const int64_t rows[2] = {2, E};
+    const char *const second[] = {"gate_proj", "up_proj", "down_proj"};
+    char name[160];
+    (void)state;
+    make_model("ernie4_5_vl_moe", "hf-5.24/ernie4_5_moe", 2 * F);
+    start();
+    put2("model.layers.1.mlp.gate.weight", ROUTER, 0, E, H, 1);
+    put2("model.layers.1.mlp.gate.weight_1", ROUTER, 9, E, H, 1);
+    put_each("model.layers.1.mlp.", "gate_proj", "up_proj", "down_proj", E);
+    put_shared("model.layers.1.mlp.shared_experts", 2 * F);
+    xp_tensor *t = add("model.layers.1.mlp.moe_statics.e_score_correction_bias", XP_F32, 2, rows);
+    for (int64_t i = 0; i < 2 * E; i++)
+        xp_fill_store(t, i, value(i < E ? BIAS : DOWN, 0, i % E, 0));
+    for (int e = E; e < 2 * E; e++) {
+        for (int i = 0; i < 3; i++) {
+            snprintf(name, sizeof name, "model.layers.1.mlp.experts.%d.%s.weight", e, second[i]);
+            put2(name, GATE, 9, F / 2, H, i == 2);
+        }
+    }
+    taken();
+    router_is_right(E);
+    vector_is_right(XP_PART_SELECT_BIAS, BIAS, E);
+    experts_are_right();
+    shared_is_right(2 * F);
+    snprintf(name, sizeof name, "model.layers.1.mlp.experts.%d.up_proj.weight", 2 * E);
+    put2(name, UP, 9, F / 2, H, 0);
+    refused(name, "");
+}
+
 static void small_differences(void **state) {
     (void)state;
     /* [1,E] */
@@ -1148,6 +1179,7 @@ int main(void) {
         cmocka_unit_test(rows_are_put_in_turn),
         cmocka_unit_test(two_layouts_give_the_same_bits),
         cmocka_unit_test(a_table_in_place_of_a_bias),
+        cmocka_unit_test(two_sets),
         cmocka_unit_test(small_differences),
         cmocka_unit_test(a_row_of_the_callers),
         cmocka_unit_test(every_family_has_names),

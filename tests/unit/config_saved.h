@@ -386,6 +386,12 @@ static const struct {
      "'moe_layer_start_index': 1, 'moe_norm_min': 1e-12, 'moe_num_experts': 16, 'moe_num_shared_experts': 2, "
      "'num_hidden_layers': 4, 'output_router_logits': false, 'rms_norm_eps': 1e-05, 'router_aux_loss_coef': 0.001, "
      "'vocab_size': 1000}"},
+    {'H', 3, 16, 4, 48, 96, 1.0, 0.001,
+     "{'image_token_id': 100295, 'model_type': 'ernie4_5_vl_moe', 'text_config': {'hidden_act': 'silu', 'hidden_size': "
+     "64, 'intermediate_size': 96, 'mlp_layer_types': ['dense', 'sparse', 'sparse', 'sparse'], 'model_type': "
+     "'ernie4_5_vl_moe_text', 'moe_intermediate_size': [48, 24], 'moe_k': 4, 'moe_norm_min': 1e-12, 'moe_num_experts': "
+     "16, 'moe_num_shared_experts': 2, 'num_hidden_layers': 4, 'output_router_logits': false, 'rms_norm_eps': 1e-05, "
+     "'router_aux_loss_coef': 0.001, 'use_bias': false, 'vocab_size': 1000}, 'tie_word_embeddings': true}"},
     {'I', 3, 16, 4, 48, 96, 1.0, 0.0,
      "{'first_k_dense_replace': 1, 'hidden_act': 'silu', 'hidden_size': 64, 'intermediate_size': 96, 'model_type': "
      "'mistral4', 'moe_intermediate_size': 48, 'n_group': 4, 'n_routed_experts': 16, 'n_shared_experts': 2, "
