@@ -217,10 +217,10 @@ void xp_ref_routing_keys(xp_ref_routing *r) {
 
 /* ---- choice ---- */
 
-/* Where infinite logits make the keys NaN, the logits themselves decide. */
+/* NaN logits come last, whatever their keys. Where infinite logits make the keys NaN, the logits themselves decide. */
 static int before(const xp_ref_routing *r, int64_t a, int64_t b) {
-    if (isnan(r->l[a]) != isnan(r->l[b]))
-        return isnan(r->l[b]);
+    if (isnan(r->l[a]) || isnan(r->l[b]))
+        return isnan(r->l[a]) == isnan(r->l[b]) ? a < b : isnan(r->l[b]);
     if (isnan(r->key[a]) != isnan(r->key[b]))
         return isnan(r->key[b]);
     const double *key = isnan(r->key[a]) ? r->seen : r->key;

@@ -203,18 +203,21 @@ static void weight_gradients(const xp_combine_bwd_args *a, double *g, double *ot
     }
 }
 
-/* All identity slots of a token multiply one row: their weights add up first. */
+/* All identity slots of a token multiply one row: their weights add up first. Without one it is 0, whatever dy is. */
 static void token_gradients(const xp_combine_bwd_args *a, double *g) {
     const int64_t h_n = a->dy.dim[1];
     for (int64_t t = 0; t < a->dy.dim[0]; t++) {
         double w = 0;
+        int slots = 0;
         for (int64_t k = 0; k < a->pos.dim[1]; k++) {
-            if (source_of(a->dialect, &a->pos, &a->idx, a->counts.dim[0], t, k, NULL, &a->x).from)
-                w += weight_of(a->dialect, &a->w, t, k);
+            if (!source_of(a->dialect, &a->pos, &a->idx, a->counts.dim[0], t, k, NULL, &a->x).from)
+                continue;
+            w += weight_of(a->dialect, &a->w, t, k);
+            slots++;
         }
         gradient(a, t, g);
         for (int64_t h = 0; h < h_n; h++)
-            g[h] *= w;
+            g[h] = slots ? g[h] * w : 0;
         xp_dense_write(&a->dx, xp_dense_at(&a->dx, t, 0, 0, 0), h_n, g);
     }
 }

@@ -66,12 +66,13 @@ static double gate_value(const xp_dense_unit *a, double g) {
     }
 }
 
+/* Of g that stops() lets pass. */
 static double gate_slope(const xp_dialect *d, double g) {
     switch (d->act) {
     case XP_ACT_RELU:
-        return g > 0;
+        return 1;
     case XP_ACT_RELU2:
-        return g > 0 ? 2 * g : 0;
+        return 2 * g;
     case XP_ACT_SOFTCAP: {
         const double s = xp_dense_sigmoid(g), twice = 2 * g / d->gate_cap;
         const double bend = 4 * xp_dense_sigmoid(twice) * xp_dense_sigmoid(-twice); /* 1 - tanh^2 */
@@ -111,18 +112,22 @@ double xp_dense_unit_run(const xp_dense_unit *a, double g, double u) {
     return gate_value(a, g);
 }
 
+/* 1: no gradient passes to g: a relu's negative side; a clamp beyond its limit, and at a NaN. What is stopped is 0,
+ * whatever came: not NaN times 0. */
+static int stops(const xp_dense_unit *a, double g) {
+    if ((a->d->act == XP_ACT_RELU || a->d->act == XP_ACT_RELU2) && g <= 0)
+        return 1;
+    if (a->limit <= 0)
+        return 0;
+    return a->d->limit_when == XP_LIMIT_BEFORE ? !(g <= a->limit) : !(each(a, gate_value(a, g)) <= a->limit);
+}
+
 void xp_dense_unit_back(const xp_dense_unit *a, double da, double *g, double *u) {
-    if (!a->d->gated) {
-        *g = da * gate_slope(a->d, *g);
-        return;
-    }
-    const double v = *g, factor = gate_factor(a, v);
-    const double ds = each(a, da * up_value(a, *u));
-    const int before = clamp_gate(a, XP_LIMIT_BEFORE, v) < v;
-    const int after = factor < each(a, gate_value(a, clamp_gate(a, XP_LIMIT_BEFORE, v)));
-    /* What a clamp stops is 0, whatever came: not NaN times 0. */
-    *u = a->limit > 0 && fabs(*u) > a->limit ? 0 : da * factor * up_slope(a, *u);
-    *g = before || after ? 0 : ds * gate_slope(a->d, v);
+    const double v = *g, factor = a->d->gated ? gate_factor(a, v) : 1;
+    const double ds = a->d->gated ? each(a, da * up_value(a, *u)) : da;
+    *g = stops(a, v) ? 0 : ds * gate_slope(a->d, v);
+    if (a->d->gated)
+        *u = a->limit > 0 && !(fabs(*u) <= a->limit) ? 0 : da * factor * up_slope(a, *u);
 }
 
 /* ---- rows ---- */
