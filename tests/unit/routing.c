@@ -516,7 +516,7 @@ static void factors_refusals(void **state) {
         {factors_none, "route_scale_bwd: dialect is absent"},
         {factors_blocks, "route_scale_bwd: dscale dim 0 is 1, expected B = 2 blocks from token0 0"},
         {factors_token0, "route_scale_bwd: token0 is -1"},
-        {factors_width, "route_scale_bwd: dscale dim 1 is 4, expected Z = 5"},
+        {factors_width, "route_scale_bwd: dscale dim 1 is 4, expected W = 5"},
         {factors_bias, "route_scale_bwd: logits is absent, expected it"},
         {factors_idx, "route_scale_bwd: idx element 1 is 5, expected 0 to 4"},
     };
