@@ -164,6 +164,10 @@ static void draw_dialect(dice *d, xp_case *c) {
     if (roll(d, 2)) {
         const size_t i = roll(d, sizeof own / sizeof *own);
         set_param(c, own[i].field, own[i].value[roll(d, 4)]);
+        if (strcmp(own[i].field, "shared_rows") == 0) {
+            set_param(c, "aux_coef", "0");
+            set_param(c, "z_coef", "0");
+        }
         if (strncmp(own[i].field, "capacity", 8) == 0) {
             /* A dense layer has no say in which weights are larger. */
             const int dense = c->kind == XP_CASE_STAGE && strcmp(c->stage->name, "moe") == 0;
