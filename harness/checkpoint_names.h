@@ -30,7 +30,8 @@ typedef struct {
     const char *scope;  /* what the block's names begin with behind the prefix, '|' between several */
     const char *router, *router_bias, *select_bias, *table, *shared_gate, *expert_scale;
     int select_row; /* 1: the selection bias is stored as [1,Z] */
-    xp_matrix_names expert[XP_LAYOUTS], shared;
+    xp_matrix_names expert[XP_LAYOUTS];
+    xp_matrix_names shared; /* of experts that the router weighs one tensor for all, with a dimension in front */
     const char *latent_down, *latent_up;
     const char *null_gate, *null_up; /* stored for the experts from E on, which have no weights that anything reads */
 } xp_tensor_names;

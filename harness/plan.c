@@ -151,6 +151,8 @@ static xp_status add(xp_plan *p, xp_weight w, int block, int ndim, int64_t G, in
         [XP_W_FINAL_NORM] = "model.norm.weight",
         [XP_W_HEAD] = "lm_head.weight",
     };
+    const int one = w == XP_W_EXPERT_SCALE && p->model.dialect.expert_scale == XP_FACTOR_ONE;
+    const char *called = one ? "mlp.gate.global_scale" : suffix[w];
     xp_plan_param *q = &p->param[p->params++];
     q->weight = w;
     q->block = block;
@@ -168,9 +170,9 @@ static xp_status add(xp_plan *p, xp_weight w, int block, int ndim, int64_t G, in
     for (int d = 0; d < ndim; d++)
         q->shape[d] = ndim == 1 ? R : N == 1 ? size[d] : size[3 - ndim + d];
     if (block < 0)
-        snprintf(q->name, sizeof q->name, "%s", suffix[w]);
+        snprintf(q->name, sizeof q->name, "%s", called);
     else
-        snprintf(q->name, sizeof q->name, "model.layers.%d.%s", p->layer[block], suffix[w]);
+        snprintf(q->name, sizeof q->name, "model.layers.%d.%s", p->layer[block], called);
     /* G R N is at most 2^58 by the limits of a model, so the sum can't wrap before this stops it. */
     p->elements += G * R * N;
     if (p->elements > INT64_C(1) << 60)
