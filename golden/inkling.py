@@ -64,7 +64,7 @@ def add_route(out, shared: int, dtype: torch.dtype, k: int, kind: str):
         with torch.no_grad():
             gate.e_score_correction_bias.zero_()
     else:
-        logits = draw.real(tag, (T, width), 1.5, dtype) - {"real": 0, "small": 45, "none": 120}[kind]
+        logits = draw.real(tag, (T, width), 1.5, dtype) - {"real": 0, "small": 45, "none": 3000}[kind]
     flags = {"ties": ["Ties"], "small": ["SmallSum"], "none": ["SmallSum"], "real": ["BiasSelects"]}[kind]
     x = logits.clone().requires_grad_(True)
     _, weights, index, gamma = gate(x)
