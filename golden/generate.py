@@ -29,6 +29,7 @@ import blocks
 import capacity
 import formats
 import gloo
+import inkling
 import invalid
 import routes
 import training
@@ -51,6 +52,7 @@ def add_core(out: vectors.Set):
         routes.add_family(out, family)
         blocks.add_family(out, family)
     routes.add_gemma4(out)
+    inkling.add_all(out)
     routes.add_balance(out)
     capacity.add_all(out)
     training.add_all(out)

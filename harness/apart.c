@@ -27,6 +27,7 @@ static const struct {
 } places[XP_APART_CASES] = {
     {0.125, 1.0 / 64, 0, 0, 1.0 / 16},      /* ordinary */
     {0.125, 1.0 / 64, -60, -0.5, 1.0 / 16}, /* sigmoids far below every eps, keys below 0 */
+    {0.125, 1.0 / 64, -160, 0, 1.0 / 16},   /* sigmoids that are 0 in f32 */
     {0.125, 8, 0, 0, 1.0 / 16},             /* saturated */
     {0.125, 512, 0, 0, 1.0 / 16},           /* softmax of one expert, the others 0 even in f64 */
     {1.0, 1.0 / 512, 0, 0, 1.0 / 4}         /* beyond every limit of an activation */
@@ -108,7 +109,7 @@ static xp_tensor numbers(bench *b, xp_dtype d, const char *name, double step, in
 
 typedef struct {
     const xp_dialect *d;
-    int64_t experts; /* with null experts */
+    int64_t experts, ids; /* rows of the router; those that a choice is made of: with null experts, without shared */
     xp_tensor x, router, rbias, bias, scale_e, logits;
     xp_route_args route;
 } side;
@@ -123,7 +124,8 @@ static xp_status routed(bench *b, const xp_dialect *d, side *out) {
     if (d->null_experts > NULLS)
         return XP_FAIL(XP_E_ARG, "null_experts: %d, expected at most %d", d->null_experts, NULLS);
     out->d = d;
-    out->experts = E + d->null_experts;
+    out->experts = xp_dialect_rows(d, E);
+    out->ids = out->experts - d->shared_rows;
     out->x = numbers(b, XP_BF16, "x", places[b->place].x, 2, T, H, 1);
     out->router = numbers(b, XP_BF16, "router", places[b->place].router, 2, out->experts, H, 1);
     for (int64_t t = 0; out->x.data && t < T; t++)
@@ -139,7 +141,7 @@ static xp_status routed(bench *b, const xp_dialect *d, side *out) {
         xp_fill_store(&out->bias, e,
                       value(&out->bias, e) + places[b->place].bias + (double)(e * e) / 4096); /* no ties */
     if (d->expert_scale)
-        out->scale_e = numbers(b, XP_F32, "expert scale", 1.0 / 4, 1, out->experts, 1, 1);
+        out->scale_e = numbers(b, XP_F32, "expert scale", 1.0 / 4, 1, xp_dialect_factors(d, E), 1, 1);
     const xp_router_args gate = {.x = out->x, .w = out->router, .bias = out->rbias, .logits = out->logits};
     XP_TRY(run(b, &xp_stage_router, &gate));
     out->route = (xp_route_args){.logits = out->logits,
@@ -149,6 +151,8 @@ static xp_status routed(bench *b, const xp_dialect *d, side *out) {
                                  .w = tensor(b, wide(d->weight_dtype), 2, T, b->k, 1),
                                  .dialect = d,
                                  .scale_e = out->scale_e};
+    if (d->shared_rows > 0)
+        out->route.gamma = tensor(b, wide(d->weight_dtype), 2, T, d->shared_rows, 1);
     if (d->select_on == XP_ON_TOKEN_TABLE) {
         out->route.token = tensor(b, XP_I32, 1, T, 1, 1);
         out->route.table = tensor(b, XP_I32, 2, V, b->k, 1);
@@ -167,13 +171,13 @@ static int32_t expert_of(const xp_tensor *idx, int64_t t, int64_t k) {
 /* ---- choice ---- */
 
 /* 1: an expert that `idx` leaves out beats one of its choice by more than both tolerances. */
-static int choice_refused(const xp_tensor *key, const xp_tensor *tol, const xp_tensor *idx, int64_t t) {
+static int choice_refused(const xp_tensor *key, const xp_tensor *tol, int64_t ids, const xp_tensor *idx, int64_t t) {
     const int64_t experts = key->dim[1], k_n = idx->dim[1];
     for (int64_t k = 0; k < k_n; k++) {
         const int64_t mine = expert_of(idx, t, k);
-        if (mine >= experts)
+        if (mine >= ids)
             return 1;
-        for (int64_t e = 0; e < experts; e++) {
+        for (int64_t e = 0; e < ids; e++) {
             const double gap = value(key, t * experts + e) - value(key, t * experts + mine);
             int64_t slot = 0;
             while (slot < k_n && expert_of(idx, t, slot) != e)
@@ -194,7 +198,7 @@ static xp_status choice_apart(bench *b, const side *right, const side *wrong, in
         return XP_FAIL(XP_E_NOMEM, "selftest: keys");
     XP_TRY(xp_stage_route.keys(&right->route, &b->mesh, ws, &keys, &tol));
     for (int64_t t = 0; t < T && !*out; t++)
-        *out = choice_refused(&keys, &tol, &wrong->route.idx, t);
+        *out = choice_refused(&keys, &tol, right->ids, &wrong->route.idx, t);
     return XP_OK;
 }
 
@@ -230,9 +234,9 @@ static xp_status judged(bench *b, const xp_stage *s, void *right, void *wrong, c
     return XP_OK;
 }
 
-/* Both with the choice of the one that has fewer experts. */
+/* Both with the choice of the one that has fewer ids. */
 static const xp_tensor *common_choice(const side *a, const side *b) {
-    return a->experts <= b->experts ? &a->route.idx : &b->route.idx;
+    return a->ids <= b->ids ? &a->route.idx : &b->route.idx;
 }
 
 static xp_status weight_apart(bench *b, const side *right, const side *wrong, int *out) {

@@ -19,7 +19,7 @@ typedef enum {
     XP_APART_BALANCE, /* another gradient of the balance losses */
     XP_APART_ROUNDING /* output or input gradient with other bits within the bounds: for vectors of exact data */
 } xp_apart;
-enum { XP_APART_CASES = 5 };
+enum { XP_APART_CASES = 6 };
 /* "c" for a choice, and so on; "-" for XP_APART_NOT. And a word: "choice". */
 char xp_apart_letter(xp_apart a);
 const char *xp_apart_name(xp_apart a);

@@ -179,7 +179,7 @@ static int named_in(const char *names, const char *name) {
 
 /* The size of a case line that a letter comes from. */
 static char line_letter(char letter) {
-    return letter == 'X' ? 'S' : letter == 'U' ? 'F' : letter == 'Z' ? 'E' : letter;
+    return letter == 'X' ? 'S' : letter == 'U' ? 'F' : letter == 'Z' || letter == 'W' ? 'E' : letter;
 }
 
 static int shape_names(const char *shape, char letter) {
@@ -323,10 +323,15 @@ static void bind_ranges(binding *b) {
 /* Sizes that follow from the dialect: see xp/stage.h. */
 static void take_dialect_letters(binding *b) {
     const int64_t maps = b->dialect.gated ? 2 : 1;
+    const int one = b->dialect.expert_scale == XP_FACTOR_ONE;
     const struct {
         char letter, from;
         int64_t times, plus;
-    } rule[] = {{'U', 'F', maps, 0}, {'X', 'S', maps, 0}, {'Z', 'E', 1, b->dialect.null_experts}};
+    } rule[] = {{'U', 'F', maps, 0},
+                {'X', 'S', maps, 0},
+                {'Z', 'E', 1, xp_dialect_rows(&b->dialect, 0)},
+                {'A', 'E', 0, b->dialect.shared_rows},
+                {'W', 'E', one ? 0 : 1, one ? 1 : xp_dialect_rows(&b->dialect, 0)}};
     for (size_t i = 0; i < sizeof rule / sizeof *rule; i++) {
         const int64_t n = rule[i].times * *slot(b->local, rule[i].from) + rule[i].plus;
         *slot(b->local, rule[i].letter) = *slot(b->full, rule[i].letter) = n;

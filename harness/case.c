@@ -642,7 +642,7 @@ void xp_case_print(const xp_case *c, char *buf, size_t bytes) {
 /* ---- refusing what cannot run ---- */
 
 xp_status xp_case_check(const xp_case *c) {
-    const int64_t E = c->dim['E' - 'A'], K = c->dim['K' - 'A'];
+    const int64_t E = c->dim['E' - 'A'], K = c->dim['K' - 'A'], S = c->dim['S' - 'A'];
     const int routed = c->kind != XP_CASE_STAGE || c->stage->chain;
     int chooses = routed;
     for (int i = 0; !chooses && i < c->stage->operands; i++)
@@ -663,6 +663,8 @@ xp_status xp_case_check(const xp_case *c) {
         xp_dialect d;
         XP_TRY(xp_case_dialect(c, &d));
         XP_TRY(xp_dialect_check(&d, E, K));
+        if (d.shared_rows > 0 && xp_case_takes(c, 'S') && (S < d.shared_rows || S % d.shared_rows != 0))
+            return XP_FAIL(XP_E_ARG, "S: %lld, expected a multiple of shared_rows %d", (long long)S, d.shared_rows);
     }
     if (c->align != 1 && c->align != 16 && c->align != 128)
         return XP_FAIL(XP_E_ARG, "align: %d is none of 1, 16, 128", c->align);

@@ -66,7 +66,7 @@ typedef struct {
     xp_tensor span, ones, own_tok, own_block;
     xp_tensor scores, tok, pos, counts, offsets, recv, recv_tok, recv_counts, recv_offsets;
     xp_tensor pre, hidden, back, dw, dlogits, dxe, dxr, dout;
-    xp_tensor spre, sact, smlp, ssig;
+    xp_tensor spre, sact, smlp, ssig, gamma, dgamma;
 } flow;
 
 static xp_status fresh(flow *f, xp_dtype d, int ndim, int64_t n0, int64_t n1, xp_tensor *out) {
@@ -144,6 +144,10 @@ static xp_status forward_route(flow *f) {
                            .dialect = in->d,
                            .replay = in->replay.data != NULL,
                            .scale_e = in->scale_e};
+    if (in->d->shared_rows > 0) {
+        XP_TRY(fresh(f, ruled(f, in->d->weight_dtype), 2, f->T, in->d->shared_rows, &f->gamma));
+        route.gamma = f->gamma;
+    }
     if (in->table.data) {
         route.table = in->table;
         route.token = xp_tensor_rows(&in->token, 0, f->token0, f->token0 + f->T);
@@ -251,7 +255,8 @@ static xp_status forward(flow *f) {
                                 .mlp = f->smlp,
                                 .sig = f->ssig,
                                 .y = shared,
-                                .dialect = in->d};
+                                .dialect = in->d,
+                                .gamma = f->gamma};
     XP_TRY(call(f, &xp_stage_shared, &mlp));
     const xp_residual_args sum = {.a = routed, .b = shared, .y = f->run->out[XP_CHAIN_Y], .factor = shared_factor(f)};
     return call(f, &xp_stage_residual, &sum);
@@ -363,7 +368,8 @@ static xp_status backward_route(flow *f) {
                                .dlogits = f->dlogits,
                                .dialect = in->d,
                                .logits = f->run->out[XP_CHAIN_LOGITS],
-                               .scale_e = in->scale_e};
+                               .scale_e = in->scale_e,
+                               .dgamma = f->dgamma};
     if (in->d->masked_weight)
         route.bias = in->bias;
     XP_TRY(call(f, &xp_stage_route_bwd, &route));
@@ -390,7 +396,12 @@ static xp_status backward_shared(flow *f, xp_tensor *out) {
                               .dmlp = dmlp,
                               .dpre = dpre,
                               .dx = *out,
-                              .dialect = in->d};
+                              .dialect = in->d,
+                              .gamma = f->gamma};
+    if (f->gamma.data) {
+        XP_TRY(fresh(f, ruled(f, XP_WIDE_F32), 2, f->T, in->d->shared_rows, &f->dgamma));
+        mlp.dgamma = f->dgamma;
+    }
     if (in->sgate.data) {
         XP_TRY(act2(f, f->T, 1, &dz));
         mlp.mlp = f->smlp;
@@ -413,11 +424,12 @@ static xp_status backward(flow *f) {
         XP_TRY(call(f, &xp_stage_residual, &half));
     }
     XP_TRY(backward_experts(f));
+    if (f->in->S > 0)
+        XP_TRY(backward_shared(f, &dxs));
     XP_TRY(backward_route(f));
     if (f->in->S == 0)
         return add(f, &f->dxe, &f->dxr, &dx);
     XP_TRY(add(f, &f->dxe, &f->dxr, &dxn));
-    XP_TRY(backward_shared(f, &dxs));
     return add(f, &dxn, &dxs, &dx);
 }
 

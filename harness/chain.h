@@ -22,7 +22,7 @@ typedef struct {
     int64_t T, H, E, Z, K, F, S;
     xp_tensor x, dy;           /* [T,H] */
     xp_tensor wr, rbias;       /* [Z,H], [Z] */
-    xp_tensor bias, scale_e;   /* [Z] f32 */
+    xp_tensor bias, scale_e;   /* [Z], [W] f32 */
     xp_tensor token, table;    /* [T], [V,K] i32 */
     xp_tensor w1, w2, b1, b2;  /* [E,U,H] [E,H,F] [E,U] [E,H] */
     xp_tensor sw1, sw2, sgate; /* [X,H] [H,S] [1,H] */

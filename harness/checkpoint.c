@@ -459,7 +459,12 @@ static xp_status new_part(const char *path, xp_dtype d, int ndim, const int64_t 
 /* ---- parts that are one tensor ---- */
 
 static int64_t rows_of(const xp_model *m) {
-    return m->E + m->dialect.null_experts;
+    return xp_dialect_rows(&m->dialect, m->E);
+}
+
+/* Ids that a choice is made of. */
+static int64_t ids_of(const xp_model *m) {
+    return rows_of(m) - m->dialect.shared_rows;
 }
 
 static xp_status missing_names(const reader *r, const char *what) {
@@ -499,13 +504,30 @@ static xp_status read_vector(reader *r, const char *pattern, xp_part p, int64_t 
 static xp_status check_table(const reader *r, const char *path, const xp_safetensors_info *t, const void *data) {
     for (int64_t i = 0; i < t->count; i++) {
         const double v = xp_widen(data, t->dtype, i);
-        if (!(v >= 0 && v < (double)rows_of(r->m)))
+        if (!(v >= 0 && v < (double)ids_of(r->m)))
             return XP_FAIL(XP_E_FORMAT,
                            "%s: tensor '%s': token id %" PRId64 ", slot %" PRId64
                            " is expert %.0f, expected 0 to %" PRId64,
-                           path, t->name, i / r->m->K, i % r->m->K, v, rows_of(r->m) - 1);
+                           path, t->name, i / r->m->K, i % r->m->K, v, ids_of(r->m) - 1);
     }
     return XP_OK;
+}
+
+/* The file's selection bias has the ids of a choice; shared rows behind them have 0, which nobody reads. */
+static xp_status read_select_bias(reader *r, const char *pattern, int as_row, xp_tensor *out) {
+    const int64_t ids = ids_of(r->m), rows = rows_of(r->m);
+    xp_tensor given = {0};
+    XP_TRY(read_vector(r, pattern, XP_PART_SELECT_BIAS, ids, as_row, rows > ids ? &given : out));
+    if (rows == ids)
+        return XP_OK;
+    const size_t bytes = xp_dtype_bytes(given.dtype, ids);
+    const xp_status st = new_part(r->ck->path, given.dtype, 1, &rows, out);
+    if (st == XP_OK) {
+        memcpy(out->data, given.data, bytes);
+        memset((char *)out->data + bytes, 0, xp_dtype_bytes(given.dtype, rows) - bytes);
+    }
+    free(given.data);
+    return st;
 }
 
 static xp_status read_table(reader *r, xp_tensor *out) {
@@ -699,11 +721,55 @@ static xp_status read_experts(reader *r, xp_tensor *part) {
     return read_down(r, n, n->down_bias, XP_PART_DOWN_BIAS, m->E, D, 0, &part[XP_PART_DOWN_BIAS]);
 }
 
+/* Rows [lo, lo + n) of expert g go to row `to` of a part whose rows are `in` long. */
+static void join_rows(const xp_tensor *from, int64_t g, int64_t lo, int64_t n, int64_t to, const xp_tensor *part) {
+    const int64_t in = from->dim[2];
+    memcpy((char *)part->data + xp_dtype_bytes(part->dtype, to * in),
+           (const char *)from->data + xp_dtype_bytes(from->dtype, (g * from->dim[1] + lo) * in),
+           xp_dtype_bytes(part->dtype, n * in));
+}
+
+/* Columns of an expert's second matrix [H,width], beside those of the others. */
+static void join_columns(const xp_tensor *from, int64_t g, const xp_tensor *part) {
+    const int64_t rows = from->dim[1], width = from->dim[2];
+    for (int64_t i = 0; i < rows; i++)
+        memcpy((char *)part->data + xp_dtype_bytes(part->dtype, i * part->dim[1] + g * width),
+               (const char *)from->data + xp_dtype_bytes(from->dtype, (g * rows + i) * width),
+               xp_dtype_bytes(part->dtype, width));
+}
+
+/* Experts that the router weighs, of equal widths: one matrix of all, the gates' rows before the others. */
+static xp_status read_weighed(reader *r, const xp_matrix_names *n, xp_tensor *part) {
+    const xp_model *m = r->m;
+    const int64_t all = m->dialect.shared_rows, width = m->S / all, maps = m->dialect.gated ? 2 : 1;
+    const int64_t up_dim[2] = {maps * m->S, m->H}, down_dim[2] = {m->H, m->S};
+    const int apart = maps == 2 && m->dialect.gate_layout == XP_GATE_CONCAT;
+    xp_tensor up = {0}, down = {0};
+    xp_status st = XP_OK;
+    XP_GOTO(out, read_up(r, n, n->up, XP_PART_SHARED_UP, all, width, m->H, &up));
+    XP_GOTO(out, read_down(r, n, n->down, XP_PART_SHARED_DOWN, all, m->H, width, &down));
+    XP_GOTO(out, new_part(r->ck->path, up.dtype, 2, up_dim, &part[XP_PART_SHARED_UP]));
+    XP_GOTO(out, new_part(r->ck->path, down.dtype, 2, down_dim, &part[XP_PART_SHARED_DOWN]));
+    for (int64_t g = 0; g < all; g++) {
+        for (int64_t i = 0; i < maps && apart; i++)
+            join_rows(&up, g, i * width, width, i * m->S + g * width, &part[XP_PART_SHARED_UP]);
+        if (!apart)
+            join_rows(&up, g, 0, maps * width, g * maps * width, &part[XP_PART_SHARED_UP]);
+        join_columns(&down, g, &part[XP_PART_SHARED_DOWN]);
+    }
+out:
+    free(up.data);
+    free(down.data);
+    return st;
+}
+
 static xp_status read_shared(reader *r, xp_tensor *part) {
     const xp_matrix_names *n = &r->names->shared;
     const xp_model *m = r->m;
     if (!n->up)
         return missing_names(r, xp_part_name(XP_PART_SHARED_UP));
+    if (m->dialect.shared_rows > 0)
+        return read_weighed(r, n, part);
     XP_TRY(read_up(r, n, n->up, XP_PART_SHARED_UP, 0, m->S, m->H, &part[XP_PART_SHARED_UP]));
     XP_TRY(read_down(r, n, n->down, XP_PART_SHARED_DOWN, 0, m->H, m->S, &part[XP_PART_SHARED_DOWN]));
     if (!m->dialect.shared_gate)
@@ -726,9 +792,10 @@ static xp_status read_router(reader *r, xp_tensor *part) {
     if (d->router_bias)
         XP_TRY(read_vector(r, n->router_bias, XP_PART_ROUTER_BIAS, Z, 0, &part[XP_PART_ROUTER_BIAS]));
     if (d->select_bias)
-        XP_TRY(read_vector(r, n->select_bias, XP_PART_SELECT_BIAS, Z, n->select_row, &part[XP_PART_SELECT_BIAS]));
+        XP_TRY(read_select_bias(r, n->select_bias, n->select_row, &part[XP_PART_SELECT_BIAS]));
     if (d->expert_scale)
-        XP_TRY(read_vector(r, n->expert_scale, XP_PART_EXPERT_SCALE, Z, 0, &part[XP_PART_EXPERT_SCALE]));
+        XP_TRY(read_vector(r, n->expert_scale, XP_PART_EXPERT_SCALE, xp_dialect_factors(d, r->m->E), 0,
+                           &part[XP_PART_EXPERT_SCALE]));
     return d->select_on == XP_ON_TOKEN_TABLE ? read_table(r, &part[XP_PART_TABLE]) : XP_OK;
 }
 
@@ -959,7 +1026,7 @@ static void tell(const telling *t, const char *pattern, xp_part p, int64_t lead,
 
 static void tell_mlp(const telling *t, const xp_matrix_names *n, xp_part up, xp_part down, int64_t groups,
                      int64_t width) {
-    const int64_t H = groups ? xp_model_expert_width(t->m) : t->m->H,
+    const int64_t H = up == XP_PART_UP ? xp_model_expert_width(t->m) : t->m->H,
                   fused = t->m->dialect.gated && !n->gate ? 2 * width : width;
     if (t->m->dialect.gated)
         tell(t, n->gate, up, groups, width, H, n);
@@ -977,11 +1044,11 @@ xp_status xp_checkpoint_expect(const xp_model *m, int layer, xp_expected_fn fn, 
     if (d->router_bias)
         tell(&t, n->router_bias, XP_PART_ROUTER_BIAS, 0, Z, 0, NULL);
     if (d->select_bias)
-        tell(&t, n->select_bias, XP_PART_SELECT_BIAS, n->select_row, Z, 0, NULL);
+        tell(&t, n->select_bias, XP_PART_SELECT_BIAS, n->select_row, ids_of(m), 0, NULL);
     if (d->select_on == XP_ON_TOKEN_TABLE)
         tell(&t, n->table, XP_PART_TABLE, 0, m->vocab, m->K, NULL);
     if (d->expert_scale)
-        tell(&t, n->expert_scale, XP_PART_EXPERT_SCALE, 0, Z, 0, NULL);
+        tell(&t, n->expert_scale, XP_PART_EXPERT_SCALE, 0, xp_dialect_factors(d, m->E), 0, NULL);
     if (m->latent) {
         tell(&t, n->latent_down, XP_PART_LATENT_DOWN, 0, m->latent, m->H, NULL);
         tell(&t, n->latent_up, XP_PART_LATENT_UP, 0, m->H, m->latent, NULL);
@@ -993,7 +1060,8 @@ xp_status xp_checkpoint_expect(const xp_model *m, int layer, xp_expected_fn fn, 
     }
     if (m->S == 0)
         return XP_OK;
-    tell_mlp(&t, &n->shared, XP_PART_SHARED_UP, XP_PART_SHARED_DOWN, 0, m->S);
+    const int64_t weighed = d->shared_rows;
+    tell_mlp(&t, &n->shared, XP_PART_SHARED_UP, XP_PART_SHARED_DOWN, weighed, weighed ? m->S / weighed : m->S);
     if (d->shared_gate)
         tell(&t, n->shared_gate, XP_PART_SHARED_GATE, 0, 1, m->H, NULL);
     return XP_OK;

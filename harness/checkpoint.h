@@ -16,18 +16,18 @@ extern "C" {
 #endif
 
 typedef enum {
-    XP_PART_ROUTER = 0,   /* [Z,H], Z = E and the null experts */
+    XP_PART_ROUTER = 0,   /* [Z,H], Z = E and the null experts or shared rows */
     XP_PART_ROUTER_BIAS,  /* [Z] */
-    XP_PART_SELECT_BIAS,  /* [Z] */
+    XP_PART_SELECT_BIAS,  /* [Z]; 0 for shared rows, which files have none of */
     XP_PART_TABLE,        /* [vocabulary,K] i32 or i64, experts of a token id */
-    XP_PART_EXPERT_SCALE, /* [Z] */
+    XP_PART_EXPERT_SCALE, /* [Z] or [1] */
     XP_PART_LATENT_DOWN,  /* [D,H], D the experts' width */
     XP_PART_LATENT_UP,    /* [H,D] */
     XP_PART_UP,           /* [E,U,H]; U = 2F rows as the dialect's gate_layout says, F without a gate */
     XP_PART_UP_BIAS,
     XP_PART_DOWN, /* [E,H,F] */
     XP_PART_DOWN_BIAS,
-    XP_PART_SHARED_UP,   /* [2S,H], [S,H] without a gate */
+    XP_PART_SHARED_UP,   /* [2S,H], [S,H] without a gate; of several experts each kind of rows one after another */
     XP_PART_SHARED_DOWN, /* [H,S] */
     XP_PART_SHARED_GATE, /* [1,H] */
     XP_NPART

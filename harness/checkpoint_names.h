@@ -32,7 +32,8 @@ typedef struct {
     const char *router, *router_bias, *select_bias, *table, *shared_gate, *expert_scale;
     int select_row; /* the selection bias is the first row of as many */
     xp_orient router_orient;
-    xp_matrix_names expert[XP_LAYOUTS], shared;
+    xp_matrix_names expert[XP_LAYOUTS];
+    xp_matrix_names shared; /* of experts that the router weighs one tensor for all, with a dimension in front */
     const char *latent_down, *latent_up;
     const char *unread; /* stored for experts that nothing reads, '|' between them; {E}: from E on */
 } xp_tensor_names;

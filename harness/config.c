@@ -84,7 +84,8 @@ typedef struct {
     json_t *json[XP_NSLOT];     /* borrowed from root */
     double value[XP_NSLOT];     /* numbers and flags: every integer in range is exact */
     const char *text[XP_NSLOT]; /* KIND_TEXT */
-    size_t key_bytes[XP_NSLOT]; /* key is not terminated: it points into the record's list */
+    size_t key_bytes[XP_NSLOT]; /* key is not terminated: it points into the list of names */
+    char width_names[160];      /* of an expert's width, where the file has the record's dense_instead */
 } reader;
 
 /* ---- lists of names with '|' between them ---- */
@@ -260,10 +261,24 @@ static json_t *at_path(json_t *v, const char *path) {
     return v;
 }
 
+/* The names of a slot in this file. */
+static const char *names_of(const reader *in, xp_slot s) {
+    if (in->width_names[0] && s == XP_SLOT_DENSE)
+        return in->family->dense_instead;
+    return in->width_names[0] && s == XP_SLOT_WIDTH ? in->width_names : in->family->slot[s].keys;
+}
+
+static void choose_names(reader *in) {
+    const xp_slot_source *slot = in->family->slot;
+    const json_t *v = in->family->dense_instead ? json_object_get(in->root, in->family->dense_instead) : NULL;
+    if (v && !json_is_null(v))
+        snprintf(in->width_names, sizeof in->width_names, "%s|%s", slot[XP_SLOT_DENSE].keys, slot[XP_SLOT_WIDTH].keys);
+}
+
 /* Finds the slot under any of its names. Two names with different values contradict one another; but a layer's kind may
  * be told in two ways, of which the classes take the first that is given. */
 static xp_status find(reader *in, xp_slot s) {
-    const char *list = in->family->slot[s].keys;
+    const char *list = names_of(in, s);
     size_t bytes;
     for (const char *name; (name = next_name(&list, &bytes)) != NULL;) {
         char key[64];
@@ -290,15 +305,15 @@ static xp_status find(reader *in, xp_slot s) {
 
 static xp_status missing(const reader *in, xp_slot s) {
     char tried[160] = "";
-    const char *list = in->family->slot[s].keys;
+    const char *list = names_of(in, s), *names = list;
     size_t bytes;
     for (const char *name; (name = next_name(&list, &bytes)) != NULL;) {
         const size_t used = strlen(tried);
         snprintf(tried + used, sizeof tried - used, "%s%.*s", used ? ", " : "", (int)bytes, name);
     }
-    const size_t first = strcspn(in->family->slot[s].keys, "|");
+    const size_t first = strcspn(names, "|");
     return XP_FAIL(XP_E_FORMAT, "%s: no field '%.*s' (%s); a %s must state it, no default is taken; names tried: %s",
-                   in->path, (int)first, in->family->slot[s].keys, rules[s].what, in->family->model_type, tried);
+                   in->path, (int)first, names, rules[s].what, in->family->model_type, tried);
 }
 
 static xp_status assume(const reader *in, xp_slot s, xp_model *m) {
@@ -460,6 +475,10 @@ static xp_status read_layers(const reader *in, xp_model *m) {
                    NAME(in, XP_SLOT_DENSE_LAYERS), m->layers);
 }
 
+static int counts_shared(const reader *in) {
+    return in->family->slot[XP_SLOT_SHARED_COUNT].from != XP_SLOT_NONE;
+}
+
 /* Numbers of the record that the family's files state. */
 static void take_numbers(const reader *in, xp_dialect *d) {
     const struct {
@@ -494,6 +513,8 @@ static void take_numbers(const reader *in, xp_dialect *d) {
     }
     if (d->group_reduce == XP_GROUP_NONE)
         d->n_group = d->topk_group = 1;
+    if (d->shared_rows > 0 && counts_shared(in))
+        d->shared_rows = (int)in->value[XP_SLOT_SHARED_COUNT];
     if (in->text[XP_SLOT_COMBINE])
         d->shared_combine = strcmp(in->text[XP_SLOT_COMBINE], "average") == 0 ? XP_COMBINE_AVERAGE : XP_COMBINE_ADD;
     /* A class that divides by flag keeps its eps for the case that it does. */
@@ -594,6 +615,9 @@ static xp_status read_dialect(const reader *in, xp_model *m) {
     m->dialect = *d;
     if (in->family->slot[XP_SLOT_AUX].from != XP_SLOT_NONE)
         m->dialect.aux_coef = in->value[XP_SLOT_AUX];
+    if (d->shared_rows > 0 && counts_shared(in) && in->value[XP_SLOT_SHARED_COUNT] < 1)
+        return XP_FAIL(XP_E_FORMAT, "%s: %.*s is 0, expected an integer from 1: the router of a %s weighs them",
+                       in->path, NAME(in, XP_SLOT_SHARED_COUNT), in->family->model_type);
     take_numbers(in, &m->dialect);
     XP_TRY(read_records(in, m));
     xp_status st = xp_dialect_check(&m->dialect, m->E, m->K);
@@ -725,7 +749,7 @@ static int is_read(const reader *in, const char *key) {
         if (in->family->slot[s].keys && list_has(in->family->slot[s].keys, key))
             return 1;
     }
-    return only_has(in, key);
+    return only_has(in, key) || (in->family->dense_instead && strcmp(in->family->dense_instead, key) == 0);
 }
 
 static xp_status refuse_key(const reader *in, const char *key, const char *inner, const json_t *v) {
@@ -946,6 +970,7 @@ static xp_status fill(reader *in, xp_model *m) {
     XP_TRY(check_architectures(in));
     if (in->family->inside)
         XP_TRY(go_inside(in));
+    choose_names(in);
     for (int s = 0; s < XP_NSLOT; s++)
         XP_TRY(read_slot(in, (xp_slot)s, m));
     XP_TRY(check_topk(in));
@@ -977,6 +1002,10 @@ static xp_status fill(reader *in, xp_model *m) {
     m->shrink = 1;
     XP_TRY(read_layers(in, m));
     XP_TRY(read_dialect(in, m));
+    if (m->dialect.shared_rows > 0 && (m->S == 0 || m->S % m->dialect.shared_rows != 0))
+        return XP_FAIL(XP_E_FORMAT,
+                       "%s: the shared width is %lld, expected a multiple of the %d experts that %s weighs", in->path,
+                       (long long)m->S, m->dialect.shared_rows, m->dialect.name);
     const xp_status st = xp_model_set_latent(m, (int64_t)in->value[XP_SLOT_LATENT]);
     if (st != XP_OK)
         return XP_FAIL(XP_E_FORMAT, "%s: %s", in->path, xp_error_text());

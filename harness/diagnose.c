@@ -102,10 +102,17 @@ static xp_status try_gradients(xp_rank *r, const xp_moe_args *a, char *text) {
 static xp_status try_shared(xp_rank *r, const xp_moe_args *a, char *text) {
     xp_moe_args b = *a;
     xp_tensor *const shared[] = {&b.sw1, &b.sw2, &b.sgate, &b.dsw1, &b.dsw2, &b.dsgate};
+    const int weighed = a->dialect->shared_rows > 0;
+    xp_tensor nothing = {0};
     int y = 0;
     if (!a->sw1.data)
         return XP_OK;
-    for (size_t i = 0; i < sizeof shared / sizeof *shared; i++)
+    if (weighed) { /* its rows are the router's, too: it stays, and gives 0 */
+        XP_TRY(xp_rank_tensor(r, XP_KIND_JUDGE, a->sw2.dtype, 2, a->sw2.dim, &nothing));
+        memset(nothing.data, 0, xp_dtype_bytes(nothing.dtype, xp_tensor_count(&nothing)));
+        b.sw2 = nothing;
+    }
+    for (size_t i = 0; i < sizeof shared / sizeof *shared && !weighed; i++)
         shared[i]->data = NULL;
     XP_TRY(own_outputs(r, &b));
     XP_TRY(run_row(r, &xp_stage_moe, &b));
@@ -113,6 +120,7 @@ static xp_status try_shared(xp_rank *r, const xp_moe_args *a, char *text) {
     if (y)
         snprintf(text, XP_DIAGNOSIS, "shared-missing: the output is the routed experts' alone");
     drop_outputs(r, &b);
+    xp_rank_drop(r, &nothing);
     return XP_OK;
 }
 
@@ -129,9 +137,14 @@ static xp_status weights_of(xp_rank *r, const xp_moe_args *a, xp_tensor *w) {
     XP_TRY(xp_rank_tensor(r, XP_KIND_JUDGE, XP_F64, 2, logits, &route.scores));
     XP_TRY(xp_rank_tensor(r, XP_KIND_JUDGE, XP_F64, 2, slots, w));
     route.w = *w;
+    if (a->dialect->shared_rows > 0) {
+        const int64_t rest[2] = {a->x.dim[0], a->dialect->shared_rows};
+        XP_TRY(xp_rank_tensor(r, XP_KIND_JUDGE, XP_F64, 2, rest, &route.gamma));
+    }
     XP_TRY(run_row(r, &xp_stage_route, &route));
     xp_rank_drop(r, &g.logits);
     xp_rank_drop(r, &route.scores);
+    xp_rank_drop(r, &route.gamma);
     return XP_OK;
 }
 
@@ -144,11 +157,12 @@ static xp_status try_token(xp_rank *r, const xp_moe_args *a, const xp_tensor *w,
     XP_TRY(xp_rank_tensor(r, XP_KIND_JUDGE, XP_F64, 1, &Z, &factor));
     const double *weight = xp_tensor_at(w, t, 0, 0, 0);
     const int32_t *id = xp_tensor_at(&a->idx, t, 0, 0, 0);
+    const double all = d.expert_scale == XP_FACTOR_ONE ? xp_widen(a->scale_e.data, a->scale_e.dtype, 0) : 1.0;
     for (int64_t e = 0; e < Z; e++)
-        ((double *)factor.data)[e] = 1.0;
+        ((double *)factor.data)[e] = all;
     for (int64_t k = 0; k < K; k++)
-        ((double *)factor.data)[id[k]] = weight[(k + by) % K] / weight[k];
-    d.expert_scale = 1;
+        ((double *)factor.data)[id[k]] = all * weight[(k + by) % K] / weight[k];
+    d.expert_scale = XP_FACTOR_EACH;
     b.dialect = &d;
     b.scale_e = factor;
     b.x = xp_tensor_rows(&a->x, 0, t, t + 1);
@@ -168,7 +182,7 @@ static xp_status try_token(xp_rank *r, const xp_moe_args *a, const xp_tensor *w,
 static xp_status try_slots(xp_rank *r, const xp_moe_args *a, char *text) {
     xp_tensor w;
     const int64_t K = a->idx.dim[1];
-    if (K < 2 || a->dialect->expert_scale || a->dialect->score == XP_SCORE_SPARSEMIXER)
+    if (K < 2 || a->dialect->expert_scale == XP_FACTOR_EACH || a->dialect->score == XP_SCORE_SPARSEMIXER)
         return XP_OK;
     XP_TRY(weights_of(r, a, &w));
     for (int64_t by = 1; by < K && !text[0]; by++) {

@@ -33,15 +33,16 @@ const xp_dialect_field xp_dialect_fields[] = {
     WORD(masked_weight, SWITCH, "a masked expert, chosen all the same, weighs 0"),
     INT(n_group, "groups of experts"),
     INT(topk_group, "groups that are kept"),
-    WORD(renorm, "none|sum|sum_plus_eps|max_eps", "what the chosen scores are divided by"),
+    WORD(renorm, "none|sum|sum_plus_eps|max_eps|log_sum", "what the chosen scores are divided by"),
     NUMBER(renorm_eps, "eps of the division"),
     NUMBER(scale, "factor of the weights or of the output"),
     WORD(scale_at, "weight|output", "where the factor goes"),
-    WORD(expert_scale, SWITCH, "weights are multiplied by a number an expert"),
+    WORD(expert_scale, "off|on|one", "weights are multiplied by a number an expert, or by one for all"),
     WORD(weight_dtype, DTYPE_RULE, "dtype that the weights are rounded to"),
     WORD(weight_at, "output|input", "the weight multiplies the expert's output or its input"),
     INT(null_experts, "ids from E that have no weights"),
     WORD(null_kind, "identity|skip", "such an id adds w x, or nothing"),
+    INT(shared_rows, "shared experts that the router weighs beside the chosen ones"),
     INT(capacity, "slots that an expert takes of a rank's tokens, or of each sequence; 0: no limit"),
     NUMBER(capacity_factor, "or ceil((tokens k / experts) factor) slots; 0: off"),
     WORD(overflow, "order|priority|slots", "first come by token, by larger weight, or first choices before second"),
@@ -205,6 +206,27 @@ static xp_status check_numbers(const xp_dialect *d) {
     return XP_OK;
 }
 
+/* What an always chosen expert cannot be: one of a group, one of two of a mixer, or an id that stands for nothing. */
+static xp_status check_shared_rows(const xp_dialect *d) {
+    if (d->renorm == XP_RENORM_LOG_SUM &&
+        (d->score != XP_SCORE_SIGMOID || d->score_dtype != XP_WIDE_F32 || d->masked_weight))
+        return XP_FAIL(XP_E_ARG, "renorm: log_sum, expected score sigmoid in f32 and no masked_weight beside it");
+    if (d->shared_rows == 0)
+        return XP_OK;
+    if (d->shared_rows < 0)
+        return XP_FAIL(XP_E_ARG, "shared_rows: %d, expected 0 (none) or more", d->shared_rows);
+    if (d->null_experts > 0 || d->group_reduce != XP_GROUP_NONE || d->score == XP_SCORE_SPARSEMIXER || d->shared_gate)
+        return XP_FAIL(XP_E_ARG, "shared_rows: %d, expected 0 beside %s", d->shared_rows,
+                       d->null_experts > 0                ? "null_experts"
+                       : d->group_reduce != XP_GROUP_NONE ? "group_reduce"
+                       : d->score == XP_SCORE_SPARSEMIXER ? "score sparsemixer"
+                                                          : "shared_gate");
+    if (d->aux_coef != 0 || d->z_coef != 0)
+        return XP_FAIL(XP_E_ARG, "shared_rows: %d, expected 0 beside a balance loss: no family has both",
+                       d->shared_rows);
+    return XP_OK;
+}
+
 static xp_status check_capacity(const xp_dialect *d) {
     if (d->capacity < 0)
         return XP_FAIL(XP_E_ARG, "capacity: %d, expected 0 (no limit) or more", d->capacity);
@@ -234,9 +256,18 @@ xp_status xp_dialect_check(const xp_dialect *d, int64_t E, int64_t K) {
     if (K < 1 || K > E + d->null_experts)
         return XP_FAIL(XP_E_ARG, "K: %" PRId64 ", expected 1 to %" PRId64 " experts", K, E + d->null_experts);
     XP_TRY(check_groups(d, E + d->null_experts, K));
+    XP_TRY(check_shared_rows(d));
     XP_TRY(check_scores(d, K));
     XP_TRY(check_capacity(d));
     return check_numbers(d);
+}
+
+int64_t xp_dialect_rows(const xp_dialect *d, int64_t E) {
+    return E + d->null_experts + d->shared_rows;
+}
+
+int64_t xp_dialect_factors(const xp_dialect *d, int64_t E) {
+    return d->expert_scale == XP_FACTOR_ONE ? 1 : xp_dialect_rows(d, E);
 }
 
 double xp_dialect_shared_limit(const xp_dialect *d) {

@@ -62,18 +62,22 @@ static void choice(const xp_dialect *d, char *text) {
                d->topk_group, d->group_reduce == XP_GROUP_MAX ? "member" : "sum of two members", key,
                d->select_bias ? " + c" : "", d->group_mask == XP_MASK_ZERO ? "0" : "-inf");
     append(text, "S = top-k of %s%s", key, d->select_bias ? " + c" : "");
-    append(text, "; equal: the lower index");
+    append(text, "%s; equal: the lower index", d->shared_rows > 0 ? " of the first E" : "");
 }
 
 static void weights(const xp_dialect *d, char *text) {
     const char *o = open_of(d), *c = close_of(d);
+    if (d->shared_rows > 0)
+        append(text, "S gains the last %d rows, one a shared expert; ", d->shared_rows);
     if (d->score == XP_SCORE_SOFTMAX_TOPK)
         append(text, "w = %ssoftmax(l[S])%s", o, c);
     else if (d->score == XP_SCORE_SPARSEMIXER)
         append(text, "w = %ssoftmax of the experts inside%s, slot by slot", o, c);
-    else
+    else if (d->renorm != XP_RENORM_LOG_SUM)
         append(text, "w = s[S]%s", d->masked_weight ? ", 0 in a group that went" : "");
-    if (d->renorm == XP_RENORM_SUM)
+    if (d->renorm == XP_RENORM_LOG_SUM)
+        append(text, "w = exp(log s[S] - log sum exp log s[S])");
+    else if (d->renorm == XP_RENORM_SUM)
         append(text, "; w = %sw / %ssum w%s%s", o, o, c, c);
     else if (d->renorm == XP_RENORM_SUM_PLUS_EPS)
         append(text, "; w = %sw / %s%ssum w%s + %g%s%s", o, o, o, c, d->renorm_eps, c, c);
@@ -81,8 +85,8 @@ static void weights(const xp_dialect *d, char *text) {
         append(text, "; w = %sw / max(%ssum w%s, %g)%s", o, o, c, d->renorm_eps, c);
     if (d->scale != 1.0 && d->scale_at == XP_SCALE_WEIGHT)
         append(text, "; w = %s%g w%s", o, d->scale, c);
-    if (d->expert_scale)
-        append(text, "; w = %sw e[S]%s", o, c);
+    if (d->expert_scale != XP_FACTOR_NONE)
+        append(text, d->expert_scale == XP_FACTOR_ONE ? "; w = %sw e%s" : "; w = %sw e[S]%s", o, c);
     append(text, d->weight_dtype == XP_WIDE_ACT ? "; r(w)" : "; left in f32");
 }
 
@@ -142,7 +146,11 @@ static void sum(const xp_dialect *d, char *text) {
 }
 
 static void shared(const xp_dialect *d, char *text) {
-    append(text, "z = the same MLP of x");
+    if (d->shared_rows > 0)
+        append(text, "%d experts, z = r(sum in f32 of r(r(a w) W2^T)) with the same a of x, w of the expert's row",
+               d->shared_rows);
+    else
+        append(text, "z = the same MLP of x");
     if (d->limit_shared > 0.0)
         append(text, " with limit %g", d->limit_shared);
     else if (d->limit > 0.0 && !d->shared_limit)

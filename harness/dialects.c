@@ -489,6 +489,22 @@ const xp_dialect xp_dialects[] = {
      WEIGHT(SUM, 0.0, 1.0),
      SILU,
      PLAIN},
+    {.name = "hf-5.24/inkling",
+     .meaning =
+         "sigmoid of f32 logits, choice with a bias; the chosen and the shared experts that the router weighs divide 8 x "
+         "a trained factor by exp(log s - log sum s), rounded to the activation dtype; a shared expert's weight "
+         "multiplies its hidden rows",
+     .source = HF "InklingTopkRouter, InklingSharedExperts, InklingMoE; n_shared_experts 2",
+     .letter = 'L',
+     DTYPES(F32, F32, ACT),
+     .score = XP_SCORE_SIGMOID,
+     .select_bias = 1,
+     NO_GROUPS,
+     WEIGHT(LOG_SUM, 0.0, 8.0),
+     .expert_scale = XP_FACTOR_ONE,
+     .shared_rows = 2,
+     SILU,
+     NARROW},
     {.name = "hf-5.24/phimoe",
      .meaning = "sparsemixer in eval mode: two experts, each by the softmax of those within a margin of the best left",
      .source = HF "PhimoeTopKRouter; router_jitter_noise 0.01",

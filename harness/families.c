@@ -773,10 +773,22 @@ const xp_family xp_families[] = {
               [XP_SLOT_Z] = KEY("router_z_loss_coef")},
      .unread = COMMON_UNREAD "|router_jitter_noise|router_ignore_padding_tokens|add_router_probs|"
                              "decoder_sparse_step|num_sparse_encoder_layers|num_sparse_decoder_layers"},
-    /* ---- dialects L to Q: how these choose, or what their blocks add, no record carries */
+    /* ---- dialect L */
     {.model_type = "inkling_mm_model",
-     .refused =
-         "text_config.n_shared_experts: shared experts with rows in the router, in one sum with the routed ones"},
+     .arch = "InklingFor|InklingModel|InklingText",
+     .preset = {NULL, "hf-5.24/inkling"},
+     .inside = "text_config",
+     .note = "the class convolves the block's output",
+     .slot = {SHAPE("n_routed_experts|num_local_experts", "num_experts_per_tok", "moe_intermediate_size"), DENSE,
+              USUAL, [XP_SLOT_TYPES] = OPTIONAL("mlp_layer_types", 0, "the first layers are dense instead"),
+              [XP_SLOT_FIRST] = OPTIONAL("dense_mlp_idx", 0, "no layer is dense"),
+              [XP_SLOT_STEP] = FIXED(1, "a word a layer, or dense_mlp_idx, says which layers"),
+              [XP_SLOT_SHARED_COUNT] = KEY("n_shared_experts"), [XP_SLOT_SCALE] = KEY("route_scale"), NORM(1, ALWAYS),
+              WITHOUT_AUX},
+     .sparse = "sparse",
+     .dense_instead = "dense_intermediate_size",
+     .unread = COMMON_UNREAD "|shared_expert_sink|rms_norm_eps_moe_gate|log_scaling_n_floor|log_scaling_alpha"},
+    /* ---- dialects M to Q: how these choose, or what their blocks add, no record carries */
     {.model_type = "nllb-moe",
      .refused = "num_experts: the class takes its mask of first choices for expert numbers and runs two experts alone"},
     {.model_type = "doge",

@@ -16,7 +16,8 @@ typedef enum {
     XP_SLOT_TOPK,         /* K */
     XP_SLOT_WIDTH,        /* F */
     XP_SLOT_SHARED,       /* S, or with a count the width of one shared expert */
-    XP_SLOT_SHARED_COUNT, /* shared experts of that width, or else of an expert's: S = count * F */
+    XP_SLOT_SHARED_COUNT, /* shared experts of that width, or else of an expert's: S = count * F; at least one where
+                             the preset's router weighs them */
     XP_SLOT_LATENT,       /* width that the experts read and write, where it is not H */
     XP_SLOT_DENSE,        /* width of the layers without experts */
     XP_SLOT_STEP,         /* layer i is a MoE block when (i + 1) % step == 0 ... */
@@ -89,6 +90,8 @@ typedef struct {
     const char *act;  /* what XP_SLOT_ACT must say, '|' between names of one function; NULL: silu */
     const char *note; /* what the step leaves out of this family's block; NULL: nothing */
     xp_slot_source slot[XP_NSLOT];
+    const char *dense_instead; /* a key that, where a file has it, gives XP_SLOT_DENSE; the name of that slot is then
+                                  one of XP_SLOT_WIDTH. NULL: none */
     const char *only;    /* "key=1,null|...": JSON values that a key may have when it is there; others are not built */
     int groups_or_none;  /* 1: XP_SLOT_GROUPS and XP_SLOT_TOPK_GROUPS are given both or neither; without them there are
                             no groups, which the second of two methods must have */

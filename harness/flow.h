@@ -18,6 +18,7 @@ typedef struct {
     xp_tensor pre, act, out, back, y;
     xp_tensor low, high; /* [T,D] the experts' input, [T,H] their output on the way out; absent without latent width */
     xp_tensor spre, sact, smlp, ssig, sy, sum;
+    xp_tensor gamma;        /* [T,A] the router's weights of shared experts; absent where it has none */
     xp_tensor kept;         /* idx, or with a capacity what is left of it */
     xp_tensor cbias, table; /* [Z], [V,K]: of the router, neither trained nor sharded */
 } layer_state;

@@ -116,6 +116,10 @@ static xp_status forward_route(xp_flow *f, int y, layer_state *s) {
         route.token = f->token;
     if (p->scale >= 0)
         route.scale_e = vector(f, p->scale);
+    if (dialect(f, y)->shared_rows > 0) {
+        XP_TRY(flow_new2(f, XP_KIND_ACT, f->weight, f->T, dialect(f, y)->shared_rows, &s->gamma));
+        route.gamma = s->gamma;
+    }
     return call(f, &xp_stage_route, "route", &route);
 }
 
@@ -279,7 +283,8 @@ static xp_status forward_shared(xp_flow *f, int y, layer_state *s) {
                         .act = s->sact,
                         .mlp = s->smlp,
                         .y = s->sy,
-                        .dialect = dialect(f, y)};
+                        .dialect = dialect(f, y),
+                        .gamma = s->gamma};
     if (p->sgate >= 0) {
         XP_TRY(act2(f, f->T, 1, &s->ssig));
         a.gate = matrix(f, p->sgate);
@@ -300,6 +305,8 @@ xp_status layer_forward(xp_flow *f, int y, const xp_tensor *h, xp_tensor *out) {
     XP_TRY(flow_trace(f, "router logits", y, &s->logits));
     XP_TRY(flow_trace(f, "route idx", y, &s->idx));
     XP_TRY(flow_trace(f, "route w", y, &s->w));
+    if (s->gamma.data)
+        XP_TRY(flow_trace(f, "route gamma", y, &s->gamma));
     XP_TRY(forward_capacity(f, y, s));
     if (f->lp[y].down >= 0)
         XP_TRY(latent_map(f, "latent down", f->lp[y].down, &s->xn, &s->low));
@@ -397,11 +404,12 @@ static xp_status backward_experts(xp_flow *f, int y, const xp_tensor *dh, xp_ten
     return XP_OK;
 }
 
-static xp_status backward_scale(xp_flow *f, int y, const xp_tensor *dw) {
+static xp_status backward_scale(xp_flow *f, int y, const xp_tensor *dw, const xp_tensor *dgamma) {
     const layer_state *s = &f->ls[y];
-    const int64_t b = f->block ? f->blocks.dim[0] : 1, dim[4] = {b, 1, f->Z, 1};
+    const int64_t n = xp_dialect_factors(dialect(f, y), f->E), b = f->block ? f->blocks.dim[0] : 1;
+    const int64_t dim[4] = {b, 1, n, 1};
     xp_tensor dscale;
-    XP_TRY(flow_new2(f, XP_KIND_GRAD, f->grad, b, f->Z, &dscale));
+    XP_TRY(flow_new2(f, XP_KIND_GRAD, f->grad, b, n, &dscale));
     xp_route_scale_bwd_args a = {.scores = s->scores,
                                  .idx = s->idx,
                                  .dw = *dw,
@@ -409,7 +417,8 @@ static xp_status backward_scale(xp_flow *f, int y, const xp_tensor *dw) {
                                  .dialect = dialect(f, y),
                                  .logits = s->logits,
                                  .token0 = f->token0,
-                                 .block = f->block};
+                                 .block = f->block,
+                                 .dgamma = *dgamma};
     if (dialect(f, y)->masked_weight)
         a.bias = s->cbias;
     XP_TRY(call(f, &xp_stage_route_scale_bwd, "route_scale_bwd", &a));
@@ -419,7 +428,7 @@ static xp_status backward_scale(xp_flow *f, int y, const xp_tensor *dw) {
     return XP_OK;
 }
 
-static xp_status backward_route(xp_flow *f, int y, const xp_tensor *dw, xp_tensor *out) {
+static xp_status backward_route(xp_flow *f, int y, const xp_tensor *dw, const xp_tensor *dgamma, xp_tensor *out) {
     const layer_params *p = &f->lp[y];
     layer_state *s = &f->ls[y];
     xp_tensor dlogits;
@@ -429,7 +438,8 @@ static xp_status backward_route(xp_flow *f, int y, const xp_tensor *dw, xp_tenso
                                .dw = *dw,
                                .dlogits = dlogits,
                                .dialect = dialect(f, y),
-                               .logits = s->logits};
+                               .logits = s->logits,
+                               .dgamma = *dgamma};
     if (dialect(f, y)->masked_weight)
         route.bias = s->cbias;
     if (f->daux.data && xp_plan_is_balanced(f->plan, y))
@@ -438,7 +448,7 @@ static xp_status backward_route(xp_flow *f, int y, const xp_tensor *dw, xp_tenso
         route.scale_e = vector(f, p->scale);
     XP_TRY(call(f, &xp_stage_route_bwd, "route_bwd", &route));
     if (p->scale >= 0)
-        XP_TRY(backward_scale(f, y, dw));
+        XP_TRY(backward_scale(f, y, dw, dgamma));
     XP_TRY(act2(f, f->T, f->H, out));
     xp_router_bwd_args gate = {.dlogits = dlogits, .w = matrix(f, p->router), .dx = *out};
     XP_TRY(call(f, &xp_stage_router_bwd, "router_bwd", &gate));
@@ -452,22 +462,27 @@ static xp_status backward_route(xp_flow *f, int y, const xp_tensor *dw, xp_tenso
     return XP_OK;
 }
 
-/* *dxn becomes r(*dxn + the shared expert's part). */
-static xp_status backward_shared(xp_flow *f, int y, const xp_tensor *dh, xp_tensor *dxn) {
+/* out: the shared expert's part of dxn; out_dgamma: gradient of the router's weights of it. */
+static xp_status backward_shared(xp_flow *f, int y, const xp_tensor *dh, xp_tensor *out_dgamma, xp_tensor *out) {
     const layer_params *p = &f->lp[y];
     layer_state *s = &f->ls[y];
-    xp_tensor dmlp, dpre, dz = {0}, dx, total;
+    xp_tensor dmlp, dpre, dz = {0};
     XP_TRY(act2(f, f->T, f->H, &dmlp));
     XP_TRY(flow_new2(f, XP_KIND_ACT, f->plan->opt.shared, f->T, f->X, &dpre));
-    XP_TRY(act2(f, f->T, f->H, &dx));
+    XP_TRY(act2(f, f->T, f->H, out));
     xp_shared_bwd_args a = {.dy = *dh,
                             .pre = s->spre,
                             .w1 = matrix(f, p->sw1),
                             .w2 = matrix(f, p->sw2),
                             .dmlp = dmlp,
                             .dpre = dpre,
-                            .dx = dx,
-                            .dialect = dialect(f, y)};
+                            .dx = *out,
+                            .dialect = dialect(f, y),
+                            .gamma = s->gamma};
+    if (s->gamma.data) {
+        XP_TRY(flow_new2(f, XP_KIND_ACT, f->wide, f->T, s->gamma.dim[1], out_dgamma));
+        a.dgamma = *out_dgamma;
+    }
     if (p->sgate >= 0) {
         XP_TRY(act2(f, f->T, 1, &dz));
         a.mlp = s->smlp;
@@ -480,13 +495,9 @@ static xp_status backward_shared(xp_flow *f, int y, const xp_tensor *dh, xp_tens
     XP_TRY(params_wgrad(f, p->sw2, "wgrad shared w2", &dmlp, &s->sact));
     if (p->sgate >= 0)
         XP_TRY(params_wgrad(f, p->sgate, "wgrad shared gate", &dz, &s->xn));
-    XP_TRY(add(f, "residual d shared", dxn, &dx, &total));
-    flow_drop(f, dxn);
-    *dxn = total;
     flow_drop(f, &dmlp);
     flow_drop(f, &dpre);
     flow_drop(f, &dz);
-    flow_drop(f, &dx);
     return XP_OK;
 }
 
@@ -495,11 +506,11 @@ static void drop_state(xp_flow *f, layer_state *s) {
         s->sum.data = NULL;
     if (s->kept.data == s->idx.data)
         s->kept.data = NULL;
-    xp_tensor *const all[] = {&s->xn,       &s->rstd,        &s->scores,       &s->w,       &s->tok,
-                              &s->src,      &s->pos,         &s->counts,       &s->offsets, &s->recv,
-                              &s->recv_tok, &s->recv_counts, &s->recv_offsets, &s->pre,     &s->act,
-                              &s->y,        &s->low,         &s->high,         &s->spre,    &s->sact,
-                              &s->smlp,     &s->ssig,        &s->sy,           &s->sum,     &s->kept};
+    xp_tensor *const all[] = {&s->xn,           &s->rstd,   &s->scores,  &s->w,    &s->tok,      &s->src,
+                              &s->pos,          &s->counts, &s->offsets, &s->recv, &s->recv_tok, &s->recv_counts,
+                              &s->recv_offsets, &s->pre,    &s->act,     &s->y,    &s->low,      &s->high,
+                              &s->spre,         &s->sact,   &s->smlp,    &s->ssig, &s->sy,       &s->sum,
+                              &s->kept,         &s->gamma};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         flow_drop(f, all[i]);
 }
@@ -507,7 +518,7 @@ static void drop_state(xp_flow *f, layer_state *s) {
 xp_status layer_backward(xp_flow *f, int y, const xp_tensor *dh, xp_tensor *out) {
     layer_state *s = &f->ls[y];
     f->r->layer = y;
-    xp_tensor dw, dxe, dxr, dxn, dx, dnorm, dsum = *dh, dhalf = {0};
+    xp_tensor dw, dxe, dxr, dxn, dx, dnorm, dsum = *dh, dhalf = {0}, dgamma = {0}, dxs = {0}, part;
     if (f->S > 0 && shared_factor(f, y) != 1.0) {
         XP_TRY(act2(f, f->T, f->H, &dhalf));
         xp_residual_args half = {.a = *dh, .y = dhalf, .factor = shared_factor(f, y)};
@@ -515,10 +526,15 @@ xp_status layer_backward(xp_flow *f, int y, const xp_tensor *dh, xp_tensor *out)
         dsum = dhalf;
     }
     XP_TRY(backward_experts(f, y, &dsum, &dw, &dxe));
-    XP_TRY(backward_route(f, y, &dw, &dxr));
-    XP_TRY(add(f, "residual d router", &dxe, &dxr, &dxn));
     if (f->S > 0)
-        XP_TRY(backward_shared(f, y, &dsum, &dxn));
+        XP_TRY(backward_shared(f, y, &dsum, &dgamma, &dxs));
+    XP_TRY(backward_route(f, y, &dw, &dgamma, &dxr));
+    XP_TRY(add(f, "residual d router", &dxe, &dxr, &dxn));
+    if (f->S > 0) {
+        part = dxn;
+        XP_TRY(add(f, "residual d shared", &part, &dxs, &dxn));
+        flow_drop(f, &part);
+    }
     XP_TRY(act2(f, f->T, f->H, &dx));
     const int64_t b = f->block ? f->blocks.dim[0] : 1;
     XP_TRY(flow_new2(f, XP_KIND_GRAD, f->grad, b, f->H, &dnorm));
@@ -535,7 +551,7 @@ xp_status layer_backward(xp_flow *f, int y, const xp_tensor *dh, xp_tensor *out)
     xp_tensor view = xp_tensor_of(dnorm.data, f->grad, 4, dim);
     XP_TRY(params_scatter(f, f->lp[y].norm, 0, &view, &(flow_made){&xp_stage_rmsnorm_bwd, &norm, "dw"}));
     XP_TRY(add(f, "residual d", dh, &dx, out));
-    xp_tensor *const mine[] = {&dw, &dxe, &dxr, &dxn, &dx, &dnorm, &dhalf};
+    xp_tensor *const mine[] = {&dw, &dxe, &dxr, &dxn, &dx, &dnorm, &dhalf, &dgamma, &dxs};
     for (size_t i = 0; i < sizeof mine / sizeof *mine; i++)
         flow_drop(f, mine[i]);
     drop_state(f, s);

@@ -29,10 +29,10 @@ const xp_dialect *xp_model_dialect(const xp_model *m, int layer) {
 
 /* What decides which parameters and tensors there are is the same in all blocks. */
 static xp_status check_shared_fields(const xp_model *m, int layer, const xp_dialect *d) {
-    static const char *const same[] = {"logits_dtype",   "router_bias", "expert_scale", "weight_dtype",
-                                       "null_experts",   "gated",       "expert_bias",  "shared_gate",
-                                       "aux_coef",       "z_coef",      "capacity",     "capacity_factor",
-                                       "pad_to_capacity"};
+    static const char *const same[] = {"logits_dtype",    "router_bias", "expert_scale", "weight_dtype",
+                                       "null_experts",    "gated",       "expert_bias",  "shared_gate",
+                                       "aux_coef",        "z_coef",      "capacity",     "capacity_factor",
+                                       "pad_to_capacity", "shared_rows"};
     for (size_t i = 0; i < sizeof same / sizeof *same; i++) {
         const xp_dialect_field *f = xp_dialect_fields;
         char is[64], was[64];
@@ -108,7 +108,7 @@ void xp_model_moe_params(const xp_model *m, double *out_all, double *out_active)
     const double H = (double)m->H, layers = (double)xp_model_moe_layers(m);
     const double maps = m->dialect.gated ? 3.0 : 2.0;
     const double D = (double)xp_model_expert_width(m), expert = maps * D * (double)m->F;
-    const double router = (double)(m->E + m->dialect.null_experts) * H + (m->latent ? 2.0 * D * H : 0.0);
+    const double router = (double)xp_dialect_rows(&m->dialect, m->E) * H + (m->latent ? 2.0 * D * H : 0.0);
     const double shared = maps * H * (double)m->S + (m->S && m->dialect.shared_gate ? H : 0.0);
     *out_all = layers * ((double)m->E * expert + router + shared);
     *out_active = layers * ((double)m->K * expert + router + shared);

@@ -151,6 +151,8 @@ static xp_status add(xp_plan *p, xp_weight w, int block, int ndim, int64_t G, in
         [XP_W_FINAL_NORM] = "model.norm.weight",
         [XP_W_HEAD] = "lm_head.weight",
     };
+    const int one = w == XP_W_EXPERT_SCALE && p->model.dialect.expert_scale == XP_FACTOR_ONE;
+    const char *called = one ? "mlp.gate.global_scale" : suffix[w];
     xp_plan_param *q = &p->param[p->params++];
     q->weight = w;
     q->block = block;
@@ -168,9 +170,9 @@ static xp_status add(xp_plan *p, xp_weight w, int block, int ndim, int64_t G, in
     for (int d = 0; d < ndim; d++)
         q->shape[d] = ndim == 1 ? R : N == 1 ? size[d] : size[3 - ndim + d];
     if (block < 0)
-        snprintf(q->name, sizeof q->name, "%s", suffix[w]);
+        snprintf(q->name, sizeof q->name, "%s", called);
     else
-        snprintf(q->name, sizeof q->name, "model.layers.%d.%s", p->layer[block], suffix[w]);
+        snprintf(q->name, sizeof q->name, "model.layers.%d.%s", p->layer[block], called);
     /* G R N is at most 2^58 by the limits of a model, so the sum can't wrap before this stops it. */
     p->elements += G * R * N;
     if (p->elements > INT64_C(1) << 60)
@@ -185,14 +187,14 @@ static xp_status add(xp_plan *p, xp_weight w, int block, int ndim, int64_t G, in
 static xp_status add_block(xp_plan *p, int b) {
     const xp_model *m = &p->model;
     const double by_h = 1.0 / sqrt((double)m->H), by_f = 1.0 / sqrt((double)m->F);
-    const int64_t maps = m->dialect.gated ? 2 : 1, D = xp_model_expert_width(m);
+    const int64_t maps = m->dialect.gated ? 2 : 1, D = xp_model_expert_width(m), Z = xp_dialect_rows(&m->dialect, m->E);
     const double by_d = 1.0 / sqrt((double)D);
     XP_TRY(add(p, XP_W_NORM, b, 1, 1, m->H, 1, 0.125));
-    XP_TRY(add(p, XP_W_ROUTER, b, 2, 1, m->E + m->dialect.null_experts, m->H, by_h));
+    XP_TRY(add(p, XP_W_ROUTER, b, 2, 1, Z, m->H, by_h));
     if (m->dialect.router_bias)
-        XP_TRY(add(p, XP_W_ROUTER_BIAS, b, 1, 1, m->E + m->dialect.null_experts, 1, BIAS_STD));
+        XP_TRY(add(p, XP_W_ROUTER_BIAS, b, 1, 1, Z, 1, BIAS_STD));
     if (m->dialect.expert_scale)
-        XP_TRY(add(p, XP_W_EXPERT_SCALE, b, 1, 1, m->E + m->dialect.null_experts, 1, 0.125));
+        XP_TRY(add(p, XP_W_EXPERT_SCALE, b, 1, 1, xp_dialect_factors(&m->dialect, m->E), 1, 0.125));
     if (m->latent) {
         XP_TRY(add(p, XP_W_LATENT_DOWN, b, 2, 1, D, m->H, by_h));
         XP_TRY(add(p, XP_W_LATENT_UP, b, 2, 1, m->H, D, by_d));
@@ -293,7 +295,22 @@ const xp_dialect *xp_plan_dialect(const xp_plan *p, int block) {
 }
 
 int xp_plan_is_balanced(const xp_plan *p, int block) {
-    return xp_plan_dialect(p, block)->select_on != XP_ON_TOKEN_TABLE;
+    const xp_dialect *d = xp_plan_dialect(p, block);
+    return d->select_on != XP_ON_TOKEN_TABLE && d->shared_rows == 0;
+}
+
+/* Experts that the router weighs have equal parts of the shared width, and no share of a balance loss. */
+static xp_status check_shared(const xp_plan *p) {
+    const xp_model *m = &p->model;
+    const int n = m->dialect.shared_rows;
+    if (n > 0 && (m->S < n || m->S % n != 0))
+        return XP_FAIL(XP_E_ARG, "S: %lld, expected a multiple of the %d shared experts that the router of %s weighs",
+                       (long long)m->S, n, m->name);
+    if (n > 0 && (p->opt.aux_coef != 0 || p->opt.z_coef != 0))
+        return XP_FAIL(XP_E_ARG, "%s: %g, expected 0: %s has shared_rows, and no balance loss is defined for them",
+                       p->opt.aux_coef != 0 ? "aux_coef" : "z_coef",
+                       p->opt.aux_coef != 0 ? p->opt.aux_coef : p->opt.z_coef, m->name);
+    return XP_OK;
 }
 
 static xp_status fill(xp_plan *p) {
@@ -313,6 +330,7 @@ static xp_status fill(xp_plan *p) {
         p->opt.aux_coef = p->model.dialect.aux_coef;
     if (isnan(p->opt.z_coef))
         p->opt.z_coef = p->model.dialect.z_coef;
+    XP_TRY(check_shared(p));
     XP_TRY(choose_blocks(p));
     XP_TRY(make_params(p));
     return choose_path(p);
@@ -487,11 +505,13 @@ static double kept_activations(const xp_model *m, const scale *n) {
     const double D = (double)xp_model_expert_width(m), latent = m->latent ? 2 * T * D * n->act : 0; /* x and y in it */
     const double logits = m->dialect.logits_dtype == XP_WIDE_F32 ? n->wide : n->act;
     const double weight = m->dialect.weight_dtype == XP_WIDE_F32 ? n->wide : n->act;
-    const double model = 3 * T * H * n->act + T * n->wide;                         /* x, normed x, y; 1/rms */
-    const double kept = xp_dialect_limits(&m->dialect) ? 4 : 0;                    /* what is left of idx */
-    const double route = T * E * (logits + n->wide) + T * K * (4 + kept + weight); /* logits, scores; idx, w */
-    const double table = T * K * 4 + n->home * 12 + C * 8 + 4 * E * 8;             /* pos; tok, src; recv_tok; counts */
-    const double expert = (n->home + C) * D * n->act + C * maps * F * n->param;    /* returned, received; inside */
+    const double model = 3 * T * H * n->act + T * n->wide;      /* x, normed x, y; 1/rms */
+    const double kept = xp_dialect_limits(&m->dialect) ? 4 : 0; /* what is left of idx */
+    const double A = (double)m->dialect.shared_rows;
+    /* logits, scores; idx, w */
+    const double route = T * (E + A) * (logits + n->wide) + T * K * (4 + kept + weight) + T * A * weight;
+    const double table = T * K * 4 + n->home * 12 + C * 8 + 4 * E * 8;          /* pos; tok, src; recv_tok; counts */
+    const double expert = (n->home + C) * D * n->act + C * maps * F * n->param; /* returned, received; inside */
     const double shared = S > 0 ? 3 * T * H * n->act + T * maps * S * n->shared + T * n->act : 0;
     return model + latent + route + table + expert + shared;
 }
@@ -508,7 +528,7 @@ static double forward_flop(const xp_plan *p, const scale *n) {
     const xp_model *m = &p->model;
     const double T = n->tokens, H = (double)m->H, maps = m->dialect.gated ? 3 : 2;
     const double D = (double)xp_model_expert_width(m);
-    const double router = 2 * T * H * ((double)m->E + (m->latent ? 2 * D : 0)),
+    const double router = 2 * T * H * ((double)(m->E + m->dialect.shared_rows) + (m->latent ? 2 * D : 0)),
                  expert = 2 * maps * n->rows * D * (double)m->F;
     const double shared = 2 * maps * T * H * (double)m->S + (m->S && m->dialect.shared_gate ? 2 * T * H : 0);
     return p->blocks * (router + expert + shared) + 2 * T * H * XP_VOCAB;

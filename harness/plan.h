@@ -68,9 +68,10 @@ xp_step_options xp_step_defaults(void);
 typedef enum {
     XP_W_EMBED = 0,    /* [V,H] */
     XP_W_NORM,         /* [H] of a block */
-    XP_W_ROUTER,       /* [Z,H], Z = E and the null experts */
+    XP_W_ROUTER,       /* [Z,H], Z = E and the null experts or shared rows */
     XP_W_ROUTER_BIAS,  /* [Z] */
-    XP_W_EXPERT_SCALE, /* [Z] factors of the experts' weights; f32 wherever it is used, f64 when act is f64 */
+    XP_W_EXPERT_SCALE, /* [W], Z of them or one: factors of the experts' weights; f32 wherever it is used, f64 when act
+                          is f64 */
     XP_W_LATENT_DOWN,  /* [D,H] into the experts' width D, where it is not H */
     XP_W_LATENT_UP,    /* [H,D] and back */
     XP_W_UP,           /* [E,2F,H] rows as the dialect lays them out; [E,F,H] without a gate */

@@ -123,7 +123,7 @@ static void draw_dialect(dice *d, xp_case *c) {
     } own[] = {{"accumulate", {"slots_f32", "eager_act", "eager_f32", "products_act_f32"}},
                {"weight_dtype", {"f32", "act", "f32", "act"}},
                {"logits_dtype", {"f32", "act", "f32", "act"}},
-               {"renorm", {"none", "sum", "sum_plus_eps", "none"}},
+               {"renorm", {"none", "sum", "sum_plus_eps", "log_sum"}},
                {"scale", {"0.5", "2.5", "1.7", "-1"}},
                {"scale_at", {"weight", "output", "weight", "output"}},
                {"router_bias", {"off", "on", "on", "on"}},
@@ -137,6 +137,8 @@ static void draw_dialect(dice *d, xp_case *c) {
                {"dx_sum", {"wide", "act", "act", "wide"}},
                {"null_experts", {"0", "1", "3", "4"}},
                {"null_kind", {"identity", "skip", "identity", "skip"}},
+               {"shared_rows", {"1", "2", "3", "1"}},
+               {"expert_scale", {"off", "on", "one", "one"}},
                {"logit_softcap", {"0", "2", "30", "5"}},
                {"capacity", {"1", "2", "5", "64"}},
                {"capacity_factor", {"0.25", "0.5", "1", "1.5"}}},
@@ -162,6 +164,10 @@ static void draw_dialect(dice *d, xp_case *c) {
     if (roll(d, 2)) {
         const size_t i = roll(d, sizeof own / sizeof *own);
         set_param(c, own[i].field, own[i].value[roll(d, 4)]);
+        if (strcmp(own[i].field, "shared_rows") == 0) {
+            set_param(c, "aux_coef", "0");
+            set_param(c, "z_coef", "0");
+        }
         if (strncmp(own[i].field, "capacity", 8) == 0) {
             /* A dense layer has no say in which weights are larger. */
             const int dense = c->kind == XP_CASE_STAGE && strcmp(c->stage->name, "moe") == 0;
@@ -170,6 +176,13 @@ static void draw_dialect(dice *d, xp_case *c) {
             set_param(c, "pad_to_capacity", roll(d, 2) ? "on" : "off");
         }
     }
+}
+
+/* Shared experts that the router weighs are equal parts of a width that is there. */
+static void draw_parts(dice *d, xp_case *c) {
+    xp_dialect record;
+    if (xp_case_dialect(c, &record) == XP_OK && record.shared_rows > 0)
+        set_dim(c, 'S', record.shared_rows * between(d, 1, 16));
 }
 
 /* A layer or a step; deterministic half of the time where it is legal. */
@@ -181,6 +194,7 @@ static void draw_layer(dice *d, xp_case *c) {
     if (c->kind == XP_CASE_STEP || dim(c, 'T') == 0)
         set_dim(c, 'T', size(d, 1, 96));
     draw_dialect(d, c);
+    draw_parts(d, c);
     draw_mesh(d, 1, c);
     while (layer_flop(c) > MAX_FLOP) {
         set_dim(c, 'T', (dim(c, 'T') + 1) / 2);
@@ -254,6 +268,7 @@ static void draw_record(dice *d, xp_case *c) {
         forget_size(c, 'V'); /* of the table alone */
     if (strcmp(c->stage->name, "moe") == 0 && roll(d, 2))
         set_dim(c, 'S', size(d, 1, 48));
+    draw_parts(d, c);
 }
 
 static void draw_stage(dice *d, xp_case *c) {

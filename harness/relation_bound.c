@@ -208,6 +208,9 @@ xp_status xp_relation_choice(const xp_chain_in *in, const xp_tensor *logits, int
     a.w = xp_tensor_of(ws, in->d->weight_dtype == XP_WIDE_ACT ? in->x.dtype : XP_F32, 2, one);
     XP_GOTO(out, take(b, sizeof(double) * (size_t)in->Z, &ws));
     a.scores = xp_tensor_of(ws, XP_F32, 2, all);
+    const int64_t weighed = in->d->shared_rows, ids = in->Z - weighed;
+    if (weighed > 0)
+        XP_GOTO(out, f64(b, 1, weighed, 1, 2, &a.gamma));
     XP_GOTO(out, f64(b, 1, in->Z, 1, 2, &key));
     XP_GOTO(out, f64(b, 1, in->Z, 1, 2, &tol));
     XP_GOTO(out, take(b, xp_stage_route.bound_workspace(&a, &b->mesh), &ws));
@@ -216,8 +219,8 @@ xp_status xp_relation_choice(const xp_chain_in *in, const xp_tensor *logits, int
     *out = 1;
     for (int64_t i = 0; i < in->K; i++) {
         const int64_t mine = choice[i];
-        *out &= mine >= 0 && mine < in->Z;
-        for (int64_t z = 0; *out && z < in->Z; z++)
+        *out &= mine >= 0 && mine < ids;
+        for (int64_t z = 0; *out && z < ids; z++)
             *out = is_chosen(choice, in->K, z) || k[z] - k[mine] <= e[z] + e[mine];
     }
 out:

@@ -72,7 +72,7 @@ static xp_status open_tensors(xp_relation_data *x, xp_dtype act) {
     if (d->select_bias)
         XP_TRY(take3(x, XP_F32, 1, in->Z, 1, 1, &in->bias));
     if (d->expert_scale)
-        XP_TRY(take3(x, XP_F32, 1, in->Z, 1, 1, &in->scale_e));
+        XP_TRY(take3(x, XP_F32, 1, xp_dialect_factors(d, in->E), 1, 1, &in->scale_e));
     if (d->expert_bias) {
         XP_TRY(take3(x, act, 2, in->E, U, 1, &in->b1));
         XP_TRY(take3(x, act, 2, in->E, H, 1, &in->b2));
@@ -110,8 +110,8 @@ static double number(const char *name, int64_t i, double step) {
 static void exact_pair(const xp_chain_in *in, int64_t t, int64_t *first, int64_t *second) {
     *first = t;
     *second = (t + 5) % in->E;
-    if (in->Z > in->E && t % 4 == 3)
-        *second = in->E + t / 4 % (in->Z - in->E);
+    if (in->d->null_experts > 0 && t % 4 == 3)
+        *second = in->E + t / 4 % in->d->null_experts;
 }
 
 static double upper(const xp_chain_in *in, int64_t t) {
@@ -125,6 +125,12 @@ static double lower(const xp_chain_in *in, int64_t t) {
     return t % 3 ? -0.25 : -0.5;
 }
 
+/* Shared experts count for every token, behind the two: their terms of a sum come last, in one order. */
+static void shared_logits(xp_chain_in *in, int64_t t) {
+    for (int64_t j = 0; j < in->d->shared_rows; j++)
+        put(&in->wr, in->Z - in->d->shared_rows + j, t, (t + j) % 2 ? 0.25 : -0.5);
+}
+
 static void exact_router(xp_chain_in *in) {
     for (int64_t t = 0; t < in->T; t++) {
         int64_t first, second;
@@ -133,6 +139,7 @@ static void exact_router(xp_chain_in *in) {
             put(&in->wr, e, t, -256.0);
         put(&in->wr, first, t, upper(in, t));
         put(&in->wr, second, t, lower(in, t));
+        shared_logits(in, t);
         for (int64_t k = 0; in->table.data && k < in->K; k++)
             ((int32_t *)in->table.data)[t * in->K + k] = (int32_t)(k ? second : first);
     }
@@ -158,6 +165,7 @@ static void ties_router(xp_chain_in *in) {
         put(&in->wr, twins + 1, t, both ? upper(in, t) : lower(in, t));
         if (!both)
             put(&in->wr, best, t, upper(in, t));
+        shared_logits(in, t);
     }
 }
 
@@ -169,7 +177,7 @@ static void exact_vectors(xp_chain_in *in, int twins) {
             put(&in->rbias, 0, e, noise("router bias", i) & 1 ? 0x1p-6 : -0x1p-6);
         if (in->bias.data)
             put(&in->bias, 0, e, (double)(noise("bias", i) % 5) * 0x1p-8 - 0x1p-7);
-        if (in->scale_e.data)
+        if (in->scale_e.data && e < in->scale_e.dim[0])
             put(&in->scale_e, 0, e, fabs(power("expert scale", i)));
     }
 }
@@ -271,9 +279,10 @@ xp_status xp_relation_data_open(const xp_dialect *d, xp_numbers kind, xp_relatio
         out->in.F = out->in.S = REAL_F;
         out->in.K = d->score == XP_SCORE_SPARSEMIXER ? 2 : 4;
     }
-    out->in.Z = out->in.E + d->null_experts;
+    out->in.Z = xp_dialect_rows(d, out->in.E);
     if (out->in.Z > XP_RELATION_EXPERTS)
-        return XP_FAIL(XP_E_ARG, "null_experts: %d, expected at most %lld here", d->null_experts,
+        return XP_FAIL(XP_E_ARG, "%s: %d, expected at most %lld here",
+                       d->shared_rows > 0 ? "shared_rows" : "null_experts", d->null_experts + d->shared_rows,
                        (long long)(XP_RELATION_EXPERTS - out->in.E));
     XP_TRY(xp_dialect_check(d, out->in.E, out->in.K));
     XP_TRY(open_tensors(out, kind == XP_NUMBERS_REAL_F32 ? XP_F32 : XP_BF16));
@@ -328,7 +337,8 @@ xp_status xp_relation_data_copy(const xp_relation_data *from, const xp_relation_
     XP_TRY(copy_rows(out, &in->wr, m->expert, in->Z, 0, &out->in.wr));
     XP_TRY(copy_rows(out, &in->rbias, m->expert, in->Z, 0, &out->in.rbias));
     XP_TRY(copy_rows(out, &in->bias, m->expert, in->Z, 0, &out->in.bias));
-    XP_TRY(copy_rows(out, &in->scale_e, m->expert, in->Z, 0, &out->in.scale_e));
+    if (in->d->expert_scale == XP_FACTOR_EACH)
+        XP_TRY(copy_rows(out, &in->scale_e, m->expert, in->Z, 0, &out->in.scale_e));
     XP_TRY(copy_rows(out, &in->w1, m->expert, in->E, 0, &out->in.w1));
     XP_TRY(copy_rows(out, &in->w2, m->expert, in->E, 0, &out->in.w2));
     XP_TRY(copy_rows(out, &in->b1, m->expert, in->E, 0, &out->in.b1));

@@ -33,8 +33,8 @@ xp_status xp_relation_data_copy(const xp_relation_data *from, const xp_relation_
 /* Multiplies dy of a copy. */
 void xp_relation_data_scale(xp_relation_data *x, double factor);
 
-/* A seeded order of n numbers; and one of the experts, null experts last, that keeps groups: experts of one group stay
- * in one, whichever that is. */
+/* A seeded order of n numbers; and one of the experts, null or shared ones last, that keeps groups: experts of one
+ * group stay in one, whichever that is. */
 void xp_relation_shuffle(int64_t n, uint64_t seed, int *out);
 void xp_relation_experts(const xp_chain_in *in, int *out);
 /* In XP_NUMBERS_TIES: the expert whose score for token t equals that of e; e itself when there is none. */

@@ -58,7 +58,7 @@ static void take_sizes(xp_flow *f) {
     f->S = m->S;
     f->V = XP_VOCAB;
     f->Y = f->plan->blocks;
-    f->Z = m->E + m->dialect.null_experts;
+    f->Z = xp_dialect_rows(&m->dialect, m->E);
     f->U = (m->dialect.gated ? 2 : 1) * m->F;
     f->X = (m->dialect.gated ? 2 : 1) * m->S;
     f->L = m->E / f->r->mesh->axis[XP_EP]->size;
@@ -191,9 +191,10 @@ static xp_status take_routers(xp_flow *f) {
             copy_buffer(f, y, XP_PART_TABLE, &s->table);
             continue;
         }
+        const uint64_t ids = (uint64_t)(f->Z - d->shared_rows);
         for (int64_t i = 0; i < f->V * f->K; i++) {
             const uint64_t word = xp_rng(f->plan->opt.seed, xp_rng_stream(name), (uint64_t)(i / f->K));
-            ((int32_t *)s->table.data)[i] = (int32_t)((word % (uint64_t)f->Z + (uint64_t)(i % f->K)) % (uint64_t)f->Z);
+            ((int32_t *)s->table.data)[i] = (int32_t)((word % ids + (uint64_t)(i % f->K)) % ids);
         }
     }
     return XP_OK;

@@ -2,7 +2,8 @@
  *
  * Contract of xp/expert.h, r = round to param: pre = r(r(x) W1^T), with a bias r(pre + b1); act as glu.c says;
  * y = r(act W2^T), with a bias r(y + b2), then the activation dtype. Backward: da = r(r(dy) W2), dpre as glu.c says,
- * dx = dpre W1. */
+ * dx = dpre W1. With weighed parts act = r(r(act as glu.c says) r(gamma)), y = sum over parts of r(act W2^T); backward
+ * dgamma = <da, act as glu.c says>, and da = r(da r(gamma)) goes on. */
 #include "mlp.h"
 
 #include <math.h>
@@ -33,6 +34,17 @@ void xp_ref_mlp_plan(xp_ref_layout *l, int64_t rows, int64_t H, int64_t F, int b
         out->pree = xp_ref_take(l, u);
         out->mide = xp_ref_take(l, f);
         out->ye = xp_ref_take(l, h);
+    }
+    if (kind == XP_REF_MLP_SHARED && d->shared_rows > 0) {
+        const size_t weights = m * (size_t)d->shared_rows;
+        out->parts = d->shared_rows;
+        out->weight = act;
+        out->gamma = xp_ref_take(l, weights);
+        out->dgamma = xp_ref_take(l, weights);
+        out->part = xp_ref_take(l, h);
+        out->gammae = bounds ? xp_ref_take(l, weights) : NULL;
+        out->dgammae = bounds ? xp_ref_take(l, weights) : NULL;
+        out->parte = bounds ? xp_ref_take(l, h) : NULL;
     }
     out->tile = xp_ref_take(l, xp_ref_linear_ws());
 }
@@ -100,6 +112,18 @@ xp_status xp_ref_mlp_width_check(const char *stage, const xp_dialect *d, const c
     return XP_OK;
 }
 
+xp_status xp_ref_mlp_parts_check(const char *stage, const xp_dialect *d, char letter, int64_t width, int64_t weights) {
+    if (d->shared_rows <= 0)
+        return XP_OK;
+    if (weights >= 0 && weights != d->shared_rows)
+        return XP_FAIL(XP_E_ARG, "%s: gamma dim 1 is %lld, expected A = %d: dialect %s has shared_rows %d", stage,
+                       (long long)weights, d->shared_rows, d->name ? d->name : "?", d->shared_rows);
+    if (width % d->shared_rows != 0)
+        return XP_FAIL(XP_E_ARG, "%s: %c is %lld, expected a multiple of the dialect's shared_rows %d", stage, letter,
+                       (long long)width, d->shared_rows);
+    return XP_OK;
+}
+
 /* ---- reference ---- */
 
 /* Where element j of a row's gate and up lie in its U columns. */
@@ -133,6 +157,39 @@ static void activate(const xp_ref_mlp *p, int64_t m) {
     }
 }
 
+/* Columns of w2 that belong to part j. */
+static xp_tensor columns_of(const xp_ref_mlp *p, int64_t j) {
+    xp_tensor out = *p->w2;
+    const int64_t width = p->F / p->parts;
+    out.dim[1] = width;
+    out.data = (char *)out.data + xp_dtype_bytes(out.dtype, j * width);
+    return out;
+}
+
+static double *weight_of(double *gamma, const xp_ref_mlp *p, int64_t at) {
+    return gamma + at / p->F * p->parts + at % p->F / (p->F / p->parts);
+}
+
+static void weigh(const xp_ref_mlp *p, int64_t m) {
+    xp_ref_round_row(p->param, m * p->F, p->mid);
+    xp_ref_round_row(p->param, m * p->parts, p->gamma);
+    for (int64_t i = 0; i < m * p->F; i++)
+        p->mid[i] *= *weight_of(p->gamma, p, i);
+}
+
+/* One part's sum is rounded with the output. */
+static void sum_parts(const xp_ref_mlp *p, int64_t m) {
+    memset(p->y, 0, (size_t)(m * p->H) * sizeof *p->y);
+    for (int64_t j = 0; j < p->parts; j++) {
+        const xp_tensor w2 = columns_of(p, j);
+        xp_ref_linear_nt(p->mid + j * (p->F / p->parts), m, p->F, &w2, 0, p->part, p->H, p->tile);
+        if (p->parts > 1)
+            xp_ref_round_row(p->param, m * p->H, p->part);
+        for (int64_t i = 0; i < m * p->H; i++)
+            p->y[i] += p->part[i];
+    }
+}
+
 void xp_ref_mlp_forward(xp_ref_mlp *p, int64_t m, int64_t row, const xp_tensor *pre, const xp_tensor *act) {
     xp_ref_round_row(p->param, m * p->H, p->x);
     xp_ref_linear_nt(p->x, m, p->H, p->w1, 0, p->pre, p->U, p->tile);
@@ -140,11 +197,29 @@ void xp_ref_mlp_forward(xp_ref_mlp *p, int64_t m, int64_t row, const xp_tensor *
     xp_ref_rows_store(pre, row, m, p->pre);
     xp_ref_round_row(p->param, m * p->U, p->pre);
     activate(p, m);
+    if (p->parts)
+        weigh(p, m);
     xp_ref_rows_store(act, row, m, p->mid);
     xp_ref_round_row(p->param, m * p->F, p->mid);
-    xp_ref_linear_nt(p->mid, m, p->F, p->w2, 0, p->y, p->H, p->tile);
+    if (p->parts)
+        sum_parts(p, m);
+    else
+        xp_ref_linear_nt(p->mid, m, p->F, p->w2, 0, p->y, p->H, p->tile);
     add_bias(p, p->b2, m, p->H, p->y);
     xp_ref_mlp_finish(p, m * p->H, p->y);
+}
+
+/* mid, the gradient of the weighed activation, becomes that of the activation. */
+static void weigh_backward(const xp_ref_mlp *p, int64_t m) {
+    xp_ref_round_row(p->param, m * p->parts, p->gamma);
+    memset(p->dgamma, 0, (size_t)(m * p->parts) * sizeof *p->dgamma);
+    for (int64_t i = 0; i < m * p->F; i++) {
+        const double *row = p->pre + i / p->F * p->U;
+        const double a = xp_ref_glu_forward(&p->glu, row[gate_at(p, i % p->F)], row[up_at(p, i % p->F)]);
+        *weight_of(p->dgamma, p, i) += p->mid[i] * xp_ref_round(a, p->param);
+        p->mid[i] *= *weight_of(p->gamma, p, i);
+    }
+    xp_ref_round_row(p->param, m * p->F, p->mid);
 }
 
 /* pre becomes dpre, the last rounding left out. mid is da. */
@@ -164,6 +239,8 @@ void xp_ref_mlp_backward(xp_ref_mlp *p, int64_t m, int64_t row, const xp_tensor 
     xp_ref_round_row(p->param, m * p->H, p->y);
     xp_ref_linear_nn(p->y, m, p->H, p->w2, 0, p->mid, p->F, p->tile);
     xp_ref_round_row(p->param, m * p->F, p->mid);
+    if (p->parts)
+        weigh_backward(p, m);
     activate_backward(p, m);
     xp_ref_rows_store(dpre, row, m, p->pre);
     xp_ref_round_row(p->param, m * p->U, p->pre);
@@ -248,6 +325,51 @@ static void activate_error(const xp_ref_mlp *p, int64_t m) {
     }
 }
 
+/* gamma as the parameters' dtype holds it. */
+static void cast_gamma(const xp_ref_mlp *p, int64_t m) {
+    const xp_ref_rule rule = xp_ref_rule_of(p->param, xp_ref_op(p->param));
+    for (int64_t i = 0; i < m * p->parts && p->weight != p->param; i++) {
+        const double v = p->gamma[i], r = xp_ref_round(v, p->param);
+        p->gammae[i] = p->gammae[i] > 0.0 ? xp_ref_rule_round(&rule, (xp_ref_val){v, p->gammae[i]}).e : fabs(v - r);
+        p->gamma[i] = r;
+    }
+}
+
+static xp_ref_val gamma_val(const xp_ref_mlp *p, int64_t at) {
+    return (xp_ref_val){*weight_of(p->gamma, p, at), *weight_of(p->gammae, p, at)};
+}
+
+static void weigh_error(const xp_ref_mlp *p, int64_t m) {
+    round_error(p, m * p->F, p->mid, p->mide);
+    cast_gamma(p, m);
+    for (int64_t i = 0; i < m * p->F; i++) {
+        const xp_ref_val a = xp_ref_val_mul((xp_ref_val){p->mid[i], p->mide[i]}, gamma_val(p, i));
+        p->mid[i] = a.v;
+        p->mide[i] = a.e;
+    }
+}
+
+/* Each part's sum, rounded or not, and then the parts; or one chain through all of them. mide is t of the whole. */
+static void sum_parts_error(const xp_ref_mlp *p, int64_t m) {
+    const xp_dtype op = xp_ref_op(p->param);
+    const int64_t width = p->F / p->parts, n = m * p->H;
+    const double g = xp_ref_both(p->parts, op);
+    memset(p->y, 0, (size_t)n * sizeof *p->y);
+    memset(p->ye, 0, (size_t)n * sizeof *p->ye);
+    for (int64_t j = 0; j < p->parts; j++) {
+        const xp_tensor w2 = columns_of(p, j);
+        xp_ref_linear_nt(p->mid + j * width, m, p->F, &w2, 0, p->part, p->H, p->tile);
+        xp_ref_linear_nt(p->mide + j * width, m, p->F, &w2, 1, p->parte, p->H, p->tile);
+        xp_ref_dot_outputs(p->F, op, n, p->parte);
+        if (p->parts > 1)
+            round_error(p, n, p->part, p->parte);
+        for (int64_t i = 0; i < n; i++) {
+            p->y[i] += p->part[i];
+            p->ye[i] += p->parte[i] + (p->parts > 1 ? g * (fabs(p->part[i]) + p->parte[i]) : 0.0);
+        }
+    }
+}
+
 void xp_ref_mlp_forward_error(xp_ref_mlp *p, int64_t m, xp_ref_mlp_stop stop) {
     const xp_dtype op = xp_ref_op(p->param);
     const xp_ref_rule rule = xp_ref_rule_of(p->param, op);
@@ -259,6 +381,8 @@ void xp_ref_mlp_forward_error(xp_ref_mlp *p, int64_t m, xp_ref_mlp_stop stop) {
     }
     round_error(p, m * p->U, p->pre, p->pree);
     activate_error(p, m);
+    if (p->parts)
+        weigh_error(p, m);
     if (stop == XP_REF_MLP_ACT) {
         xp_ref_out_errors(&rule, m * F, p->mid, p->mide);
         return;
@@ -266,11 +390,41 @@ void xp_ref_mlp_forward_error(xp_ref_mlp *p, int64_t m, xp_ref_mlp_stop stop) {
     round_error(p, m * F, p->mid, p->mide);
     if (p->acte)
         memcpy(p->acte, p->mide, (size_t)(m * F) * sizeof(double));
+    if (p->parts) {
+        xp_ref_dot_inputs(F, op, m * F, p->mid, p->mide);
+        sum_parts_error(p, m);
+        return;
+    }
     xp_ref_linear_nt(p->mid, m, F, p->w2, 0, p->y, H, p->tile);
     xp_ref_dot_inputs(terms, op, m * F, p->mid, p->mide);
     xp_ref_linear_nt(p->mide, m, F, p->w2, 1, p->ye, H, p->tile);
     xp_ref_dot_outputs(terms, op, m * H, p->ye);
     bias_error(p, p->b2, terms, m, H, p->y, p->ye);
+}
+
+/* A dot product of da with the activation, both within their errors, for each part. */
+static void weigh_backward_error(const xp_ref_mlp *p, int64_t m) {
+    const xp_dtype op = xp_ref_op(p->param);
+    const xp_ref_rule rule = xp_ref_rule_of(p->param, op);
+    const int64_t n = m * p->parts;
+    const double g = xp_ref_both(p->F / p->parts, op);
+    cast_gamma(p, m);
+    memset(p->dgamma, 0, (size_t)n * sizeof *p->dgamma);
+    memset(p->dgammae, 0, (size_t)n * sizeof *p->dgammae);
+    for (int64_t i = 0; i < m * p->F; i++) {
+        const int64_t at = i / p->F * p->U + gate_at(p, i % p->F), up = i / p->F * p->U + up_at(p, i % p->F);
+        const xp_ref_val da = {p->mid[i], p->mide[i]};
+        const xp_ref_val a =
+            xp_ref_rule_round(&rule, xp_ref_glu_forward_val(&p->glu, &rule, (xp_ref_val){p->pre[at], p->pree[at]},
+                                                            (xp_ref_val){p->pre[up], p->pree[up]}));
+        const xp_ref_val term = xp_ref_val_mul(da, a), on = xp_ref_val_mul(da, gamma_val(p, i));
+        *weight_of(p->dgamma, p, i) += term.v;
+        *weight_of(p->dgammae, p, i) += term.e + g * (fabs(term.v) + term.e);
+        p->mid[i] = on.v;
+        p->mide[i] = on.e;
+    }
+    xp_ref_dot_outputs(p->F / p->parts, op, n, p->dgammae);
+    round_error(p, m * p->F, p->mid, p->mide);
 }
 
 /* pre becomes dpre, unrounded with its errors; mid is da. */
@@ -300,6 +454,8 @@ void xp_ref_mlp_backward_error(xp_ref_mlp *p, int64_t m, int64_t more, xp_ref_ml
     xp_ref_linear_nn(p->ye, m, H, p->w2, 1, p->mide, F, p->tile);
     xp_ref_dot_outputs(H, op, m * F, p->mide);
     round_error(p, m * F, p->mid, p->mide);
+    if (p->parts)
+        weigh_backward_error(p, m);
     activate_backward_error(p, m);
     if (stop == XP_REF_MLP_DPRE) {
         xp_ref_out_errors(&rule, m * p->U, p->pre, p->pree);

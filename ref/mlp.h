@@ -21,7 +21,14 @@ typedef struct {
     double *x, *pre, *mid, *y;     /* rows of H, U, F, H */
     double *bias;                  /* one row */
     double *xe, *pree, *mide, *ye; /* what another implementation's values may differ by; NULL without bounds */
-    double *acte, *dpree;          /* NULL, or where E of the rounded act and dpre goes, for sums over rows */
+    /* parts > 0: the width is so many equal parts, a number of gamma [rows, parts] for each. It multiplies the rounded
+     * activation, and each part has an output of its own, rounded before they are summed. The caller loads gamma (and
+     * gammae); backward leaves dgamma (and dgammae) */
+    int64_t parts;
+    xp_dtype weight;               /* of gamma, which is cast on the way in */
+    double *gamma, *dgamma, *part; /* [rows,parts], [rows,parts], rows of H; NULL without parts */
+    double *gammae, *dgammae, *parte;
+    double *acte, *dpree; /* NULL, or where E of the rounded act and dpre goes, for sums over rows */
     void *tile;
 } xp_ref_mlp;
 
@@ -31,6 +38,9 @@ typedef enum { XP_REF_MLP_EXPERT, XP_REF_MLP_SHARED } xp_ref_mlp_kind; /* shared
 /* Takes the planes for chunks of at most XP_REF_MLP_ROWS rows out of `rows`. */
 void xp_ref_mlp_plan(xp_ref_layout *l, int64_t rows, int64_t H, int64_t F, int bounds, const xp_dialect *d,
                      xp_ref_mlp_kind kind, xp_dtype param, xp_dtype act, xp_ref_mlp *out);
+/* XP_E_ARG when the shared expert's width, named by its letter, does not fall into the record's equal parts, or when
+ * there are `weights` numbers a token for another number of parts (-1: not given). */
+xp_status xp_ref_mlp_parts_check(const char *stage, const xp_dialect *d, char letter, int64_t width, int64_t weights);
 /* XP_E_ARG naming a field of the record that is out of range or contradicts another. */
 xp_status xp_ref_mlp_check(const char *stage, const xp_dialect *d);
 /* XP_E_ARG when the first matrix, an operand of that name, has another number of rows than the record makes of width,

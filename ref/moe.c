@@ -56,7 +56,7 @@ static const xp_operand operands[] = {
     [XP_REF_MOE_BIAS] = XP_OPTIONAL(xp_moe_args, bias, "Z", XP_IN, XP_DT_WIDE | XP_BIT(XP_BF16), XP_UNCOMPARED, "wide"),
     [XP_REF_MOE_B1] = OPT(b1, "E,U", "act"),
     [XP_REF_MOE_B2] = OPT(b2, "E,H", "act"),
-    [XP_REF_MOE_SCALE_E] = XP_OPTIONAL(xp_moe_args, scale_e, "Z", XP_IN, XP_DT_WIDE, XP_UNCOMPARED, "wide"),
+    [XP_REF_MOE_SCALE_E] = XP_OPTIONAL(xp_moe_args, scale_e, "W", XP_IN, XP_DT_WIDE, XP_UNCOMPARED, "wide"),
     [XP_REF_MOE_DRBIAS] = OPT_OUT(drbias, "Z", "router"),
     [XP_REF_MOE_DB1] = OPT_OUT(db1, "E,U", "act"),
     [XP_REF_MOE_DB2] = OPT_OUT(db2, "E,H", "act"),
@@ -84,7 +84,9 @@ static int wants(const void *args, int i) {
     case XP_REF_MOE_DB2:
         return d->expert_bias;
     case XP_REF_MOE_SCALE_E:
-        return d->expert_scale;
+        return d->expert_scale != XP_FACTOR_NONE;
+    case XP_REF_MOE_SW1:
+        return d->shared_rows > 0;
     case XP_REF_MOE_SW2:
     case XP_REF_MOE_DSW1:
     case XP_REF_MOE_DSW2:
@@ -106,13 +108,21 @@ static xp_status check(const void *args, const xp_mesh *m) {
         return XP_FAIL(XP_E_ARG, "moe: dialect is absent, expected a record");
     XP_TRY(xp_ref_mlp_check("moe", a->dialect));
     XP_TRY(xp_ref_mlp_width_check("moe", a->dialect, "w1", XP_REF_DIM(dims, 'U'), 'F', XP_REF_DIM(dims, 'F')));
-    XP_TRY(xp_ref_wanted_check(&xp_stage_moe, args, a->dialect, XP_BIT(XP_REF_MOE_SW1) | XP_BIT(XP_REF_MOE_BIAS)));
+    XP_TRY(xp_ref_wanted_check(&xp_stage_moe, args, a->dialect,
+                               (a->dialect->shared_rows > 0 ? 0 : XP_BIT(XP_REF_MOE_SW1)) | XP_BIT(XP_REF_MOE_BIAS)));
+    if (a->sw1.data)
+        XP_TRY(xp_ref_mlp_parts_check("moe", a->dialect, 'S', XP_REF_DIM(dims, 'S'), -1));
     if (a->sw1.data)
         XP_TRY(xp_ref_mlp_width_check("moe", a->dialect, "sw1", XP_REF_DIM(dims, 'X'), 'S', XP_REF_DIM(dims, 'S')));
-    const int64_t E = XP_REF_DIM(dims, 'Z'), K = XP_REF_DIM(dims, 'K');
-    if (E != XP_REF_DIM(dims, 'E') + a->dialect->null_experts)
-        return XP_FAIL(XP_E_ARG, "moe: wr dim 0 is %lld, expected E + null_experts = %lld", (long long)E,
-                       (long long)XP_REF_DIM(dims, 'E') + a->dialect->null_experts);
+    const int64_t Z = XP_REF_DIM(dims, 'Z'), K = XP_REF_DIM(dims, 'K');
+    if (Z != xp_dialect_rows(a->dialect, XP_REF_DIM(dims, 'E')))
+        return XP_FAIL(XP_E_ARG, "moe: wr dim 0 is %lld, expected E + %s = %lld", (long long)Z,
+                       a->dialect->shared_rows > 0 ? "shared_rows" : "null_experts",
+                       (long long)xp_dialect_rows(a->dialect, XP_REF_DIM(dims, 'E')));
+    if (a->scale_e.data && a->scale_e.dim[0] != xp_dialect_factors(a->dialect, XP_REF_DIM(dims, 'E')))
+        return XP_FAIL(XP_E_ARG, "moe: scale_e dim 0 is %lld, expected W = %lld", (long long)a->scale_e.dim[0],
+                       (long long)xp_dialect_factors(a->dialect, XP_REF_DIM(dims, 'E')));
+    const int64_t E = Z - a->dialect->shared_rows;
     if (K < 1 || K > E)
         return XP_FAIL(XP_E_ARG, "moe: idx dim 1 is %lld, expected 1 to E = %lld", (long long)K, (long long)E);
     XP_TRY(xp_dialect_check(a->dialect, XP_REF_DIM(dims, 'E'), K));
@@ -373,6 +383,8 @@ static void plan_routing(const xp_moe_args *a, xp_ref_layout *l, layer *y) {
                                .dialect = a->dialect,
                                .replay = 1,
                                .scale_e = a->scale_e};
+    if (a->dialect->shared_rows > 0)
+        y->route.gamma = take(l, y->route.w.dtype, T, a->dialect->shared_rows);
     call(y, &xp_ref_router, &y->router);
     call(y, &xp_ref_route, &y->route);
     y->permute = (xp_permute_args){.x = a->x,
@@ -412,7 +424,8 @@ static void plan_shared(const xp_moe_args *a, xp_ref_layout *l, layer *y) {
                                  .act = take(l, d, T, S),
                                  .mlp = take(l, d, T, H),
                                  .y = take(l, d, T, H),
-                                 .dialect = a->dialect};
+                                 .dialect = a->dialect,
+                                 .gamma = y->route.gamma};
     if (a->sgate.data)
         y->shared.sig = take(l, d, T, 1);
     y->sum = (xp_residual_args){.a = y->combine.y, .b = y->shared.y, .y = a->y, .factor = shared_factor(a)};
@@ -540,7 +553,8 @@ static void plan_backward_router(const xp_moe_args *a, xp_ref_layout *l, layer *
                                        .dialect = a->dialect,
                                        .logits = y->router.logits,
                                        .bias = a->bias,
-                                       .scale_e = a->scale_e};
+                                       .scale_e = a->scale_e,
+                                       .dgamma = y->shared_bwd.dgamma};
     y->router_bwd = (xp_router_bwd_args){.dlogits = y->route_bwd.dlogits, .w = a->wr, .dx = take(l, d, T, H)};
     y->wr = wgrad_of(&y->route_bwd.dlogits, &a->x, &y->span, &a->dwr);
     y->dsum = (xp_residual_args){.a = y->dnull.y, .b = y->router_bwd.dx, .y = has ? take(l, d, T, H) : a->dx};
@@ -552,8 +566,13 @@ static void plan_backward_router(const xp_moe_args *a, xp_ref_layout *l, layer *
         call(y, &xp_ref_wgrad, &y->rbias);
     }
     call(y, &xp_ref_residual, &y->dsum);
+    if (!has)
+        return;
+    y->dtotal = (xp_residual_args){.a = y->dsum.y, .b = y->shared_bwd.dx, .y = a->dx};
+    call(y, &xp_ref_residual, &y->dtotal);
 }
 
+/* Before the router's, whose shared rows it has gradients of. */
 static void plan_backward_shared(const xp_moe_args *a, xp_ref_layout *l, layer *y) {
     if (!a->sw1.data)
         return;
@@ -567,7 +586,10 @@ static void plan_backward_shared(const xp_moe_args *a, xp_ref_layout *l, layer *
                                          .dmlp = take(l, d, T, H),
                                          .dpre = take(l, d, T, a->sw1.dim[0]),
                                          .dx = take(l, d, T, H),
-                                         .dialect = a->dialect};
+                                         .dialect = a->dialect,
+                                         .gamma = y->route.gamma};
+    if (a->dialect->shared_rows > 0)
+        y->shared_bwd.dgamma = take(l, wide_of(a), T, a->dialect->shared_rows);
     if (a->sgate.data) {
         y->shared_bwd.mlp = y->shared.mlp;
         y->shared_bwd.sig = y->shared.sig;
@@ -575,11 +597,9 @@ static void plan_backward_shared(const xp_moe_args *a, xp_ref_layout *l, layer *
     }
     y->sw1 = wgrad_of(&y->shared_bwd.dpre, &a->x, &y->span, &a->dsw1);
     y->sw2 = wgrad_of(&y->shared_bwd.dmlp, &y->shared.act, &y->span, &a->dsw2);
-    y->dtotal = (xp_residual_args){.a = y->dsum.y, .b = y->shared_bwd.dx, .y = a->dx};
     call(y, &xp_ref_shared_bwd, &y->shared_bwd);
     call(y, &xp_ref_wgrad, &y->sw1);
     call(y, &xp_ref_wgrad, &y->sw2);
-    call(y, &xp_ref_residual, &y->dtotal);
     if (a->sgate.data) {
         y->sgate = wgrad_of(&y->shared_bwd.dz, &a->x, &y->span, &a->dsgate);
         call(y, &xp_ref_wgrad, &y->sgate);
@@ -597,8 +617,8 @@ static size_t plan(const xp_moe_args *a, void *ws, layer *y) {
     plan_halves(a, &l, y);
     plan_backward_combine(a, &l, y);
     plan_backward_experts(a, &l, y);
-    plan_backward_router(a, &l, y);
     plan_backward_shared(a, &l, y);
+    plan_backward_router(a, &l, y);
     return l.bytes;
 }
 
@@ -661,6 +681,13 @@ static void tame(xp_tensor *t) {
     }
 }
 
+/* One factor for all: where it is no number, or far from 1, so is every weight. */
+static void tame_factor(const xp_moe_args *a) {
+    const double v = xp_widen(a->scale_e.data, a->scale_e.dtype, 0);
+    if (!(fabs(v) >= 0x1p-4 && fabs(v) <= 0x1p4))
+        xp_ref_store(a->scale_e.data, a->scale_e.dtype, 0, copysign(1.25, v));
+}
+
 static double logit(const xp_moe_args *a, int64_t t, int64_t e) {
     double s = 0.0;
     for (int64_t h = 0; h < a->x.dim[1]; h++)
@@ -681,12 +708,15 @@ static int is_chosen(const int32_t *idx, int64_t k, int64_t e) {
  * A function of the token's row alone, so it is the same on every mesh. */
 static xp_status fill(void *args, const xp_mesh *m, const char *data, uint64_t seed) {
     xp_moe_args *a = args;
+    const int64_t Z = a->wr.dim[0] - a->dialect->shared_rows;
     (void)m;
     (void)seed;
     for (int i = 0; i < XP_REF_MOE_Y && strcmp(data, "extreme") == 0; i++) {
         if (operands[i].dtypes == XP_DT_ACT)
             tame(xp_stage_tensor(&xp_stage_moe, a, i));
     }
+    if (a->dialect->expert_scale == XP_FACTOR_ONE)
+        tame_factor(a);
     if (strcmp(data, "real") == 0) {
         shrink(&a->wr, a->x.dim[1]);
         shrink(&a->w1, a->x.dim[1]);
@@ -700,14 +730,14 @@ static xp_status fill(void *args, const xp_mesh *m, const char *data, uint64_t s
         for (int64_t k = 0; k < a->idx.dim[1]; k++) {
             int64_t best = -1;
             double value = 0.0;
-            for (int64_t e = 0; e < a->wr.dim[0]; e++) {
+            for (int64_t e = 0; e < Z; e++) {
                 const double l = is_chosen(idx, k, e) ? (double)NAN : logit(a, t, e);
                 if (l > value || (best < 0 && l == l)) {
                     best = e;
                     value = l;
                 }
             }
-            for (int64_t e = 0; best < 0 && e < a->wr.dim[0]; e++) {
+            for (int64_t e = 0; best < 0 && e < Z; e++) {
                 if (!is_chosen(idx, k, e))
                     best = e; /* nothing but NaN is left */
             }

@@ -18,6 +18,9 @@
  * - dx: expert.c's backward with errors of dout = w dy and of pre on entry, dlogits wr, the shared expert's part; one
  *   chain may run through all slots and parts, 2 F K + E + 2 S + 1 long, or parts are summed and rounded: g_K, g_2.
  *
+ * - the router's weights of shared experts enter the hidden rows by the product rule; their gradients are <W2^T dy,
+ * act> part by part, and go back with the dw of the token's slots.
+ *
  * - weight gradients over n rows: sum of (|a| + e_a)(|b| + e_b) (1 + g_n) - |a| |b|. */
 #include "moe.h"
 
@@ -40,9 +43,12 @@ typedef struct {
     xp_dtype op, weight_dtype;
     xp_ref_rule rule, wide, logits_rule; /* of the operands' dtype, of f32 (f64), of the logits */
     int64_t T, Z, E, K, H, F, U, S, X;
+    int64_t A, N;              /* shared rows; K + A slots that weights are divided among */
     xp_ref_routing r;          /* of one token */
     xp_ref_val *logit;         /* [T,Z] */
     xp_ref_val *used, *dw;     /* [T,K] the weights, and their gradients */
+    xp_ref_val *gamma, *dslot; /* [T,A] those of the shared rows; [N] dw of one token, and behind it dgamma */
+    xp_ref_val *dgamma;        /* [T,A] */
     xp_ref_val *g, *dl;        /* [Z] scratch */
     xp_ref_val *gr, *gs;       /* [T,H] what the routed experts and the shared expert see of dy */
     xp_ref_val *y, *dx;        /* [T,H]: sums over the parts so far */
@@ -87,6 +93,9 @@ static void plan_routing(xp_ref_layout *l, work *w) {
     w->dl = xp_ref_take(l, (size_t)w->Z * sizeof *w->dl);
     w->used = xp_ref_take(l, (size_t)(w->T * w->K) * sizeof *w->used);
     w->dw = xp_ref_take(l, (size_t)(w->T * w->K) * sizeof *w->dw);
+    w->gamma = xp_ref_take(l, (size_t)(w->T * w->A) * sizeof *w->gamma);
+    w->dgamma = xp_ref_take(l, (size_t)(w->T * w->A) * sizeof *w->dgamma);
+    w->dslot = xp_ref_take(l, (size_t)w->N * sizeof *w->dslot);
 }
 
 static void plan_capacity(xp_ref_layout *l, work *w) {
@@ -112,6 +121,8 @@ static size_t plan(const xp_moe_args *a, void *ws, work *w) {
     w->Z = a->wr.dim[0];
     w->E = a->w1.dim[0];
     w->K = a->idx.dim[1];
+    w->A = a->dialect->shared_rows;
+    w->N = w->K + w->A;
     w->H = a->x.dim[1];
     w->F = a->w2.dim[2];
     w->U = a->w1.dim[1];
@@ -141,6 +152,7 @@ static size_t plan(const xp_moe_args *a, void *ws, work *w) {
     xp_ref_layout other = l;
     plan_mlp(&l, w, w->F, XP_REF_MLP_EXPERT, &w->expert);
     plan_mlp(&other, w, w->S, XP_REF_MLP_SHARED, &w->shared);
+    w->shared.weight = w->weight_dtype;
     return l.bytes > other.bytes ? l.bytes : other.bytes;
 }
 
@@ -157,6 +169,10 @@ static int64_t expert_at(const work *w, int64_t t, int64_t k) {
 
 static xp_ref_val rounded(const work *w, double v, double e) {
     return xp_ref_rule_round(&w->rule, (xp_ref_val){v, e});
+}
+
+static int of_router(int operand) {
+    return operand == XP_REF_MOE_DWR || operand == XP_REF_MOE_DRBIAS;
 }
 
 static int at_input(const work *w) {
@@ -288,9 +304,11 @@ static void token_scores(work *w, int64_t t) {
 }
 
 static void token_weights(work *w, int64_t t) {
-    xp_ref_routing_weights(&w->r, xp_tensor_at(&w->a->idx, t, 0, 0, 0));
+    xp_ref_routing_weights(&w->r, xp_ref_routing_slots(&w->r, xp_tensor_at(&w->a->idx, t, 0, 0, 0)));
     for (int64_t k = 0; k < w->K; k++)
         w->used[t * w->K + k] = xp_ref_val_round(w->r.w[k], w->weight_dtype, w->op);
+    for (int64_t j = 0; j < w->A; j++)
+        w->gamma[t * w->A + j] = xp_ref_val_round(w->r.w[w->K + j], w->weight_dtype, w->op);
 }
 
 static xp_ref_val logit_of(const work *w, int64_t e, double v, double err) {
@@ -324,7 +342,10 @@ static void route(work *w) {
 
 static void token_dlogits(work *w, int64_t t, double *lv, double *le) {
     token_scores(w, t);
-    xp_ref_routing_back_vals(&w->r, xp_tensor_at(&w->a->idx, t, 0, 0, 0), w->dw + t * w->K, w->g, w->dl);
+    memcpy(w->dslot, w->dw + t * w->K, (size_t)w->K * sizeof *w->dslot);
+    memcpy(w->dslot + w->K, w->dgamma + t * w->A, (size_t)w->A * sizeof *w->dslot);
+    xp_ref_routing_back_vals(&w->r, xp_ref_routing_slots(&w->r, xp_tensor_at(&w->a->idx, t, 0, 0, 0)), w->dslot, w->g,
+                             w->dl);
     for (int64_t e = 0; e < w->Z; e++) {
         const xp_ref_val d = xp_ref_rule_round(&w->logits_rule, w->dl[e]);
         lv[e] = d.v;
@@ -448,11 +469,10 @@ static void expert_dx(const work *w, int64_t m) {
 
 static void expert_chunk(work *w, int64_t m, int64_t rows, int operand, const xp_tensor *tol) {
     xp_ref_mlp *p = &w->expert;
-    const int of_router = operand == XP_REF_MOE_DWR || operand == XP_REF_MOE_DRBIAS;
     load_inputs(w, m, p->x, p->xe);
     xp_ref_mlp_forward_error(p, m, XP_REF_MLP_END);
     expert_outputs(w, m);
-    if (operand == XP_REF_MOE_Y || (of_router && !at_input(w)))
+    if (operand == XP_REF_MOE_Y || (of_router(operand) && !at_input(w)))
         return;
     expert_douts(w, m);
     if (operand == XP_REF_MOE_DW2) {
@@ -514,7 +534,7 @@ static void finish_routed(work *w) {
     for (int64_t i = 0; i < w->T * w->H; i++) {
         if (scale != 1.0)
             w->y[i] = xp_ref_val_mul(rounded(w, w->y[i].v, w->y[i].e), (xp_ref_val){scale, 0.0});
-        if (w->Z > w->E)
+        if (w->a->dialect->null_experts > 0)
             w->dx[i] = rounded(w, w->dx[i].v, w->dx[i].e + xp_ref_both(2, w->op) * (fabs(w->dx[i].v) + w->dx[i].e));
     }
 }
@@ -656,10 +676,26 @@ static void shared_dx(const work *w, int64_t row, int64_t m) {
     }
 }
 
+/* The router's weights of the rows; and what the MLP's backward leaves of their gradients. */
+static void load_gamma(const work *w, int64_t row, int64_t m) {
+    for (int64_t i = 0; i < m * w->A; i++) {
+        w->shared.gamma[i] = w->gamma[row * w->A + i].v;
+        w->shared.gammae[i] = w->gamma[row * w->A + i].e;
+    }
+}
+
+static void keep_dgamma(const work *w, int64_t row, int64_t m) {
+    for (int64_t i = 0; i < m * w->A; i++) {
+        const xp_ref_val d = {w->shared.dgamma[i], w->shared.dgammae[i]};
+        w->dgamma[row * w->A + i] = xp_ref_rule_round(&w->wide, d);
+    }
+}
+
 static void shared_chunk(work *w, int64_t row, int64_t m, int operand, const xp_tensor *tol) {
     xp_ref_mlp *p = &w->shared;
     xp_ref_rows_load(&w->a->x, row, m, p->x);
     clear(p->xe, m * w->H);
+    load_gamma(w, row, m);
     xp_ref_mlp_forward_error(p, m, XP_REF_MLP_END);
     shared_gate(w, m);
     shared_outputs(w, row, m);
@@ -675,7 +711,11 @@ static void shared_chunk(work *w, int64_t row, int64_t m, int operand, const xp_
         outer_errors(w, w->T, m, w->H, p->y, p->ye, w->S, p->mid, p->acte, tol);
         return;
     }
+    load_gamma(w, row, m);
     xp_ref_mlp_backward_error(p, m, dx_terms(w) - w->X, XP_REF_MLP_END);
+    keep_dgamma(w, row, m);
+    if (of_router(operand))
+        return;
     if (operand == XP_REF_MOE_DSW1) {
         xp_ref_rows_load(&w->a->x, row, m, p->y);
         outer_errors(w, w->T, m, w->X, p->pre, p->dpree, w->H, p->y, NULL, tol);
@@ -720,8 +760,8 @@ static void first_part(work *w) {
 }
 
 void xp_ref_moe_bound(const xp_moe_args *a, int operand, const xp_tensor *ref, void *ws, xp_tensor *tol) {
-    const int of_router = operand == XP_REF_MOE_DWR || operand == XP_REF_MOE_DRBIAS;
-    const int tokens = operand == XP_REF_MOE_Y || operand == XP_REF_MOE_DX, matrix = of_shared(operand) || of_router;
+    const int tokens = operand == XP_REF_MOE_Y || operand == XP_REF_MOE_DX;
+    const int matrix = of_shared(operand) || of_router(operand);
     /* drbias as a matrix of one column */
     xp_tensor out = *tol, value = *ref;
     if (operand == XP_REF_MOE_DRBIAS) {
@@ -741,18 +781,19 @@ void xp_ref_moe_bound(const xp_moe_args *a, int operand, const xp_tensor *ref, v
     keep_slots(&w);
     if (matrix)
         clear_rows(&out);
-    if (!of_shared(operand)) {
+    if (!of_shared(operand) || w.A > 0)
         route(&w);
+    if (!of_shared(operand)) {
         experts(&w, operand, ref, tol);
         nulls(&w);
         finish_routed(&w);
     }
     if (operand == XP_REF_MOE_DX)
         first_part(&w);
-    if (operand == XP_REF_MOE_DX || of_router)
-        router_gradients(&w, operand, &out);
-    if (w.S > 0 && (of_shared(operand) || tokens))
+    if (w.S > 0 && (of_shared(operand) || tokens || w.A > 0))
         shared(&w, operand, tol);
+    if (operand == XP_REF_MOE_DX || of_router(operand))
+        router_gradients(&w, operand, &out);
     if (tokens)
         token_outputs(&w, operand, ref, tol);
     else if (matrix)

@@ -19,19 +19,20 @@
 
 #define XP_DT_BIAS (XP_DT_WIDE | XP_BIT(XP_BF16))
 
-enum { BIAS = 1, SCORES, IDX, W, SCALE_E, TOKEN, TABLE };
+enum { BIAS = 1, SCORES, IDX, W, SCALE_E, TOKEN, TABLE, GAMMA };
 static const xp_operand operands[] = {
     XP_OPERAND(xp_route_args, logits, "T,Z", XP_IN, XP_DT_ACT, XP_UNCOMPARED, "logits"),
     [BIAS] = XP_OPTIONAL(xp_route_args, bias, "Z", XP_IN, XP_DT_BIAS, XP_UNCOMPARED, ""),
     [SCORES] = XP_OPERAND(xp_route_args, scores, "T,Z", XP_OUT, XP_DT_WIDE, XP_BOUND, "wide"),
     [IDX] = XP_OPERAND(xp_route_args, idx, "T,K", XP_OUT, XP_BIT(XP_I32), XP_SELECT, ""),
     [W] = XP_OPERAND(xp_route_args, w, "T,K", XP_OUT, XP_DT_ACT, XP_BOUND, "weight"),
-    [SCALE_E] = XP_OPTIONAL(xp_route_args, scale_e, "Z", XP_IN, XP_DT_WIDE, XP_UNCOMPARED, "wide"),
+    [SCALE_E] = XP_OPTIONAL(xp_route_args, scale_e, "W", XP_IN, XP_DT_WIDE, XP_UNCOMPARED, "wide"),
     [TOKEN] = XP_OPTIONAL(xp_route_args, token, "T", XP_IN, XP_BIT(XP_I32), XP_UNCOMPARED, ""),
     [TABLE] = XP_OPTIONAL(xp_route_args, table, "V,K", XP_IN, XP_BIT(XP_I32), XP_UNCOMPARED, ""),
+    [GAMMA] = XP_OPTIONAL(xp_route_args, gamma, "T,A", XP_OUT, XP_DT_ACT, XP_BOUND, "weight"),
 };
 
-enum { BWD_DAUX = 3, BWD_DLOGITS, BWD_LOGITS, BWD_BIAS, BWD_SCALE_E };
+enum { BWD_DAUX = 3, BWD_DLOGITS, BWD_LOGITS, BWD_BIAS, BWD_SCALE_E, BWD_DGAMMA };
 static const xp_operand bwd_operands[] = {
     XP_OPERAND(xp_route_bwd_args, scores, "T,Z", XP_IN, XP_DT_WIDE, XP_UNCOMPARED, "wide"),
     XP_OPERAND(xp_route_bwd_args, idx, "T,K", XP_IN, XP_BIT(XP_I32), XP_UNCOMPARED, ""),
@@ -40,17 +41,19 @@ static const xp_operand bwd_operands[] = {
     [BWD_DLOGITS] = XP_OPERAND(xp_route_bwd_args, dlogits, "T,Z", XP_OUT, XP_DT_ACT, XP_BOUND, "logits"),
     [BWD_LOGITS] = XP_OPTIONAL(xp_route_bwd_args, logits, "T,Z", XP_IN, XP_DT_ACT, XP_UNCOMPARED, "logits"),
     [BWD_BIAS] = XP_OPTIONAL(xp_route_bwd_args, bias, "Z", XP_IN, XP_DT_BIAS, XP_UNCOMPARED, ""),
-    [BWD_SCALE_E] = XP_OPTIONAL(xp_route_bwd_args, scale_e, "Z", XP_IN, XP_DT_WIDE, XP_UNCOMPARED, "wide"),
+    [BWD_SCALE_E] = XP_OPTIONAL(xp_route_bwd_args, scale_e, "W", XP_IN, XP_DT_WIDE, XP_UNCOMPARED, "wide"),
+    [BWD_DGAMMA] = XP_OPTIONAL(xp_route_bwd_args, dgamma, "T,A", XP_IN, XP_DT_WIDE, XP_UNCOMPARED, "wide"),
 };
 
-enum { SCALE_DSCALE = 3, SCALE_LOGITS, SCALE_BIAS };
+enum { SCALE_DSCALE = 3, SCALE_LOGITS, SCALE_BIAS, SCALE_DGAMMA };
 static const xp_operand scale_operands[] = {
     XP_OPERAND(xp_route_scale_bwd_args, scores, "T,Z", XP_IN, XP_DT_WIDE, XP_UNCOMPARED, "wide"),
     XP_OPERAND(xp_route_scale_bwd_args, idx, "T,K", XP_IN, XP_BIT(XP_I32), XP_UNCOMPARED, ""),
     XP_OPERAND(xp_route_scale_bwd_args, dw, "T,K", XP_IN, XP_DT_WIDE, XP_UNCOMPARED, "wide"),
-    [SCALE_DSCALE] = XP_OPERAND(xp_route_scale_bwd_args, dscale, "B,Z", XP_OUT, XP_DT_ACT, XP_BOUND, "grad"),
+    [SCALE_DSCALE] = XP_OPERAND(xp_route_scale_bwd_args, dscale, "B,W", XP_OUT, XP_DT_ACT, XP_BOUND, "grad"),
     [SCALE_LOGITS] = XP_OPTIONAL(xp_route_scale_bwd_args, logits, "T,Z", XP_IN, XP_DT_ACT, XP_UNCOMPARED, "logits"),
     [SCALE_BIAS] = XP_OPTIONAL(xp_route_scale_bwd_args, bias, "Z", XP_IN, XP_DT_BIAS, XP_UNCOMPARED, ""),
+    [SCALE_DGAMMA] = XP_OPTIONAL(xp_route_scale_bwd_args, dgamma, "T,A", XP_IN, XP_DT_WIDE, XP_UNCOMPARED, "wide"),
 };
 
 static const xp_param params[] = {
@@ -75,7 +78,8 @@ static int wants(const void *args, int operand) {
     if (!d)
         return 0;
     return operand == BIAS      ? d->select_bias
-           : operand == SCALE_E ? d->expert_scale
+           : operand == SCALE_E ? d->expert_scale != XP_FACTOR_NONE
+           : operand == GAMMA   ? d->shared_rows > 0
                                 : (operand == TOKEN || operand == TABLE) && d->select_on == XP_ON_TOKEN_TABLE;
 }
 
@@ -84,7 +88,8 @@ static int bwd_wants(const void *args, int operand) {
     if (!d)
         return 0;
     return operand == BWD_LOGITS    ? xp_ref_routing_wants_logits(d)
-           : operand == BWD_SCALE_E ? d->expert_scale
+           : operand == BWD_SCALE_E ? d->expert_scale != XP_FACTOR_NONE
+           : operand == BWD_DGAMMA  ? d->shared_rows > 0
                                     : operand == BWD_BIAS && d->masked_weight && d->select_bias;
 }
 
@@ -92,18 +97,39 @@ static int scale_wants(const void *args, int operand) {
     const xp_dialect *d = ((const xp_route_scale_bwd_args *)args)->dialect;
     if (!d)
         return 0;
-    return operand == SCALE_LOGITS ? xp_ref_routing_wants_logits(d) || d->score_dtype == XP_WIDE_ACT
-                                   : operand == SCALE_BIAS && d->masked_weight && d->select_bias;
+    return operand == SCALE_LOGITS   ? xp_ref_routing_wants_logits(d) || d->score_dtype == XP_WIDE_ACT
+           : operand == SCALE_DGAMMA ? d->shared_rows > 0
+                                     : operand == SCALE_BIAS && d->masked_weight && d->select_bias;
 }
 
-static xp_status dialect_check(const char *stage, const xp_dialect *d, const xp_ref_dims *dims) {
+static int64_t routed_of(const xp_dialect *d, int64_t Z) {
+    return Z - d->shared_rows;
+}
+
+/* of_shared, of_factors: the operand's dimension that is A, or W. */
+static xp_status dialect_check(const char *stage, const xp_dialect *d, const xp_ref_dims *dims, const char *of_shared,
+                               const char *of_factors) {
     const int64_t Z = XP_REF_DIM(*dims, 'Z'), K = XP_REF_DIM(*dims, 'K');
     if (!d)
         return XP_FAIL(XP_E_ARG, "%s: dialect is absent, expected a record", stage);
-    if (K < 1 || K > Z)
+    const int64_t E = routed_of(d, Z), A = XP_REF_DIM(*dims, 'A'), factors = XP_REF_DIM(*dims, 'W');
+    if (K < 1 || K > E)
         return XP_FAIL(XP_E_ARG, "%s: idx dim 1 is %lld, but E is %lld (K must be in 1..E)", stage, (long long)K,
-                       (long long)Z);
-    return xp_dialect_check(d, Z - d->null_experts, K);
+                       (long long)E);
+    if (d->shared_rows > 0 && A >= 0 && A != d->shared_rows)
+        return XP_FAIL(XP_E_ARG, "%s: %s is %lld, expected A = %d: dialect %s has shared_rows %d", stage, of_shared,
+                       (long long)A, d->shared_rows, d->name ? d->name : "?", d->shared_rows);
+    if (factors >= 0 && factors != (d->expert_scale == XP_FACTOR_ONE ? 1 : Z))
+        return XP_FAIL(XP_E_ARG, "%s: %s is %lld, expected W = %lld: dialect %s has expert_scale %s", stage, of_factors,
+                       (long long)factors, d->expert_scale == XP_FACTOR_ONE ? 1LL : (long long)Z,
+                       d->name ? d->name : "?", d->expert_scale == XP_FACTOR_ONE ? "one" : "not one");
+    return xp_dialect_check(d, Z - d->null_experts - d->shared_rows, K);
+}
+
+/* Ids that a choice is made of. */
+static xp_status choice_check(const char *stage, const xp_dialect *d, const char *name, const xp_tensor *ids,
+                              int64_t Z) {
+    return xp_ref_ids_check(stage, name, ids, 0, routed_of(d, Z), "E");
 }
 
 static xp_status check(const void *args, const xp_mesh *m) {
@@ -111,15 +137,15 @@ static xp_status check(const void *args, const xp_mesh *m) {
     const xp_route_args *a = args;
     xp_ref_dims d;
     XP_TRY(xp_ref_check(&xp_stage_route, args, &d));
-    XP_TRY(dialect_check("route", a->dialect, &d));
+    XP_TRY(dialect_check("route", a->dialect, &d, "gamma dim 1", "scale_e dim 0"));
     XP_TRY(xp_ref_wanted_check(&xp_stage_route, args, a->dialect, 0));
     if (a->replay != 0 && a->replay != 1)
         return XP_FAIL(XP_E_ARG, "route: replay is %d, expected 0 or 1", a->replay);
     if (a->table.data) {
         XP_TRY(xp_ref_ids_check("route", "token", &a->token, 0, XP_REF_DIM(d, 'V'), "V"));
-        XP_TRY(xp_ref_ids_check("route", "table", &a->table, 0, XP_REF_DIM(d, 'Z'), "E"));
+        XP_TRY(choice_check("route", a->dialect, "table", &a->table, XP_REF_DIM(d, 'Z')));
     }
-    return a->replay ? xp_ref_ids_check("route", "idx", &a->idx, 0, XP_REF_DIM(d, 'Z'), "E") : XP_OK;
+    return a->replay ? choice_check("route", a->dialect, "idx", &a->idx, XP_REF_DIM(d, 'Z')) : XP_OK;
 }
 
 static xp_status bwd_check(const void *args, const xp_mesh *m) {
@@ -127,10 +153,10 @@ static xp_status bwd_check(const void *args, const xp_mesh *m) {
     const xp_route_bwd_args *a = args;
     xp_ref_dims d;
     XP_TRY(xp_ref_check(&xp_stage_route_bwd, args, &d));
-    XP_TRY(dialect_check("route_bwd", a->dialect, &d));
+    XP_TRY(dialect_check("route_bwd", a->dialect, &d, "dgamma dim 1", "scale_e dim 0"));
     XP_TRY(xp_ref_wanted_check(&xp_stage_route_bwd, args, a->dialect,
                                XP_BIT(BWD_DAUX) | XP_BIT(BWD_LOGITS) | XP_BIT(BWD_BIAS)));
-    return xp_ref_ids_check("route_bwd", "idx", &a->idx, 0, XP_REF_DIM(d, 'Z'), "E");
+    return choice_check("route_bwd", a->dialect, "idx", &a->idx, XP_REF_DIM(d, 'Z'));
 }
 
 static xp_status scale_check(const void *args, const xp_mesh *m) {
@@ -138,14 +164,14 @@ static xp_status scale_check(const void *args, const xp_mesh *m) {
     const xp_route_scale_bwd_args *a = args;
     xp_ref_dims d;
     XP_TRY(xp_ref_check(&xp_stage_route_scale_bwd, args, &d));
-    XP_TRY(dialect_check("route_scale_bwd", a->dialect, &d));
+    XP_TRY(dialect_check("route_scale_bwd", a->dialect, &d, "dgamma dim 1", "dscale dim 1"));
     XP_TRY(xp_ref_wanted_check(&xp_stage_route_scale_bwd, args, a->dialect, XP_BIT(SCALE_LOGITS) | XP_BIT(SCALE_BIAS)));
     XP_TRY(xp_ref_blocks_check("route_scale_bwd", a->token0, a->block, XP_REF_DIM(d, 'T')));
     const int64_t B = xp_ref_blocks(a->token0, a->block, XP_REF_DIM(d, 'T'));
     if (XP_REF_DIM(d, 'B') != B)
         return XP_FAIL(XP_E_ARG, "route_scale_bwd: dscale dim 0 is %lld, expected B = %lld blocks from token0 %lld",
                        (long long)XP_REF_DIM(d, 'B'), (long long)B, (long long)a->token0);
-    return xp_ref_ids_check("route_scale_bwd", "idx", &a->idx, 0, XP_REF_DIM(d, 'Z'), "E");
+    return choice_check("route_scale_bwd", a->dialect, "idx", &a->idx, XP_REF_DIM(d, 'Z'));
 }
 
 /* ---- cost ---- */
@@ -154,14 +180,16 @@ static xp_status scale_check(const void *args, const xp_mesh *m) {
 static void cost(const void *args, const xp_mesh *m, xp_cost *out) {
     (void)m;
     const xp_route_args *a = args;
-    const double T = (double)a->idx.dim[0], E = (double)a->scores.dim[1], K = (double)a->idx.dim[1];
+    const double T = (double)a->idx.dim[0], E = (double)a->scores.dim[1];
+    const double K = (double)(a->idx.dim[1] + a->dialect->shared_rows);
     *out = (xp_cost){.flop = T * (5.0 * E + 2.0 * K), .mem_bytes = xp_ref_bytes(&xp_stage_route, args)};
 }
 
 static void bwd_cost(const void *args, const xp_mesh *m, xp_cost *out) {
     (void)m;
     const xp_route_bwd_args *a = args;
-    const double T = (double)a->idx.dim[0], E = (double)a->scores.dim[1], K = (double)a->idx.dim[1];
+    const double T = (double)a->idx.dim[0], E = (double)a->scores.dim[1];
+    const double K = (double)(a->idx.dim[1] + a->dialect->shared_rows);
     *out = (xp_cost){.flop = T * ((a->daux.data ? 3.0 : 2.0) * E + 8.0 * K),
                      .mem_bytes = xp_ref_bytes(&xp_stage_route_bwd, args)};
 }
@@ -169,7 +197,7 @@ static void bwd_cost(const void *args, const xp_mesh *m, xp_cost *out) {
 static void scale_cost(const void *args, const xp_mesh *m, xp_cost *out) {
     (void)m;
     const xp_route_scale_bwd_args *a = args;
-    *out = (xp_cost){.flop = 5.0 * (double)(a->idx.dim[0] * a->idx.dim[1]),
+    *out = (xp_cost){.flop = 5.0 * (double)(a->idx.dim[0] * (a->idx.dim[1] + a->dialect->shared_rows)),
                      .mem_bytes = xp_ref_bytes(&xp_stage_route_scale_bwd, args)};
 }
 
@@ -193,7 +221,7 @@ static size_t bwd_plan(const xp_route_bwd_args *a, void *ws, xp_ref_routing *r, 
     xp_ref_routing_plan(&l, a->dialect, Z, K, act, xp_ref_op_of(all, 4), 0, r);
     r->bias = xp_ref_take_widened(&l, &a->bias);
     r->scale_e = xp_ref_take_widened(&l, &a->scale_e);
-    *out_dw = xp_ref_take(&l, (size_t)K * sizeof(double));
+    *out_dw = xp_ref_take(&l, (size_t)r->K * sizeof(double));
     *out_g = xp_ref_take(&l, (size_t)Z * sizeof(double));
     return l.bytes;
 }
@@ -207,7 +235,7 @@ static size_t scale_plan(const xp_route_scale_bwd_args *a, int bounds, void *ws,
                         bounds, r);
     r->bias = xp_ref_take_widened(&l, &a->bias);
     r->scale_e = NULL; /* the weights before their factors */
-    *out_dw = xp_ref_take(&l, (size_t)K * sizeof(double));
+    *out_dw = xp_ref_take(&l, (size_t)r->K * sizeof(double));
     *out_sum = xp_ref_take(&l, (size_t)Z * sizeof(double));
     *out_err = bounds ? xp_ref_take(&l, (size_t)Z * sizeof(double)) : NULL;
     return l.bytes;
@@ -233,13 +261,17 @@ static void scores_bound(const xp_route_args *a, xp_ref_routing *r, int64_t t, x
     xp_ref_rows_store(tol, t, 1, r->score_e);
 }
 
+static const int32_t *slots_at(const xp_ref_routing *r, const xp_tensor *idx, int64_t t) {
+    return xp_ref_routing_slots(r, xp_tensor_at(idx, t, 0, 0, 0));
+}
+
 /* Scores, then what routing.c says of the weights of the choice, and the rounding to their dtype. */
 static xp_status bound(const void *args, const xp_mesh *m, int operand, const xp_tensor *ref, void *ws,
                        xp_tensor *tol) {
     (void)m;
     const xp_route_args *a = args;
     xp_ref_routing r;
-    if (operand != SCORES && operand != W)
+    if (operand != SCORES && operand != W && operand != GAMMA)
         return XP_FAIL(XP_E_BUG, "route: operand %d has no bound", operand);
     plan(a, 1, ws, &r);
     for (int64_t t = 0; t < a->logits.dim[0]; t++) {
@@ -251,11 +283,13 @@ static xp_status bound(const void *args, const xp_mesh *m, int operand, const xp
         }
         xp_ref_routing_store(&r, a->scores.dtype);
         xp_ref_routing_keys(&r);
-        xp_ref_routing_weights(&r, xp_tensor_at(&a->idx, t, 0, 0, 0));
-        for (int64_t k = 0; k < r.K; k++) {
+        xp_ref_routing_weights(&r, slots_at(&r, &a->idx, t));
+        const int64_t first = operand == GAMMA ? r.chosen : 0, end = operand == GAMMA ? r.K : r.chosen;
+        for (int64_t k = first; k < end; k++) {
             xp_ref_val v = r.w[k];
-            v.v = *(const double *)xp_tensor_at(ref, t, k, 0, 0);
-            *(double *)xp_tensor_at(tol, t, k, 0, 0) = xp_ref_val_out(v, a->w.dtype, r.op);
+            v.v = *(const double *)xp_tensor_at(ref, t, k - first, 0, 0);
+            *(double *)xp_tensor_at(tol, t, k - first, 0, 0) =
+                xp_ref_val_out(v, operand == GAMMA ? a->gamma.dtype : a->w.dtype, r.op);
         }
     }
     return XP_OK;
@@ -272,14 +306,14 @@ static xp_status keys(const void *args, const xp_mesh *m, void *ws, xp_tensor *k
         if (a->table.data) {
             memset(r.key, 0, (size_t)r.E * sizeof *r.key);
             memset(r.key_e, 0, (size_t)r.E * sizeof *r.key_e);
-            for (int64_t k = 0; k < r.K; k++)
-                r.key[xp_ref_i32(&a->table, xp_ref_i32(&a->token, t, 0), k)] = (double)(r.K - k);
+            for (int64_t k = 0; k < r.chosen; k++)
+                r.key[xp_ref_i32(&a->table, xp_ref_i32(&a->token, t, 0), k)] = (double)(r.chosen - k);
         } else {
             xp_ref_rows_load(&a->logits, t, 1, r.l);
             xp_ref_routing_scores(&r, NULL);
             xp_ref_routing_store(&r, a->scores.dtype);
             xp_ref_routing_keys(&r);
-            for (int64_t e = 0; e < r.E; e++)
+            for (int64_t e = 0; e < r.routed; e++)
                 r.key[e] = isnan(r.l[e]) ? r.l[e] : r.key[e];
         }
         xp_ref_rows_store(key, t, 1, r.key);
@@ -305,6 +339,8 @@ static void bwd_load(const xp_route_bwd_args *a, xp_ref_routing *r, int64_t t, d
     }
     xp_ref_rows_load(&a->scores, t, 1, r->score);
     xp_ref_rows_load(&a->dw, t, 1, dw);
+    if (a->dgamma.data)
+        xp_ref_rows_load(&a->dgamma, t, 1, dw + r->chosen);
     if (a->dialect->masked_weight)
         xp_ref_routing_keys(r);
 }
@@ -322,7 +358,7 @@ static xp_status bwd_bound(const void *args, const xp_mesh *m, int operand, cons
     const xp_ref_rule rule = xp_ref_rule_of(a->dlogits.dtype, r.op);
     for (int64_t t = 0; t < a->scores.dim[0]; t++) {
         bwd_load(a, &r, t, dw);
-        const int fits = xp_ref_routing_back_gauge(&r, xp_tensor_at(&a->idx, t, 0, 0, 0), dw, e);
+        const int fits = xp_ref_routing_back_gauge(&r, slots_at(&r, &a->idx, t), dw, e);
         for (int64_t i = 0; a->daux.data && i < r.E; i++)
             e[i] += fabs(xp_widen(xp_tensor_at(&a->daux, t, i, 0, 0), a->daux.dtype, 0));
         xp_ref_routing_back_errors(&r, fits, e);
@@ -345,12 +381,21 @@ static size_t scale_bound_workspace(const void *args, const xp_mesh *m) {
 
 /* The weights of token t before their factors, from what the forward left. Its scores are operands: without error. */
 static void scale_load(const xp_route_scale_bwd_args *a, xp_ref_routing *r, int64_t t, double *dw) {
-    const xp_route_bwd_args b = {
-        .scores = a->scores, .dw = a->dw, .dialect = a->dialect, .logits = a->logits, .bias = a->bias};
+    const xp_route_bwd_args b = {.scores = a->scores,
+                                 .dw = a->dw,
+                                 .dialect = a->dialect,
+                                 .logits = a->logits,
+                                 .bias = a->bias,
+                                 .dgamma = a->dgamma};
     bwd_load(&b, r, t, dw);
     if (r->score_e)
         memset(r->score_e, 0, (size_t)r->E * sizeof *r->score_e);
-    xp_ref_routing_weights(r, xp_tensor_at(&a->idx, t, 0, 0, 0));
+    xp_ref_routing_weights(r, slots_at(r, &a->idx, t));
+}
+
+/* Where slot k's part of a gradient of factors goes. */
+static int64_t factor_of(const xp_ref_routing *r, const int32_t *slots, int64_t k) {
+    return r->d->expert_scale == XP_FACTOR_ONE ? 0 : slots[k];
 }
 
 /* A sum of at most n = tokens x K products: gamma(n + 2) of the sum of |dw| (|w'| + e), which is what a partial sum may
@@ -371,15 +416,16 @@ static xp_status scale_bound(const void *args, const xp_mesh *m, int operand, co
         memset(gauge, 0, (size_t)r.E * sizeof *gauge);
         memset(e, 0, (size_t)r.E * sizeof *e);
         for (int64_t t = lo; t < hi; t++) {
-            const int32_t *idx = xp_tensor_at(&a->idx, t, 0, 0, 0);
             scale_load(a, &r, t, dw);
+            const int32_t *slots = slots_at(&r, &a->idx, t);
             for (int64_t k = 0; k < r.K; k++) {
-                gauge[idx[k]] += fabs(dw[k]) * (fabs(r.w[k].v) + r.w[k].e);
-                e[idx[k]] += fabs(dw[k]) * r.w[k].e + 2.0 * xp_ref_least(r.op);
+                const int64_t to = factor_of(&r, slots, k);
+                gauge[to] += fabs(dw[k]) * (fabs(r.w[k].v) + r.w[k].e);
+                e[to] += fabs(dw[k]) * r.w[k].e + 2.0 * xp_ref_least(r.op);
             }
         }
         const double g = xp_ref_both((hi - lo) * r.K + 2, r.op);
-        for (int64_t i = 0; i < r.E; i++) {
+        for (int64_t i = 0; i < a->dscale.dim[1]; i++) {
             const double v = *(const double *)xp_tensor_at(ref, b, i, 0, 0);
             const double err = gauge[i] <= xp_ref_largest(r.op) / 4 ? g * gauge[i] + e[i] : (double)INFINITY;
             *(double *)xp_tensor_at(tol, b, i, 0, 0) = xp_ref_rule_out(&rule, (xp_ref_val){v, err});
@@ -401,7 +447,7 @@ static void choose(const xp_route_args *a, const xp_ref_routing *r, int64_t t, i
         xp_ref_routing_choose(r, idx);
         return;
     }
-    for (int64_t k = 0; k < r->K; k++)
+    for (int64_t k = 0; k < r->chosen; k++)
         idx[k] = xp_ref_i32(&a->table, xp_ref_i32(&a->token, t, 0), k);
 }
 
@@ -421,9 +467,11 @@ static xp_status run(const xp_exec *x, const void *args) {
         xp_ref_routing_keys(&r);
         if (!a->replay)
             choose(a, &r, t, idx);
-        xp_ref_routing_weights(&r, idx);
-        for (int64_t k = 0; k < r.K; k++)
+        xp_ref_routing_weights(&r, xp_ref_routing_slots(&r, idx));
+        for (int64_t k = 0; k < r.chosen; k++)
             xp_ref_store(xp_tensor_at(&a->w, t, k, 0, 0), a->w.dtype, 0, r.w[k].v);
+        for (int64_t k = r.chosen; k < r.K; k++)
+            xp_ref_store(xp_tensor_at(&a->gamma, t, k - r.chosen, 0, 0), a->gamma.dtype, 0, r.w[k].v);
     }
     return XP_OK;
 }
@@ -435,7 +483,7 @@ static xp_status bwd_run(const xp_exec *x, const void *args) {
     bwd_plan(a, x->ws, &r, &dw, &g);
     for (int64_t t = 0; t < a->scores.dim[0]; t++) {
         bwd_load(a, &r, t, dw);
-        xp_ref_routing_back(&r, xp_tensor_at(&a->idx, t, 0, 0, 0), dw, g);
+        xp_ref_routing_back(&r, slots_at(&r, &a->idx, t), dw, g);
         for (int64_t e = 0; a->daux.data && e < r.E; e++)
             g[e] += xp_widen(xp_tensor_at(&a->daux, t, e, 0, 0), a->daux.dtype, 0);
         xp_ref_rows_store(&a->dlogits, t, 1, g);
@@ -460,10 +508,10 @@ static xp_status scale_run(const xp_exec *x, const void *args) {
         xp_ref_block_tokens(a->token0, a->block, a->scores.dim[0], b, &lo, &hi);
         memset(sum, 0, (size_t)r.E * sizeof *sum);
         for (int64_t t = lo; t < hi; t++) {
-            const int32_t *idx = xp_tensor_at(&a->idx, t, 0, 0, 0);
             scale_load(a, &r, t, dw);
+            const int32_t *slots = slots_at(&r, &a->idx, t);
             for (int64_t k = 0; k < r.K; k++)
-                sum[idx[k]] += dw[k] * r.w[k].v;
+                sum[factor_of(&r, slots, k)] += dw[k] * r.w[k].v;
         }
         xp_ref_rows_store(&a->dscale, b, 1, sum);
     }
@@ -513,11 +561,12 @@ static xp_status fill(void *args, const xp_mesh *m, const char *data, uint64_t s
     (void)m;
     (void)data;
     const xp_route_args *a = args;
+    const uint64_t E = (uint64_t)routed_of(a->dialect, a->logits.dim[1]);
     for (int64_t t = 0; t < a->idx.dim[0] && a->replay; t++) {
         const int64_t Z = a->logits.dim[1];
         const uint64_t word = xp_ref_row_word(xp_tensor_at(&a->logits, t, 0, 0, 0), a->logits.dtype, Z, seed);
         for (int64_t k = 0; k < a->idx.dim[1]; k++)
-            *(int32_t *)xp_tensor_at(&a->idx, t, k, 0, 0) = (int32_t)((word % (uint64_t)Z + (uint64_t)k) % (uint64_t)Z);
+            *(int32_t *)xp_tensor_at(&a->idx, t, k, 0, 0) = (int32_t)((word % E + (uint64_t)k) % E);
     }
     if (!a->table.data)
         return XP_OK;
@@ -529,8 +578,7 @@ static xp_status fill(void *args, const xp_mesh *m, const char *data, uint64_t s
     for (int64_t v = 0; v < V; v++) {
         const uint64_t word = xp_ref_row_word(&v, XP_I64, 1, seed);
         for (int64_t k = 0; k < a->table.dim[1]; k++)
-            *(int32_t *)xp_tensor_at(&a->table, v, k, 0, 0) =
-                (int32_t)((word % (uint64_t)Z + (uint64_t)k) % (uint64_t)Z);
+            *(int32_t *)xp_tensor_at(&a->table, v, k, 0, 0) = (int32_t)((word % E + (uint64_t)k) % E);
     }
     return XP_OK;
 }
@@ -557,9 +605,11 @@ static xp_status bwd_fill(void *args, const xp_mesh *m, const char *data, uint64
         else
             fill_scores(&a->scores, t);
         fill_gradient(&a->dw, t, 0.125 * xp_ref_largest(a->dlogits.dtype));
+        if (a->dgamma.data)
+            fill_gradient(&a->dgamma, t, 0.125 * xp_ref_largest(a->dlogits.dtype));
         for (int64_t k = 0; k < a->idx.dim[1]; k++) {
             int64_t best = -1;
-            for (int64_t e = 0; e < a->scores.dim[1]; e++) {
+            for (int64_t e = 0; e < routed_of(a->dialect, a->scores.dim[1]); e++) {
                 if ((k == 0 || score_before(&a->scores, t, idx[k - 1], e)) &&
                     (best < 0 || score_before(&a->scores, t, e, best)))
                     best = e;
@@ -579,7 +629,8 @@ static xp_status scale_fill(void *args, const xp_mesh *m, const char *data, uint
                            .dlogits = dlogits,
                            .dialect = a->dialect,
                            .logits = a->logits,
-                           .bias = a->bias};
+                           .bias = a->bias,
+                           .dgamma = a->dgamma};
     return bwd_fill(&b, m, data, seed);
 }
 
@@ -596,6 +647,8 @@ static void slice(const void *args, int64_t lo, int64_t hi, void *out) {
     o->w = xp_tensor_rows(&a->w, 0, lo, hi);
     if (a->token.data)
         o->token = xp_tensor_rows(&a->token, 0, lo, hi);
+    if (a->gamma.data)
+        o->gamma = xp_tensor_rows(&a->gamma, 0, lo, hi);
 }
 
 static void replay(void *args, int on) {
@@ -617,6 +670,8 @@ static void bwd_slice(const void *args, int64_t lo, int64_t hi, void *out) {
     o->dlogits = xp_tensor_rows(&a->dlogits, 0, lo, hi);
     if (a->logits.data)
         o->logits = xp_tensor_rows(&a->logits, 0, lo, hi);
+    if (a->dgamma.data)
+        o->dgamma = xp_tensor_rows(&a->dgamma, 0, lo, hi);
 }
 
 /* ---- properties ---- */
@@ -658,13 +713,14 @@ static xp_status scores_sum_to_one(const void *args, const xp_mesh *m, double *o
     return XP_OK;
 }
 
-/* Renormalised f32 weights sum to the scale: K roundings of the sum, 8 of the division, twice where it divides, 2 of
- * the scale; each weight is then rounded to its dtype. A choice without a score above 0 has no weights. */
+/* Renormalised f32 weights, those of shared experts among them, sum to the scale: K roundings of the sum, 8 of the
+ * division, twice where it divides, 2 of the scale; each weight is then rounded to its dtype. A choice without a score
+ * above 0 has no weights. */
 static xp_status weights_sum_to_one(const void *args, const xp_mesh *m, double *out) {
     (void)m;
     const xp_route_args *a = args;
-    const int64_t K = a->idx.dim[1];
     const xp_dialect *d = a->dialect;
+    const int64_t K = a->idx.dim[1] + d->shared_rows, E = routed_of(d, a->scores.dim[1]);
     const int sums =
         d->renorm == XP_RENORM_SUM && d->score_dtype == XP_WIDE_F32 && !d->expert_scale && !d->masked_weight;
     const double g = xp_ref_both(3 * K + 10, a->scores.dtype), K_least = (double)K * xp_ref_room(a->w.dtype, 0.0);
@@ -675,9 +731,10 @@ static xp_status weights_sum_to_one(const void *args, const xp_mesh *m, double *
         const int32_t *idx = xp_tensor_at(&a->idx, t, 0, 0, 0);
         double chosen = 0.0;
         for (int64_t k = 0; k < K; k++)
-            chosen += score_at(&a->scores, t, idx[k]);
+            chosen += score_at(&a->scores, t, k < a->idx.dim[1] ? idx[k] : E + k - a->idx.dim[1]);
+        const double sum = row_sum(&a->w, t) + (a->gamma.data ? row_sum(&a->gamma, t) : 0.0);
         if (all_finite(&a->logits, t) && chosen > 0.0)
-            worse(fabs(row_sum(&a->w, t) / scale - 1.0) / unit, out);
+            worse(fabs(sum / scale - 1.0) / unit, out);
     }
     return XP_OK;
 }

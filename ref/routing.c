@@ -12,19 +12,21 @@
 
 void xp_ref_routing_plan(xp_ref_layout *l, const xp_dialect *d, int64_t E, int64_t K, xp_dtype act, xp_dtype op,
                          int bounds, xp_ref_routing *out) {
-    const size_t row = (size_t)E * sizeof(double), slots = (size_t)K * sizeof(double);
+    const int64_t all = K + d->shared_rows;
+    const size_t row = (size_t)E * sizeof(double), slots = (size_t)all * sizeof(double);
     const size_t groups = d->group_reduce != XP_GROUP_NONE && d->n_group > 0 ? (size_t)d->n_group : 0;
-    *out = (xp_ref_routing){.d = d, .E = E, .K = K, .act = act, .op = op};
+    *out = (xp_ref_routing){.d = d, .E = E, .K = all, .routed = E - d->shared_rows, .chosen = K, .act = act, .op = op};
     out->l = xp_ref_take(l, row);
     out->seen = xp_ref_take(l, row);
     out->score = xp_ref_take(l, row);
     out->key = xp_ref_take(l, row);
-    out->row = xp_ref_take(l, row);
+    out->row = xp_ref_take(l, row > slots ? row : slots);
     out->sub = xp_ref_take(l, slots);
     out->share = xp_ref_take(l, slots);
     out->kept = xp_ref_take(l, groups * sizeof(int64_t));
     out->gscore = xp_ref_take(l, groups * sizeof(double));
-    out->w = xp_ref_take(l, (size_t)K * sizeof(xp_ref_val));
+    out->w = xp_ref_take(l, (size_t)all * sizeof(xp_ref_val));
+    out->slots = d->shared_rows > 0 ? xp_ref_take(l, (size_t)all * sizeof(int32_t)) : NULL;
     if (bounds) {
         out->seen_e = xp_ref_take(l, row);
         out->score_e = xp_ref_take(l, row);
@@ -188,7 +190,12 @@ static void keep_groups(xp_ref_routing *r) {
 
 void xp_ref_routing_keys(xp_ref_routing *r) {
     const int on_score = r->d->select_on != XP_ON_LOGIT;
-    for (int64_t e = 0; e < r->E; e++) {
+    for (int64_t e = r->routed; e < r->E; e++) { /* no number: behind every expert that can be chosen */
+        r->key[e] = (double)NAN;
+        if (r->key_e)
+            r->key_e[e] = 0.0;
+    }
+    for (int64_t e = 0; e < r->routed; e++) {
         xp_ref_val v = {on_score ? r->score[e] : r->seen[e], 0.0};
         if (r->key_e)
             v.e = on_score ? r->score_e[e] : r->seen_e[e];
@@ -231,9 +238,9 @@ static int before(const xp_ref_routing *r, int64_t a, int64_t b) {
 
 /* The order is total, so what is left after a slot is what comes behind it. */
 void xp_ref_routing_choose(const xp_ref_routing *r, int32_t *idx) {
-    for (int64_t k = 0; k < r->K; k++) {
+    for (int64_t k = 0; k < r->chosen; k++) {
         int64_t best = -1;
-        for (int64_t e = 0; e < r->E; e++) {
+        for (int64_t e = 0; e < r->routed; e++) {
             if ((k == 0 || before(r, idx[k - 1], e)) && (best < 0 || before(r, e, best)))
                 best = e;
         }
@@ -242,6 +249,14 @@ void xp_ref_routing_choose(const xp_ref_routing *r, int32_t *idx) {
 }
 
 /* ---- weights ---- */
+
+const int32_t *xp_ref_routing_slots(const xp_ref_routing *r, const int32_t *idx) {
+    if (!r->slots)
+        return idx;
+    for (int64_t k = 0; k < r->K; k++)
+        r->slots[k] = k < r->chosen ? idx[k] : (int32_t)(r->routed + k - r->chosen);
+    return r->slots;
+}
 
 /* 1: out of the margin of the largest, 0: inside, -1: roundings or the logits' errors decide. q is on the difference
  * and on the quotient; the margin is compared in the same dtype. (max - l) / mag of numbers within e of theirs moves by
@@ -284,7 +299,55 @@ static xp_ref_val sparse_weight(const xp_ref_routing *r, const int32_t *idx, int
     return step(r, w);
 }
 
+/* log sigmoid. */
+static xp_ref_val log_score(const xp_ref_routing *r, int64_t e, double le) {
+    const xp_ref_val v = softplus(r, (xp_ref_val){-r->seen[e], le});
+    return (xp_ref_val){-v.v, isinf(v.v) && le == 0.0 ? 0.0 : v.e};
+}
+
+/* exp(a_k - log sum exp a_j), a_j within e_j: the logarithm of the sum moves by the largest of them. In op the sum is n
+ * exponentials (8 units each, and one for a difference: x exp(-x) < 1), n additions and a logarithm of at most n (8
+ * units), to which the largest a is added; then a difference and an exponential. A difference of size |a| + |log sum|
+ * is off by units of that, and so is its exponential: what a quotient of scores does not have. */
+static void log_share_errors(const xp_ref_routing *r, int64_t n, const xp_ref_val *a, double *e) {
+    const double u = xp_ref_unit(r->op) + xp_ref_unit(XP_F64);
+    double most = -INF, moved = 0.0;
+    for (int64_t k = 0; k < n; k++) {
+        most = a[k].v > most ? a[k].v : most;
+        moved = a[k].e > moved ? a[k].e : moved;
+    }
+    const double sum = fabs(most) + (double)n + moved, lse = moved + xp_ref_both(9 * n + 9, r->op) + u * sum;
+    for (int64_t k = 0; k < n; k++) {
+        const double out = a[k].e + lse + u * (fabs(a[k].v) + a[k].e + sum + lse);
+        const double far = isinf(a[k].v) && a[k].e == 0.0 ? 0.0 : xp_ref_expm1(out) * (1.0 + 8.0 * u) + 8.0 * u;
+        e[k] = isinf(far) ? INF : far * r->share[k] + (far > 0.0 ? xp_ref_least(r->op) : 0.0);
+    }
+}
+
+/* r->share from r->w, which holds the log scores, and the errors into e. */
+static void log_shares(xp_ref_routing *r, double *e) {
+    for (int64_t k = 0; k < r->K; k++)
+        r->sub[k] = r->w[k].v;
+    xp_ref_softmax(r->sub, r->K, r->share);
+    if (e)
+        log_share_errors(r, r->K, r->w, e);
+}
+
+void xp_ref_routing_log_shares(xp_ref_routing *r, const int32_t *idx, double *e) {
+    for (int64_t k = 0; k < r->K; k++)
+        r->w[k] = log_score(r, idx[k], 0.0);
+    log_shares(r, e);
+}
+
 void xp_ref_routing_shares(xp_ref_routing *r, const int32_t *idx) {
+    if (r->d->renorm == XP_RENORM_LOG_SUM) {
+        for (int64_t k = 0; k < r->K; k++)
+            r->w[k] = log_score(r, idx[k], r->score_e ? r->seen_e[idx[k]] : 0.0);
+        log_shares(r, r->score_e ? r->row : NULL);
+        for (int64_t k = 0; k < r->K; k++)
+            r->w[k] = (xp_ref_val){r->share[k], r->score_e ? r->row[k] : 0.0};
+        return;
+    }
     for (int64_t k = 0; k < r->K; k++)
         r->sub[k] = r->seen[idx[k]];
     xp_ref_softmax(r->sub, r->K, r->share);
@@ -301,7 +364,7 @@ void xp_ref_routing_shares(xp_ref_routing *r, const int32_t *idx) {
 }
 
 static void base_weights(xp_ref_routing *r, const int32_t *idx) {
-    if (r->d->score == XP_SCORE_SOFTMAX_TOPK) {
+    if (has_shares(r->d)) {
         xp_ref_routing_shares(r, idx);
         for (int64_t k = 0; k < r->K; k++)
             r->w[k] = step(r, r->w[k]);
@@ -414,13 +477,13 @@ static void divide_all(xp_ref_routing *r, const int32_t *idx) {
 
 void xp_ref_routing_weights(xp_ref_routing *r, const int32_t *idx) {
     base_weights(r, idx);
-    if (r->d->renorm != XP_RENORM_NONE)
+    if (r->d->renorm != XP_RENORM_NONE && r->d->renorm != XP_RENORM_LOG_SUM)
         divide_all(r, idx);
     const double scale = r->d->scale_at == XP_SCALE_WEIGHT ? number(r, r->d->scale) : 1.0;
     for (int64_t k = 0; k < r->K; k++) {
         if (scale != 1.0)
             r->w[k] = step(r, xp_ref_val_mul(r->w[k], (xp_ref_val){scale, 0.0}));
         if (r->scale_e)
-            r->w[k] = step(r, xp_ref_val_mul(r->w[k], (xp_ref_val){r->scale_e[idx[k]], 0.0}));
+            r->w[k] = step(r, xp_ref_val_mul(r->w[k], (xp_ref_val){factor_at(r, idx[k]), 0.0}));
     }
 }

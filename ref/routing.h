@@ -11,22 +11,25 @@
 
 typedef struct {
     const xp_dialect *d;
-    int64_t E, K;                                /* experts, null ones among them; slots */
-    xp_dtype act, op;                            /* the logits' dtype; what an implementation may compute in */
-    const double *bias, *scale_e;                /* [E]; NULL: none */
-    double *l;                                   /* [E] logits as they came */
-    double *seen;                                /* [E] scaled and capped; -inf for NaN */
-    double *score;                               /* [E] before or after xp_ref_routing_store() */
-    double *key;                                 /* [E] what the choice looks at */
-    int64_t *kept;                               /* [groups] 1: stays, 0: masked, -1: the errors leave it open */
-    double *gscore;                              /* [groups] */
-    double *row, *sub, *share;                   /* [E] scratch, [K], [K] */
-    xp_ref_val *w;                               /* [K] */
+    int64_t E, K;                 /* rows of the router; slots, those of shared experts behind the rest */
+    int64_t routed, chosen;       /* those of E and K that a choice is made of */
+    xp_dtype act, op;             /* the logits' dtype; what an implementation may compute in */
+    const double *bias, *scale_e; /* [E], [E] or one; NULL: none */
+    int32_t *slots;               /* [K]; NULL: no shared experts */
+    double *l;                    /* [E] logits as they came */
+    double *seen;                 /* [E] scaled and capped; -inf for NaN */
+    double *score;                /* [E] before or after xp_ref_routing_store() */
+    double *key;                  /* [E] what the choice looks at */
+    int64_t *kept;                /* [groups] 1: stays, 0: masked, -1: the errors leave it open */
+    double *gscore;               /* [groups] */
+    double *row, *sub, *share;    /* [max(E, K)] scratch, [K], [K] */
+    xp_ref_val *w;                /* [K] */
     double *seen_e, *score_e, *key_e, *gscore_e; /* errors; NULL without bounds */
     double *score_a;                             /* of a softmax: score_e were the logits exact */
 } xp_ref_routing;
 
-/* Takes the rows out of a workspace. bounds: the errors' rows, too. */
+/* Takes the rows out of a workspace; K: slots of a choice, to which the record's shared experts add theirs. bounds: the
+ * errors' rows, too. */
 void xp_ref_routing_plan(xp_ref_layout *l, const xp_dialect *d, int64_t E, int64_t K, xp_dtype act, xp_dtype op,
                          int bounds, xp_ref_routing *out);
 /* seen and score from l; score is its last step's value, unrounded. With bounds also their errors; le: those of the
@@ -37,8 +40,11 @@ void xp_ref_routing_scores(xp_ref_routing *r, const double *le);
 void xp_ref_routing_store(xp_ref_routing *r, xp_dtype d);
 /* key and kept from score and seen. With bounds also key_e: +inf where it is open whether the expert's group stays. */
 void xp_ref_routing_keys(xp_ref_routing *r);
-/* The K best keys: numbers before NaN logits, then the higher key, then the lower index. */
+/* The best keys: numbers before NaN logits, then the higher key, then the lower index. */
 void xp_ref_routing_choose(const xp_ref_routing *r, int32_t *idx);
+/* A choice with the shared experts' rows behind it, which is what the functions below take: [K]; idx itself where there
+ * are none. */
+const int32_t *xp_ref_routing_slots(const xp_ref_routing *r, const int32_t *idx);
 /* w[k] of a choice: value and, with bounds, error, before the rounding to the weight's dtype. Needs scores and, with
  * masked_weight, keys. */
 void xp_ref_routing_weights(xp_ref_routing *r, const int32_t *idx);

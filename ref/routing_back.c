@@ -14,8 +14,8 @@
 enum { ACT_ROUNDINGS = 12 };
 
 int xp_ref_routing_wants_logits(const xp_dialect *d) {
-    return d->score == XP_SCORE_SQRT_SOFTPLUS || d->score == XP_SCORE_SPARSEMIXER ||
-           d->score == XP_SCORE_SOFTMAX_TOPK || d->logit_softcap > 0.0;
+    return d->score == XP_SCORE_SQRT_SOFTPLUS || d->score == XP_SCORE_SPARSEMIXER || has_shares(d) ||
+           d->logit_softcap > 0.0;
 }
 
 static int is_masked(const xp_ref_routing *r, int64_t e) {
@@ -24,14 +24,14 @@ static int is_masked(const xp_ref_routing *r, int64_t e) {
 
 static double factor_of(const xp_ref_routing *r, int64_t e) {
     const double scale = r->d->scale_at == XP_SCALE_WEIGHT ? number(r, r->d->scale) : 1.0;
-    return scale * (r->scale_e ? r->scale_e[e] : 1.0);
+    return scale * (r->scale_e ? factor_at(r, e) : 1.0);
 }
 
 /* What the chosen scores are divided by; *out_constant 1: it does not depend on them. */
 static double back_divisor(const xp_ref_routing *r, const int32_t *idx, int *out_constant) {
     const double eps = number(r, r->d->renorm_eps);
     double sum = 0.0;
-    *out_constant = r->d->renorm == XP_RENORM_NONE;
+    *out_constant = r->d->renorm == XP_RENORM_NONE || r->d->renorm == XP_RENORM_LOG_SUM;
     if (*out_constant)
         return 1.0;
     for (int64_t k = 0; k < r->K; k++)
@@ -65,15 +65,24 @@ static void to_scores(const xp_ref_routing *r, const int32_t *idx, const double 
 
 /* 1: the softmax over the chosen is kept in the activation dtype, and the way back begins there. */
 static int shares_in_act(const xp_ref_routing *r) {
-    return in_act(r) || r->d->weight_dtype == XP_WIDE_ACT;
+    return r->d->score == XP_SCORE_SOFTMAX_TOPK && (in_act(r) || r->d->weight_dtype == XP_WIDE_ACT);
 }
 
-/* softmax over the chosen logits, p_k: dl_k = p_k (dw_k - sum_j dw_j p_j). */
+/* d a / d l of what a softmax over the chosen is made of: 1 of the logits, sigmoid(-l) of log sigmoid(l). */
+static double share_slope(const xp_ref_routing *r, int64_t e) {
+    return r->d->renorm == XP_RENORM_LOG_SUM ? xp_ref_sigmoid(-r->seen[e]) : 1.0;
+}
+
+/* softmax over the chosen, p_k: dl_k = p_k (dw_k - sum_j dw_j p_j), times the slope. */
 static void topk_back(xp_ref_routing *r, const int32_t *idx, const double *dw, int gauge, double *dl) {
     double mean = 0.0;
-    for (int64_t k = 0; k < r->K; k++)
-        r->sub[k] = r->seen[idx[k]];
-    xp_ref_softmax(r->sub, r->K, r->share);
+    if (r->d->renorm == XP_RENORM_LOG_SUM) {
+        xp_ref_routing_log_shares(r, idx, NULL);
+    } else {
+        for (int64_t k = 0; k < r->K; k++)
+            r->sub[k] = r->seen[idx[k]];
+        xp_ref_softmax(r->sub, r->K, r->share);
+    }
     if (shares_in_act(r))
         xp_ref_round_row(r->act, r->K, r->share);
     for (int64_t k = 0; k < r->K; k++) {
@@ -83,7 +92,7 @@ static void topk_back(xp_ref_routing *r, const int32_t *idx, const double *dw, i
     memset(dl, 0, (size_t)r->E * sizeof *dl);
     for (int64_t k = 0; k < r->K; k++) {
         const double u = dw[k] * factor_of(r, idx[k]);
-        dl[idx[k]] += r->share[k] * (gauge ? fabs(u) + mean : u - mean);
+        dl[idx[k]] += r->share[k] * (gauge ? fabs(u) + mean : u - mean) * share_slope(r, idx[k]);
     }
 }
 
@@ -98,6 +107,21 @@ static void topk_moved(const xp_ref_routing *r, const int32_t *idx, const double
     for (int64_t k = 0; k < r->K && shares_in_act(r); k++) {
         const double u = fabs(dw[k] * factor_of(r, idx[k])), room = 2.0 * xp_ref_room(r->act, r->share[k]);
         e[idx[k]] += room * (u + mean + moved) + r->share[k] * moved;
+    }
+}
+
+/* What the errors of shares made of log scores move dl by, as two sides have them. */
+static void log_moved(xp_ref_routing *r, const int32_t *idx, const double *dw, double *e) {
+    double mean = 0.0, moved = 0.0;
+    xp_ref_routing_log_shares(r, idx, r->sub);
+    for (int64_t k = 0; k < r->K; k++) {
+        const double u = fabs(dw[k] * factor_of(r, idx[k]));
+        mean += u * r->share[k];
+        moved += u * r->sub[k];
+    }
+    for (int64_t k = 0; k < r->K; k++) {
+        const double u = fabs(dw[k] * factor_of(r, idx[k])), slope = share_slope(r, idx[k]);
+        e[idx[k]] += (r->sub[k] * (u + mean + moved) + r->share[k] * moved) * slope;
     }
 }
 
@@ -134,7 +158,7 @@ static void through_scores(xp_ref_routing *r, const int32_t *idx, const double *
         sparse_back(r, idx, dw, gauge, dl);
         return;
     }
-    if (r->d->score == XP_SCORE_SOFTMAX_TOPK) {
+    if (has_shares(r->d)) {
         topk_back(r, idx, dw, gauge, dl);
         return;
     }
@@ -183,6 +207,8 @@ int xp_ref_routing_back_gauge(xp_ref_routing *r, const int32_t *idx, const doubl
         r->row[e] = act * gauge[e] + (in_act(r) ? act_floor(r, idx, e, gauge[e]) : 0.0);
     if (r->d->score == XP_SCORE_SOFTMAX_TOPK)
         topk_moved(r, idx, dw, r->row);
+    if (r->d->renorm == XP_RENORM_LOG_SUM)
+        log_moved(r, idx, dw, r->row);
     for (int64_t e = 0; e < r->E; e++) {
         gauge[e] *= see_slope(r, e, 1);
         r->row[e] *= see_slope(r, e, 1);
@@ -193,10 +219,11 @@ int xp_ref_routing_back_gauge(xp_ref_routing *r, const int32_t *idx, const doubl
 /* K for the divisor, twice where it divides; w (8 units: 4 ulp), its product and the mean's K; factors and the
  * difference; the division; K slots of one expert; the product with the score's slope, or E terms of the sum over
  * experts; difference, product, slope of the cap (16: tanh and the square), addition: at most 6 K + E + 48, and what a
- * softmax of the sparsemixer's rows or a sigmoid needs. */
+ * softmax of the sparsemixer's rows, a sigmoid or the slope of log sigmoid (9) needs. */
 void xp_ref_routing_back_errors(const xp_ref_routing *r, int fits, double *gauge) {
-    const int own = r->d->score == XP_SCORE_SPARSEMIXER || r->d->score == XP_SCORE_SOFTMAX_TOPK;
-    const int64_t again = own ? 2 * xp_ref_softmax_units(r->E, r->op) : 0;
+    const int own = r->d->score == XP_SCORE_SPARSEMIXER || has_shares(r->d);
+    const int64_t slope = r->d->renorm == XP_RENORM_LOG_SUM ? 9 : 0;
+    const int64_t again = slope + (own ? 2 * xp_ref_softmax_units(r->E, r->op) : 0);
     xp_ref_dot_errors(6 * r->K + r->E + 48 + again, r->op, r->E, gauge);
     for (int64_t e = 0; e < r->E; e++)
         gauge[e] = fits || isnan(r->row[e]) ? gauge[e] + r->row[e] : INF;
@@ -241,7 +268,7 @@ static xp_ref_val factor_val(const xp_ref_routing *r, int64_t e) {
 static xp_ref_val divisor_val(const xp_ref_routing *r, const int32_t *idx, int *out_constant) {
     const double eps = number(r, r->d->renorm_eps);
     xp_ref_val sum = {0.0, 0.0};
-    *out_constant = r->d->renorm == XP_RENORM_NONE;
+    *out_constant = r->d->renorm == XP_RENORM_NONE || r->d->renorm == XP_RENORM_LOG_SUM;
     if (*out_constant)
         return (xp_ref_val){1.0, 0.0};
     for (int64_t k = 0; k < r->K; k++)
@@ -278,8 +305,14 @@ static void to_score_vals(const xp_ref_routing *r, const int32_t *idx, const xp_
     }
 }
 
+static xp_ref_val share_slope_val(const xp_ref_routing *r, int64_t e) {
+    const xp_ref_rule rule = xp_ref_rule_of(r->op, r->op);
+    return done(r, xp_ref_val_sigmoid(&rule, (xp_ref_val){-r->seen[e], r->seen_e[e]}));
+}
+
 /* The shares with their errors, as the forward has them. */
 static void topk_vals(xp_ref_routing *r, const int32_t *idx, const xp_ref_val *dw, xp_ref_val *dl) {
+    const int log_sum = r->d->renorm == XP_RENORM_LOG_SUM;
     xp_ref_val mean = {0.0, 0.0};
     xp_ref_routing_shares(r, idx);
     for (int64_t k = 0; k < r->K; k++) {
@@ -291,7 +324,8 @@ static void topk_vals(xp_ref_routing *r, const int32_t *idx, const xp_ref_val *d
         dl[e] = (xp_ref_val){0.0, 0.0};
     for (int64_t k = 0; k < r->K; k++) {
         const xp_ref_val u = minus(r, times(r, dw[k], factor_val(r, idx[k])), mean);
-        dl[idx[k]] = done(r, xp_ref_val_add(dl[idx[k]], times(r, r->w[k], u)));
+        const xp_ref_val part = times(r, r->w[k], u);
+        dl[idx[k]] = done(r, xp_ref_val_add(dl[idx[k]], log_sum ? times(r, part, share_slope_val(r, idx[k])) : part));
     }
 }
 
@@ -341,7 +375,7 @@ void xp_ref_routing_back_vals(xp_ref_routing *r, const int32_t *idx, const xp_re
     xp_ref_val dot = {0.0, 0.0};
     if (r->d->score == XP_SCORE_SPARSEMIXER) {
         sparse_vals(r, idx, dw, dl);
-    } else if (r->d->score == XP_SCORE_SOFTMAX_TOPK) {
+    } else if (has_shares(r->d)) {
         topk_vals(r, idx, dw, dl);
     } else {
         to_score_vals(r, idx, dw, g);

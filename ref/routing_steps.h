@@ -30,6 +30,15 @@ static inline int is_softmax(const xp_dialect *d) {
     return d->score != XP_SCORE_SIGMOID && d->score != XP_SCORE_SQRT_SOFTPLUS;
 }
 
+/* Renormalised among themselves, from the logits: no division by a sum follows. */
+static inline int has_shares(const xp_dialect *d) {
+    return d->score == XP_SCORE_SOFTMAX_TOPK || d->renorm == XP_RENORM_LOG_SUM;
+}
+
+static inline double factor_at(const xp_ref_routing *r, int64_t e) {
+    return r->scale_e[r->d->expert_scale == XP_FACTOR_ONE ? 0 : e];
+}
+
 static inline double largest(const double *v, int64_t n) {
     double most = 0.0;
     for (int64_t i = 0; i < n; i++)
@@ -48,7 +57,10 @@ static inline int64_t group_of(const xp_ref_routing *r, int64_t e) {
 /* p of slot k over the experts left, into r->row: exp(l - max) of those inside the margin, 0 elsewhere. Returns the
  * sum; out_open: how much of it is not decided. */
 double xp_ref_routing_sparse_row(const xp_ref_routing *r, const int32_t *idx, int64_t k, double *out_open);
-/* r->share [K] = softmax of the chosen logits, r->w the same with errors; r->row and r->sub are used. */
+/* r->share [K] = softmax of the chosen logits, or with renorm log_sum of log s, r->w the same with errors; r->row and
+ * r->sub are used. */
 void xp_ref_routing_shares(xp_ref_routing *r, const int32_t *idx);
+/* The weights of renorm log_sum were the logits exact: r->share, and what an implementation's may differ by, e [K]. */
+void xp_ref_routing_log_shares(xp_ref_routing *r, const int32_t *idx, double *e);
 
 #endif

@@ -3,7 +3,8 @@
  * Rounding points: the MLP's as in expert.c (r_p = to the parameters' dtype), mlp to the activation dtype (r_a); with a
  * gate z = r_p(r_p(x) . v), sig = r_a(r_p(sigmoid z)), y = r_a(sig mlp). Backward: dmlp = r_a(dy sig),
  * dz = r_a(<dy, mlp> sig (1 - sig)), the MLP's from r_p(dmlp), dx = r_p(dpre W1 + r_p(dz) v), then r_a. Where both
- * dtypes are one, two roundings in a row are one. Without a gate y = mlp and dmlp = dy. Tokens are independent. */
+ * dtypes are one, two roundings in a row are one. Without a gate y = mlp and dmlp = dy. With the router's weights the
+ * MLP has parts (mlp.h). Tokens are independent. */
 #include "xp/shared.h"
 
 #include <math.h>
@@ -27,8 +28,9 @@ static const xp_operand operands[] = {
     XP_OPERAND(xp_shared_args, mlp, "T,H", XP_OUT, XP_DT_ACT, XP_BOUND, "act"),
     XP_OPTIONAL(xp_shared_args, sig, "T,1", XP_OUT, XP_DT_ACT, XP_BOUND, "act"),
     XP_OPERAND(xp_shared_args, y, "T,H", XP_OUT, XP_DT_ACT, XP_BOUND, "act"),
+    XP_OPTIONAL(xp_shared_args, gamma, "T,A", XP_IN, XP_DT_ACT, XP_UNCOMPARED, "weight"),
 };
-enum { PRE = 4, ACT, MLP, SIG, Y };
+enum { PRE = 4, ACT, MLP, SIG, Y, GAMMA };
 
 static const xp_operand bwd_operands[] = {
     XP_OPERAND(xp_shared_bwd_args, dy, "T,H", XP_IN, XP_DT_ACT, XP_UNCOMPARED, "act"),
@@ -42,8 +44,10 @@ static const xp_operand bwd_operands[] = {
     XP_OPERAND(xp_shared_bwd_args, dpre, "T,X", XP_OUT, XP_DT_ACT, XP_BOUND, "param"),
     XP_OPTIONAL(xp_shared_bwd_args, dz, "T,1", XP_OUT, XP_DT_ACT, XP_BOUND, "act"),
     XP_OPERAND(xp_shared_bwd_args, dx, "T,H", XP_OUT, XP_DT_ACT, XP_BOUND, "act"),
+    XP_OPTIONAL(xp_shared_bwd_args, gamma, "T,A", XP_IN, XP_DT_ACT, XP_UNCOMPARED, "weight"),
+    XP_OPTIONAL(xp_shared_bwd_args, dgamma, "T,A", XP_OUT, XP_DT_WIDE, XP_BOUND, "wide"),
 };
-enum { DMLP = 7, DPRE, DZ, DX };
+enum { DMLP = 7, DPRE, DZ, DX, BWD_GAMMA, DGAMMA };
 
 static const xp_param params[] = {
     {"dialect", NULL, "hf-5.24/qwen2_moe", XP_P_DIALECT, offsetof(xp_shared_args, dialect)}};
@@ -52,15 +56,15 @@ static const xp_param bwd_params[] = {
 
 /* ---- check ---- */
 
-/* All that is optional comes with the gate. */
+/* All that is optional comes with the gate, or with the router's weights. */
 static int wants(const void *args, int operand) {
     const xp_dialect *d = ((const xp_shared_args *)args)->dialect;
-    return operands[operand].optional && d && d->shared_gate;
+    return operands[operand].optional && d && (operand == GAMMA ? d->shared_rows > 0 : d->shared_gate);
 }
 
 static int bwd_wants(const void *args, int operand) {
     const xp_dialect *d = ((const xp_shared_bwd_args *)args)->dialect;
-    return bwd_operands[operand].optional && d && d->shared_gate;
+    return bwd_operands[operand].optional && d && (operand >= BWD_GAMMA ? d->shared_rows > 0 : d->shared_gate);
 }
 
 static xp_status check(const void *args, const xp_mesh *m) {
@@ -70,6 +74,7 @@ static xp_status check(const void *args, const xp_mesh *m) {
     XP_TRY(xp_ref_check(&xp_stage_shared, args, &dims));
     XP_TRY(xp_ref_mlp_check("shared", a->dialect));
     XP_TRY(xp_ref_mlp_width_check("shared", a->dialect, "w1", XP_REF_DIM(dims, 'X'), 'S', XP_REF_DIM(dims, 'S')));
+    XP_TRY(xp_ref_mlp_parts_check("shared", a->dialect, 'S', XP_REF_DIM(dims, 'S'), XP_REF_DIM(dims, 'A')));
     return xp_ref_wanted_check(&xp_stage_shared, args, a->dialect, 0);
 }
 
@@ -80,6 +85,7 @@ static xp_status bwd_check(const void *args, const xp_mesh *m) {
     XP_TRY(xp_ref_check(&xp_stage_shared_bwd, args, &dims));
     XP_TRY(xp_ref_mlp_check("shared_bwd", a->dialect));
     XP_TRY(xp_ref_mlp_width_check("shared_bwd", a->dialect, "w1", XP_REF_DIM(dims, 'X'), 'S', XP_REF_DIM(dims, 'S')));
+    XP_TRY(xp_ref_mlp_parts_check("shared_bwd", a->dialect, 'S', XP_REF_DIM(dims, 'S'), XP_REF_DIM(dims, 'A')));
     return xp_ref_wanted_check(&xp_stage_shared_bwd, args, a->dialect, 0);
 }
 
@@ -114,12 +120,13 @@ typedef struct {
     double *gate, *z, *ze;
 } work;
 
-static size_t plan(const xp_dialect *d, const xp_tensor *x, const xp_tensor *w1, const xp_tensor *w2, int bounds,
-                   void *ws, work *out) {
+static size_t plan(const xp_dialect *d, const xp_tensor *x, const xp_tensor *w1, const xp_tensor *w2,
+                   const xp_tensor *gamma, int bounds, void *ws, work *out) {
     xp_ref_layout l = {ws, 0};
     xp_ref_mlp_plan(&l, x->dim[0], w2->dim[0], w2->dim[1], bounds, d, XP_REF_MLP_SHARED, w1->dtype, x->dtype, &out->p);
     out->p.w1 = w1;
     out->p.w2 = w2;
+    out->p.weight = gamma->dtype;
     out->gate = xp_ref_take(&l, (size_t)w2->dim[0] * sizeof(double));
     out->z = xp_ref_take(&l, XP_REF_MLP_ROWS * sizeof(double));
     out->ze = xp_ref_take(&l, XP_REF_MLP_ROWS * sizeof(double));
@@ -137,6 +144,14 @@ static void walk(int64_t T, work *w, const xp_tensor *gate, chunk_fn *fn, const 
         xp_ref_rows_load(gate, 0, 1, w->gate);
     for (int64_t row = 0; row < T; row += XP_REF_MLP_ROWS)
         fn(w, row, T - row < XP_REF_MLP_ROWS ? T - row : XP_REF_MLP_ROWS, args, want);
+}
+
+static void load_gamma(const xp_ref_mlp *p, const xp_tensor *gamma, int64_t row, int64_t m) {
+    if (!p->parts)
+        return;
+    xp_ref_rows_load(gamma, row, m, p->gamma);
+    if (p->gammae)
+        memset(p->gammae, 0, (size_t)(m * p->parts) * sizeof *p->gammae);
 }
 
 static double dot_abs(const double *a, const double *b, int64_t n) {
@@ -203,6 +218,7 @@ static void bound_chunk(work *w, int64_t row, int64_t m, const void *args, const
     const xp_shared_args *a = args;
     xp_ref_mlp *p = &w->p;
     xp_ref_rows_load(&a->x, row, m, p->x);
+    load_gamma(p, &a->gamma, row, m);
     clear(p->xe, m * p->H);
     if (want->operand == PRE || want->operand == SIG) {
         const xp_ref_rule rule = xp_ref_rule_of(p->act, xp_ref_op(p->param));
@@ -236,7 +252,7 @@ static xp_status bound(const void *args, const xp_mesh *m, int operand, const xp
     const xp_shared_args *a = args;
     const request want = {operand, tol};
     work w;
-    plan(a->dialect, &a->x, &a->w1, &a->w2, 1, ws, &w);
+    plan(a->dialect, &a->x, &a->w1, &a->w2, &a->gamma, 1, ws, &w);
     walk(a->x.dim[0], &w, &a->gate, bound_chunk, a, &want);
     return XP_OK;
 }
@@ -245,7 +261,7 @@ static size_t bound_workspace(const void *args, const xp_mesh *m) {
     (void)m;
     const xp_shared_args *a = args;
     work w;
-    return plan(a->dialect, &a->x, &a->w1, &a->w2, 1, NULL, &w);
+    return plan(a->dialect, &a->x, &a->w1, &a->w2, &a->gamma, 1, NULL, &w);
 }
 
 /* y = dmlp and ye, before its rounding; z = dz and ze likewise. */
@@ -310,6 +326,14 @@ static void bwd_bound_chunk(work *w, int64_t row, int64_t m, const void *args, c
         xp_ref_round_errors(&rule, m * p->H, p->y, p->ye);
     xp_ref_rows_load(&a->pre, row, m, p->pre);
     clear(p->pree, m * p->U);
+    load_gamma(p, &a->gamma, row, m);
+    if (want->operand == DGAMMA) {
+        const xp_ref_rule wide = xp_ref_rule_of(a->dgamma.dtype, xp_ref_op(p->param));
+        xp_ref_mlp_backward_error(p, m, 0, XP_REF_MLP_DPRE);
+        xp_ref_out_errors(&wide, m * p->parts, p->dgamma, p->dgammae);
+        xp_ref_rows_store(want->tol, row, m, p->dgammae);
+        return;
+    }
     if (want->operand == DPRE) {
         xp_ref_mlp_backward_error(p, m, 0, XP_REF_MLP_DPRE);
         xp_ref_rows_store(want->tol, row, m, p->pree);
@@ -329,7 +353,7 @@ static xp_status bwd_bound(const void *args, const xp_mesh *m, int operand, cons
     const xp_shared_bwd_args *a = args;
     const request want = {operand, tol};
     work w;
-    plan(a->dialect, &a->dy, &a->w1, &a->w2, 1, ws, &w);
+    plan(a->dialect, &a->dy, &a->w1, &a->w2, &a->gamma, 1, ws, &w);
     walk(a->dy.dim[0], &w, &a->gate, bwd_bound_chunk, a, &want);
     return XP_OK;
 }
@@ -338,7 +362,7 @@ static size_t bwd_bound_workspace(const void *args, const xp_mesh *m) {
     (void)m;
     const xp_shared_bwd_args *a = args;
     work w;
-    return plan(a->dialect, &a->dy, &a->w1, &a->w2, 1, NULL, &w);
+    return plan(a->dialect, &a->dy, &a->w1, &a->w2, &a->gamma, 1, NULL, &w);
 }
 
 /* ---- reference ---- */
@@ -348,6 +372,7 @@ static void forward_chunk(work *w, int64_t row, int64_t m, const void *args, con
     const xp_shared_args *a = args;
     xp_ref_mlp *p = &w->p;
     xp_ref_rows_load(&a->x, row, m, p->x);
+    load_gamma(p, &a->gamma, row, m);
     xp_ref_mlp_forward(p, m, row, &a->pre, &a->act); /* leaves x cast */
     xp_ref_rows_store(&a->mlp, row, m, p->y);
     if (a->gate.data) {
@@ -368,7 +393,7 @@ static void forward_chunk(work *w, int64_t row, int64_t m, const void *args, con
 static xp_status run(const xp_exec *x, const void *args) {
     const xp_shared_args *a = args;
     work w;
-    plan(a->dialect, &a->x, &a->w1, &a->w2, 0, x->ws, &w);
+    plan(a->dialect, &a->x, &a->w1, &a->w2, &a->gamma, 0, x->ws, &w);
     walk(a->x.dim[0], &w, &a->gate, forward_chunk, a, NULL);
     return XP_OK;
 }
@@ -377,7 +402,7 @@ static size_t workspace(const void *args, const xp_mesh *m) {
     (void)m;
     const xp_shared_args *a = args;
     work w;
-    return plan(a->dialect, &a->x, &a->w1, &a->w2, 0, NULL, &w);
+    return plan(a->dialect, &a->x, &a->w1, &a->w2, &a->gamma, 0, NULL, &w);
 }
 
 /* y = dy becomes dmlp, z dz; both are stored, and rounded for what follows. */
@@ -405,7 +430,10 @@ static void backward_chunk(work *w, int64_t row, int64_t m, const void *args, co
     xp_ref_rows_store(&a->dmlp, row, m, p->y);
     xp_ref_round_row(p->act, m * p->H, p->y);
     xp_ref_rows_load(&a->pre, row, m, p->pre);
+    load_gamma(p, &a->gamma, row, m);
     xp_ref_mlp_backward(p, m, row, &a->dpre);
+    if (p->parts)
+        xp_ref_rows_store(&a->dgamma, row, m, p->dgamma);
     if (a->gate.data) {
         xp_ref_mlp_finish(p, m, w->z);
         for (int64_t i = 0; i < m; i++) {
@@ -420,7 +448,7 @@ static void backward_chunk(work *w, int64_t row, int64_t m, const void *args, co
 static xp_status bwd_run(const xp_exec *x, const void *args) {
     const xp_shared_bwd_args *a = args;
     work w;
-    plan(a->dialect, &a->dy, &a->w1, &a->w2, 0, x->ws, &w);
+    plan(a->dialect, &a->dy, &a->w1, &a->w2, &a->gamma, 0, x->ws, &w);
     walk(a->dy.dim[0], &w, &a->gate, backward_chunk, a, NULL);
     return XP_OK;
 }
@@ -429,7 +457,7 @@ static size_t bwd_workspace(const void *args, const xp_mesh *m) {
     (void)m;
     const xp_shared_bwd_args *a = args;
     work w;
-    return plan(a->dialect, &a->dy, &a->w1, &a->w2, 0, NULL, &w);
+    return plan(a->dialect, &a->dy, &a->w1, &a->w2, &a->gamma, 0, NULL, &w);
 }
 
 /* ---- tokens a few at a time ---- */
@@ -451,6 +479,7 @@ static void slice(const void *args, int64_t lo, int64_t hi, void *out) {
     o->mlp = rows_of(&a->mlp, lo, hi);
     o->sig = rows_of(&a->sig, lo, hi);
     o->y = rows_of(&a->y, lo, hi);
+    o->gamma = rows_of(&a->gamma, lo, hi);
 }
 
 static int64_t bwd_extent(const void *args) {
@@ -468,6 +497,8 @@ static void bwd_slice(const void *args, int64_t lo, int64_t hi, void *out) {
     o->dpre = rows_of(&a->dpre, lo, hi);
     o->dz = rows_of(&a->dz, lo, hi);
     o->dx = rows_of(&a->dx, lo, hi);
+    o->gamma = rows_of(&a->gamma, lo, hi);
+    o->dgamma = rows_of(&a->dgamma, lo, hi);
 }
 
 /* ---- stages and rows ---- */

@@ -21,8 +21,17 @@ typedef enum {
 typedef enum { XP_ON_SCORE = 0, XP_ON_LOGIT, XP_ON_TOKEN_TABLE } xp_select_on;
 typedef enum { XP_GROUP_NONE = 0, XP_GROUP_MAX, XP_GROUP_TOP2SUM } xp_group_reduce;
 typedef enum { XP_MASK_ZERO = 0, XP_MASK_NEGINF } xp_group_mask;
-/* w / sum; w / (sum + eps); w / max(sum, eps). */
-typedef enum { XP_RENORM_NONE = 0, XP_RENORM_SUM, XP_RENORM_SUM_PLUS_EPS, XP_RENORM_MAX_EPS } xp_renorm;
+/* w / sum; w / (sum + eps); w / max(sum, eps); of a sigmoid exp(log s - log sum s) from the logits, which knows no
+ * underflow of s. */
+typedef enum {
+    XP_RENORM_NONE = 0,
+    XP_RENORM_SUM,
+    XP_RENORM_SUM_PLUS_EPS,
+    XP_RENORM_MAX_EPS,
+    XP_RENORM_LOG_SUM
+} xp_renorm;
+/* Trained factors of the weights: a number an expert, or one number for all of them. */
+typedef enum { XP_FACTOR_NONE = 0, XP_FACTOR_EACH, XP_FACTOR_ONE } xp_factors;
 typedef enum { XP_SCALE_WEIGHT = 0, XP_SCALE_OUTPUT } xp_scale_at;
 typedef enum { XP_AT_OUTPUT = 0, XP_AT_INPUT } xp_weight_at;
 /* What an expert id of E and beyond does to its token: adds w x, or nothing. */
@@ -74,11 +83,14 @@ typedef struct {
     double renorm_eps;
     double scale;
     xp_scale_at scale_at;
-    int expert_scale; /* w is multiplied by a number an expert */
+    xp_factors expert_scale; /* what w is multiplied by */
     xp_wide weight_dtype;
     xp_weight_at weight_at;
     int null_experts; /* ids E to E+n-1: the router has rows for them, no weights */
     xp_null_kind null_kind;
+    int shared_rows;        /* n: the router's last n rows are those of n shared experts, which every token has beside
+                               its K. They are in one sum with them and weigh the hidden rows of the shared expert,
+                               whose width is n equal parts */
     int capacity;           /* slots that an expert takes of the tokens that are counted together; 0: no limit */
     double capacity_factor; /* or, of n tokens, ceil((n K / E) capacity_factor); 0: off */
     xp_overflow overflow;   /* which slots it takes */
@@ -123,6 +135,9 @@ int xp_dialect_has(const char *name);
 xp_status xp_dialect_set(xp_dialect *d, const char *name, const char *value);
 /* The field's value as xp_dialect_set takes it. */
 void xp_dialect_print(const xp_dialect *d, const xp_dialect_field *f, char *buf, size_t bytes);
+/* Rows of the router, and numbers in the factors of the weights. */
+int64_t xp_dialect_rows(const xp_dialect *d, int64_t E);
+int64_t xp_dialect_factors(const xp_dialect *d, int64_t E);
 /* XP_E_ARG naming two fields that contradict each other, or one that is out of range; E and K are the model's. */
 xp_status xp_dialect_check(const xp_dialect *d, int64_t E, int64_t K);
 /* The limit inside the shared expert, 0: none. */

@@ -20,7 +20,8 @@ typedef struct {
     xp_tensor wr;     /* in  [Z,H] router */
     xp_tensor w1;     /* in  [E,U,H] */
     xp_tensor w2;     /* in  [E,H,F] */
-    xp_tensor sw1;    /* in  [X,H]; absent without a shared expert, as are sw2, sgate, dsw1, dsw2, dsgate */
+    xp_tensor sw1;    /* in  [X,H]; absent without a shared expert (not with shared_rows), as are sw2, sgate, dsw1,
+                         dsw2, dsgate */
     xp_tensor sw2;    /* in  [H,S] */
     xp_tensor sgate;  /* in  [1,H]; absent without a gate */
     xp_tensor idx;    /* in  [T,K] i32 */
@@ -37,7 +38,7 @@ typedef struct {
     xp_tensor bias;    /* in  [Z] f32|f64 selection bias; absent unless masked_weight needs it */
     xp_tensor b1;      /* in  [E,U]; absent unless expert_bias, as are b2, db1, db2 */
     xp_tensor b2;      /* in  [E,H] */
-    xp_tensor scale_e; /* in  [Z] f32|f64; absent unless expert_scale */
+    xp_tensor scale_e; /* in  [W] f32|f64; absent unless expert_scale */
     xp_tensor drbias;  /* out [Z] */
     xp_tensor db1;     /* out [E,U] */
     xp_tensor db2;     /* out [E,H] */

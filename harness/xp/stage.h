@@ -7,7 +7,8 @@
  * padding) C rows received, as capacity                P ranks on the stage's axis                  B blocks of tokens
  *   N flat length           G groups            R rows of a parameter on this rank           Q segments of a flat
  * buffer Y MoE layers            U rows of an expert's first matrix: 2 F with a gate, F without
- *   X the shared expert's, from S   Z ids of experts: E and the dialect's null experts
+ *   X the shared expert's, from S   Z rows of the router: E, and the dialect's null experts or shared rows
+ *   A shared experts that the router weighs         W factors of the weights: Z of them, or one
  *   I, J blocks of a quantised matrix along its rows and columns
  *
  * The letters also say where an operand lies in the logical tensor, so that generated data is a function of the global

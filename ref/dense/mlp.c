@@ -193,17 +193,25 @@ void xp_dense_mlp_out(const xp_dense_mlp *b, int64_t m, const xp_tensor *w2, con
     add_bias(b, m, b2, b->h_n, b->y);
 }
 
-void xp_dense_mlp_dpre(const xp_dense_mlp *b, int64_t m, const xp_tensor *w2) {
+void xp_dense_mlp_dact(const xp_dense_mlp *b, int64_t m, const xp_tensor *w2) {
     xp_dense_round_all(b->unit.r, m * b->h_n, b->y);
     memset(b->act, 0, (size_t)(m * b->f_n) * sizeof *b->act);
     xp_dense_map_back(b->y, m, w2, b->act, b->wide);
     xp_dense_round_all(b->unit.r, m * b->f_n, b->act);
+}
+
+void xp_dense_mlp_dunit(const xp_dense_mlp *b, int64_t m) {
     for (int64_t i = 0; i < m * b->f_n; i++) {
         double *row = b->pre + i / b->f_n * b->u_n, none = 0;
         const int64_t up = xp_dense_up_at(b->unit.d, b->f_n, i % b->f_n);
         xp_dense_unit_back(&b->unit, b->act[i], row + xp_dense_gate_at(b->unit.d, i % b->f_n),
                            up < 0 ? &none : row + up);
     }
+}
+
+void xp_dense_mlp_dpre(const xp_dense_mlp *b, int64_t m, const xp_tensor *w2) {
+    xp_dense_mlp_dact(b, m, w2);
+    xp_dense_mlp_dunit(b, m);
 }
 
 void xp_dense_mlp_dx(const xp_dense_mlp *b, int64_t m, const xp_tensor *w1) {

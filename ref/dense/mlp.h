@@ -45,6 +45,9 @@ void xp_dense_mlp_act(const xp_dense_mlp *b, int64_t m);
 void xp_dense_mlp_out(const xp_dense_mlp *b, int64_t m, const xp_tensor *w2, const xp_tensor *b2);
 /* y, which holds dy, and pre -> pre, which becomes dpre; dpre -> x, which becomes dx. */
 void xp_dense_mlp_dpre(const xp_dense_mlp *b, int64_t m, const xp_tensor *w2);
+/* The same in two: act, which becomes its own gradient, rounded; and from there pre. */
+void xp_dense_mlp_dact(const xp_dense_mlp *b, int64_t m, const xp_tensor *w2);
+void xp_dense_mlp_dunit(const xp_dense_mlp *b, int64_t m);
 void xp_dense_mlp_dx(const xp_dense_mlp *b, int64_t m, const xp_tensor *w1);
 /* A row leaves the parameters' dtype: v is rounded to that when the dtype outside is another one. */
 void xp_dense_mlp_leave(const xp_dense_mlp *b, int64_t n, double *v);

@@ -11,7 +11,8 @@
  *   dL/ds_j = (g_j - n_j D' sum_e g_e w_e) / D, g = f dL/dw;
  * where D = S, softmax over all experts and over the chosen are one thing, with w its own slope:
  *   dL/dl_j = w_j (g_j - n_j sum_e g_e w_e).
- * The shared expert is one more expert that all tokens chose, with weight sigmoid(x . v). Nothing is rounded between x
+ * where w is a softmax of log sigmoid(l), times sigmoid(-l). The shared expert is one more expert that all tokens
+ * chose, with weight sigmoid(x . v); those that the router weighs are n more. Nothing is rounded between x
  * and the outputs. */
 #include <math.h>
 #include <string.h>
@@ -25,27 +26,43 @@
 typedef struct {
     xp_dense_unit unit;
     int64_t t_n, h_n, f_n, u_n;
-    int at_input;
+    int at_input, at_hidden;
     double factor;          /* of all that this expert adds to y */
     const double *x, *dy;   /* [T,H] */
     double *y, *dx;         /* [T,H] sums over experts */
     double *chosen;         /* [T] slots that name this expert; 0: the token did not choose it */
     double *weight;         /* [T] of one slot */
     double *gain;           /* [T] gradient of the weight */
-    double *pre, *act, *da; /* [T,U], [T,F], [T,F] */
+    double *pre, *act, *da; /* [T,U], [T,F], [T,F]; act with the weight that is there */
     double *wide, *sum;     /* [max(H,F)] */
 } pass;
 
+/* jump: rows of w1 from `half` on lie so many rows further down; 0 but where an expert's gate and up rows do. */
 typedef struct {
     xp_tensor w1, w2, b1, b2, dw1, dw2, db1, db2;
+    int64_t half, jump;
 } weights;
+
+static int64_t row_at(const weights *w, const xp_tensor *t, int64_t n) {
+    return xp_dense_at(t, n + (w->jump && n >= w->half ? w->jump : 0), 0, 0, 0);
+}
 
 static double into(const pass *p, int64_t t) {
     return p->at_input ? p->weight[t] : 1;
 }
 
 static double out_of(const pass *p, int64_t t) {
-    return p->factor * p->chosen[t] * (p->at_input ? 1 : p->weight[t]);
+    return p->factor * p->chosen[t] * (p->at_input || p->at_hidden ? 1 : p->weight[t]);
+}
+
+static double inside(const pass *p, int64_t t) {
+    return p->at_hidden ? p->weight[t] : 1;
+}
+
+static double unit_at(const pass *p, int64_t t, int64_t f) {
+    const int64_t up = xp_dense_up_at(p->unit.d, p->f_n, f);
+    const double *row = p->pre + t * p->u_n;
+    return xp_dense_unit_run(&p->unit, row[xp_dense_gate_at(p->unit.d, f)], up < 0 ? 0 : row[up]);
 }
 
 static double bias_at(const xp_tensor *b, int64_t i) {
@@ -54,7 +71,7 @@ static double bias_at(const xp_tensor *b, int64_t i) {
 
 static void pass_hidden(const pass *p, const weights *w) {
     for (int64_t n = 0; n < p->u_n; n++) {
-        xp_dense_read(&w->w1, xp_dense_at(&w->w1, n, 0, 0, 0), p->h_n, p->wide);
+        xp_dense_read(&w->w1, row_at(w, &w->w1, n), p->h_n, p->wide);
         for (int64_t t = 0; t < p->t_n; t++) {
             if (p->chosen[t] != 0)
                 p->pre[t * p->u_n + n] =
@@ -62,12 +79,9 @@ static void pass_hidden(const pass *p, const weights *w) {
         }
     }
     for (int64_t i = 0; i < p->t_n * p->f_n; i++) {
-        const int64_t t = i / p->f_n, up = xp_dense_up_at(p->unit.d, p->f_n, i % p->f_n);
-        const double *row = p->pre + t * p->u_n;
+        const int64_t t = i / p->f_n;
         p->da[i] = 0;
-        p->act[i] = p->chosen[t] == 0 ? 0
-                                      : xp_dense_unit_run(&p->unit, row[xp_dense_gate_at(p->unit.d, i % p->f_n)],
-                                                          up < 0 ? 0 : row[up]);
+        p->act[i] = p->chosen[t] == 0 ? 0 : unit_at(p, t, i % p->f_n) * inside(p, t);
     }
 }
 
@@ -95,12 +109,13 @@ static void pass_gate_back(const pass *p) {
         double *row = p->pre + t * p->u_n, none = 0;
         if (p->chosen[t] == 0)
             continue;
-        p->gain[t] += xp_dense_dot(p->da + t * p->f_n, p->act + t * p->f_n, p->f_n);
+        for (int64_t f = 0; f < p->f_n; f++)
+            p->gain[t] += p->da[t * p->f_n + f] * (p->at_hidden ? unit_at(p, t, f) : p->act[t * p->f_n + f]);
         p->gain[t] *= p->at_input ? 0 : p->factor * p->chosen[t];
         for (int64_t f = 0; f < p->f_n; f++) {
             const int64_t up = xp_dense_up_at(p->unit.d, p->f_n, f);
-            xp_dense_unit_back(&p->unit, out_of(p, t) * p->da[t * p->f_n + f], row + xp_dense_gate_at(p->unit.d, f),
-                               up < 0 ? &none : row + up);
+            xp_dense_unit_back(&p->unit, out_of(p, t) * p->da[t * p->f_n + f] * inside(p, t),
+                               row + xp_dense_gate_at(p->unit.d, f), up < 0 ? &none : row + up);
         }
     }
 }
@@ -109,7 +124,7 @@ static void pass_gate_back(const pass *p) {
 static void pass_in_back(const pass *p, const weights *w) {
     for (int64_t n = 0; n < p->u_n; n++) {
         double bias = 0;
-        xp_dense_read(&w->w1, xp_dense_at(&w->w1, n, 0, 0, 0), p->h_n, p->wide);
+        xp_dense_read(&w->w1, row_at(w, &w->w1, n), p->h_n, p->wide);
         memset(p->sum, 0, (size_t)p->h_n * sizeof(double));
         for (int64_t t = 0; t < p->t_n; t++) {
             if (p->chosen[t] == 0)
@@ -120,7 +135,7 @@ static void pass_in_back(const pass *p, const weights *w) {
             bias += d;
             p->gain[t] += p->at_input ? d * xp_dense_dot(x, p->wide, p->h_n) : 0;
         }
-        xp_dense_write(&w->dw1, xp_dense_at(&w->dw1, n, 0, 0, 0), p->h_n, p->sum);
+        xp_dense_write(&w->dw1, row_at(w, &w->dw1, n), p->h_n, p->sum);
         if (w->db1.data)
             xp_dense_put(&w->db1, xp_dense_at(&w->db1, n, 0, 0, 0), bias);
     }
@@ -262,7 +277,7 @@ static int64_t slot_of(const block *b, int64_t t, int64_t k) {
 /* What multiplies an expert's share of its token: f of the text above. */
 static double multiplier(const block *b, int64_t e) {
     const double scale = b->d->scale_at == XP_SCALE_WEIGHT ? b->d->scale : 1;
-    return b->d->expert_scale ? scale * bias_at(&b->a->scale_e, e) : scale;
+    return b->d->expert_scale ? scale * bias_at(&b->a->scale_e, b->d->expert_scale == XP_FACTOR_ONE ? 0 : e) : scale;
 }
 
 /* Slot by slot, each softmax over what the slots before it left: weights, or with back the gradient of l in row. */
@@ -292,12 +307,12 @@ static double slots_sum(const block *b, int64_t t) {
 
 /* A softmax over the chosen is one over all experts divided by the sum of the chosen. */
 static int divides_by_sum(const xp_dialect *d) {
-    return d->score == XP_SCORE_SOFTMAX_TOPK || (d->score == XP_SCORE_SOFTMAX && d->renorm == XP_RENORM_SUM);
+    return xp_dense_shares(d) || (d->score == XP_SCORE_SOFTMAX && d->renorm == XP_RENORM_SUM);
 }
 
 static double divisor(const block *b, int64_t t) {
     const double sum = slots_sum(b, t);
-    return b->d->score == XP_SCORE_SOFTMAX_TOPK ? sum : xp_dense_divisor(b->d, XP_F64, sum);
+    return xp_dense_shares(b->d) ? sum : xp_dense_divisor(b->d, XP_F64, sum);
 }
 
 static void token_weights(const block *b, int64_t t) {
@@ -313,11 +328,18 @@ static void token_weights(const block *b, int64_t t) {
         if (slot_of(b, t, k) >= 0)
             b->n[t * z_n + slot_of(b, t, k)] += 1;
     }
-    for (int64_t e = 0; e < z_n; e++) /* of the others such a score knows nothing */
-        b->key[e] = b->d->score == XP_SCORE_SOFTMAX_TOPK && b->n[t * z_n + e] == 0 ? -HUGE_VAL : l[e];
-    xp_dense_scores(b->d, XP_F64, b->key, z_n, s);
+    for (int64_t e = b->e_n; e < z_n && b->d->shared_rows > 0; e++)
+        b->n[t * z_n + e] = 1;
+    for (int64_t e = 0; e < z_n; e++) { /* of the others such a score knows nothing */
+        const int among = !xp_dense_shares(b->d) || b->n[t * z_n + e] != 0;
+        b->key[e] = among ? xp_dense_share_base(b->d, l[e]) : -HUGE_VAL;
+    }
+    if (xp_dense_shares(b->d))
+        xp_dense_share_out(b->key, z_n, s);
+    else
+        xp_dense_scores(b->d, XP_F64, b->key, z_n, s);
     xp_dense_keys(b->d, l, s, &b->a->bias, z_n, b->gone, b->key, kept);
-    for (int64_t e = 0; e < z_n && (!b->d->masked_weight || b->d->score == XP_SCORE_SOFTMAX_TOPK); e++)
+    for (int64_t e = 0; e < z_n && (!b->d->masked_weight || xp_dense_shares(b->d)); e++)
         kept[e] = 1;
     const double by = divisor(b, t);
     for (int64_t e = 0; e < z_n; e++)
@@ -344,8 +366,8 @@ static void through_weights(const block *b, int64_t t) {
     const double *n = b->n + t * z_n, *s = b->s + t * z_n, *g = b->g + t * z_n;
     const double sum = slots_sum(b, t), by = divisor(b, t), slope = xp_dense_divisor_slope(b->d, sum);
     double along = 0;
-    for (int64_t e = 0; e < z_n; e++)
-        along += n[e] != 0 ? g[e] * b->w[t * z_n + e] : 0; /* w has the multiplier in it */
+    for (int64_t e = 0; e < z_n; e++) /* not g w: a multiplier near 0 leaves w few bits */
+        along += n[e] != 0 ? g[e] * multiplier(b, e) * (b->kept[t * z_n + e] * s[e] / by) : 0;
     for (int64_t j = 0; j < z_n; j++) {
         const double gj = n[j] != 0 ? g[j] * multiplier(b, j) : 0, kept = b->kept[t * z_n + j];
         if (n[j] == 0)
@@ -369,6 +391,11 @@ static void through_scores(const block *b, int64_t t) {
     }
 }
 
+/* Of what shares are a softmax of, by l. */
+static double own_slope(const block *b, int64_t t, int64_t j) {
+    return xp_dense_shares(b->d) ? xp_dense_share_slope(b->d, b->l[t * b->z_n + j]) : 1;
+}
+
 /* raw turns from the logits into their gradient; then dwr, drbias and the router's part of dx. */
 static void router_back(const block *b) {
     const xp_moe_args *a = b->a;
@@ -383,7 +410,8 @@ static void router_back(const block *b) {
                 through_scores(b, t);
         }
         for (int64_t j = 0; j < z_n; j++)
-            b->raw[t * z_n + j] = b->row[j] == 0 ? 0 : b->row[j] * xp_dense_logit_slope(b->d, b->raw[t * z_n + j]);
+            b->raw[t * z_n + j] =
+                b->row[j] == 0 ? 0 : b->row[j] * own_slope(b, t, j) * xp_dense_logit_slope(b->d, b->raw[t * z_n + j]);
     }
     xp_dense_map_back(b->raw, b->t_n, &a->wr, b->dx, b->row);
     for (int64_t e = 0; e < z_n; e++) {
@@ -445,7 +473,8 @@ static void experts(const block *b) {
 
 /* E(x) = x, or nothing. */
 static void null_experts(const block *b) {
-    for (int64_t i = 0; i < b->t_n * b->z_n && b->d->null_kind == XP_NULL_IDENTITY; i++) {
+    const int some = b->d->null_experts > 0 && b->d->null_kind == XP_NULL_IDENTITY;
+    for (int64_t i = 0; i < b->t_n * b->z_n && some; i++) {
         const int64_t t = i / b->z_n;
         if (i % b->z_n < b->e_n || b->n[i] == 0)
             continue;
@@ -453,6 +482,43 @@ static void null_experts(const block *b) {
         xp_dense_axpy(b->factor * b->n[i] * b->w[i], x, b->h_n, b->y + t * b->h_n);
         xp_dense_axpy(b->factor * b->n[i] * b->w[i], dy, b->h_n, b->dx + t * b->h_n);
         b->g[i] = b->factor * b->n[i] * xp_dense_dot(dy, x, b->h_n);
+    }
+}
+
+static xp_tensor rows_from(const xp_tensor *t, int64_t row, int64_t column) {
+    xp_tensor out = *t;
+    out.data = (char *)out.data + xp_dtype_bytes(out.dtype, xp_dense_at(t, row, column, 0, 0));
+    return out;
+}
+
+/* One expert after another, each with the weight that the router gave it: behind the activation, which is before the
+ * second matrix. */
+static void weighed_experts(block *b) {
+    const xp_moe_args *a = b->a;
+    const int64_t n = b->d->shared_rows, width = b->s_n / n, rows = b->x_n / n;
+    const int apart = b->d->gated && b->d->gate_layout == XP_GATE_CONCAT;
+    pass p = b->p;
+    p.f_n = width;
+    p.u_n = rows;
+    p.at_input = 0;
+    p.at_hidden = 1;
+    p.factor = b->share;
+    p.unit.limit = xp_dialect_shared_limit(b->d);
+    for (int64_t j = 0; j < n; j++) {
+        const int64_t first = j * (apart ? width : rows), row = b->e_n + j;
+        const weights w = {.w1 = rows_from(&a->sw1, first, 0),
+                           .w2 = rows_from(&a->sw2, 0, j * width),
+                           .dw1 = rows_from(&a->dsw1, first, 0),
+                           .dw2 = rows_from(&a->dsw2, 0, j * width),
+                           .half = width,
+                           .jump = apart ? b->s_n - width : 0};
+        for (int64_t t = 0; t < b->t_n; t++) {
+            p.chosen[t] = 1;
+            p.weight[t] = b->w[t * b->z_n + row];
+        }
+        pass_run(&p, &w);
+        for (int64_t t = 0; t < b->t_n; t++)
+            b->g[t * b->z_n + row] = p.gain[t];
     }
 }
 
@@ -511,9 +577,11 @@ static xp_status run(const xp_exec *x, const void *args) {
     take_slots(&b);
     experts(&b);
     null_experts(&b);
-    router_back(&b);
-    if (a->sw2.data)
+    if (b.d->shared_rows > 0)
+        weighed_experts(&b);
+    else if (a->sw2.data)
         shared_expert(&b);
+    router_back(&b);
     for (int64_t t = 0; t < b.t_n; t++) {
         xp_dense_write(&a->y, xp_dense_at(&a->y, t, 0, 0, 0), b.h_n, b.y + t * b.h_n);
         xp_dense_write(&a->dx, xp_dense_at(&a->dx, t, 0, 0, 0), b.h_n, b.dx + t * b.h_n);

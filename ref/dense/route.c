@@ -40,14 +40,23 @@ static int64_t chosen(const xp_tensor *idx, int64_t t, int64_t k) {
     return xp_dense_int(idx, xp_dense_at(idx, t, k, 0, 0));
 }
 
+/* The row of the router that slot k of a token is: behind the choice come the shared experts. */
+static int64_t row_of(const xp_dialect *d, const xp_tensor *idx, int64_t z_n, int64_t t, int64_t k) {
+    return k < idx->dim[1] ? chosen(idx, t, k) : z_n - d->shared_rows + k - idx->dim[1];
+}
+
+static int64_t slots_of(const xp_dialect *d, const xp_tensor *idx) {
+    return idx->dim[1] + d->shared_rows;
+}
+
 static double scale_of(const xp_tensor *scale_e, int64_t e) {
-    return xp_dense_get(scale_e, xp_dense_at(scale_e, e, 0, 0, 0));
+    return xp_dense_get(scale_e, xp_dense_at(scale_e, scale_e->dim[0] == 1 ? 0 : e, 0, 0, 0));
 }
 
 static size_t workspace(const void *args, const xp_mesh *m) {
     (void)m;
     const xp_route_args *a = args;
-    return token_ws(a->logits.dim[1], a->idx.dim[1]);
+    return token_ws(a->logits.dim[1], slots_of(a->dialect, &a->idx));
 }
 
 /* ---- choice ---- */
@@ -63,7 +72,7 @@ static int beats(const double *l, const double *key, int64_t i, int64_t j) {
 }
 
 static void choose(const xp_route_args *a, int64_t t, const token *r) {
-    const int64_t z_n = a->logits.dim[1], k_n = a->idx.dim[1];
+    const int64_t z_n = a->logits.dim[1] - a->dialect->shared_rows, k_n = a->idx.dim[1];
     const double *key = a->dialect->score == XP_SCORE_SPARSEMIXER ? r->l : r->key;
     for (int64_t e = 0; e < z_n; e++) {
         int64_t place = 0;
@@ -90,17 +99,17 @@ static void put_step(const token *r, int64_t k, double v) {
 /* Weights before they are divided. */
 static void first_weights(const xp_route_args *a, int64_t t, const token *r) {
     const xp_dialect *d = a->dialect;
-    const int64_t z_n = a->logits.dim[1], k_n = a->idx.dim[1];
-    for (int64_t k = 0; k < k_n && d->score == XP_SCORE_SOFTMAX_TOPK; k++)
-        r->w[k] = r->l[chosen(&a->idx, t, k)];
-    if (d->score == XP_SCORE_SOFTMAX_TOPK)
+    const int64_t z_n = a->logits.dim[1], k_n = slots_of(d, &a->idx);
+    for (int64_t k = 0; k < k_n && xp_dense_shares(d); k++)
+        r->w[k] = xp_dense_share_base(d, r->l[row_of(d, &a->idx, z_n, t, k)]);
+    if (xp_dense_shares(d))
         xp_dense_share_out(r->w, k_n, r->slot);
     double *gone = r->key; /* the choice has been made */
     memset(gone, 0, (size_t)z_n * sizeof *gone);
     for (int64_t k = 0; k < k_n; k++) {
-        const int64_t e = chosen(&a->idx, t, k);
+        const int64_t e = row_of(d, &a->idx, z_n, t, k);
         double v = r->exact_s[e];
-        if (d->score == XP_SCORE_SOFTMAX_TOPK) {
+        if (xp_dense_shares(d)) {
             v = r->slot[k];
         } else if (d->score == XP_SCORE_SPARSEMIXER) {
             xp_dense_sparse(d, r->q, r->l, gone, z_n, r->p);
@@ -116,7 +125,7 @@ static void first_weights(const xp_route_args *a, int64_t t, const token *r) {
 /* Weights before the factors of their experts. */
 static void divided_weights(const xp_route_args *a, int64_t t, const token *r) {
     const xp_dialect *d = a->dialect;
-    const int64_t k_n = a->idx.dim[1];
+    const int64_t k_n = slots_of(d, &a->idx);
     first_weights(a, t, r);
     double sum = 0;
     for (int64_t k = 0; k < k_n; k++)
@@ -130,18 +139,22 @@ static void divided_weights(const xp_route_args *a, int64_t t, const token *r) {
 }
 
 static void weigh(const xp_route_args *a, int64_t t, const token *r) {
-    const int64_t k_n = a->idx.dim[1];
+    const xp_dialect *d = a->dialect;
+    const int64_t k_n = a->idx.dim[1], z_n = a->logits.dim[1];
     divided_weights(a, t, r);
-    for (int64_t k = 0; k < k_n && a->dialect->expert_scale; k++)
-        put_step(r, k, r->w[k] * scale_of(&a->scale_e, chosen(&a->idx, t, k)));
+    for (int64_t k = 0; k < slots_of(d, &a->idx) && d->expert_scale; k++)
+        put_step(r, k, r->w[k] * scale_of(&a->scale_e, row_of(d, &a->idx, z_n, t, k)));
     xp_dense_write(&a->w, xp_dense_at(&a->w, t, 0, 0, 0), k_n, a->w.dtype == XP_F64 ? r->exact_w : r->w);
+    if (a->gamma.data)
+        xp_dense_write(&a->gamma, xp_dense_at(&a->gamma, t, 0, 0, 0), d->shared_rows,
+                       (a->gamma.dtype == XP_F64 ? r->exact_w : r->w) + k_n);
 }
 
 static xp_status run(const xp_exec *x, const void *args) {
     const xp_route_args *a = args;
     const xp_dialect *d = a->dialect;
     const int64_t z_n = a->logits.dim[1];
-    token r = token_carve(z_n, a->idx.dim[1], x->ws);
+    token r = token_carve(z_n, slots_of(d, &a->idx), x->ws);
     r.q = xp_dense_step(d, a->logits.dtype);
     for (int64_t t = 0; t < a->logits.dim[0]; t++) {
         xp_dense_read(&a->logits, xp_dense_at(&a->logits, t, 0, 0, 0), z_n, r.l);
@@ -170,8 +183,8 @@ static const char *bwd_why_not(const void *args, const xp_mesh *m) {
     if (why || a->logits.data)
         return why;
     const xp_dialect *d = a->dialect;
-    return d->score == XP_SCORE_SQRT_SOFTPLUS || d->score == XP_SCORE_SPARSEMIXER ||
-                   d->score == XP_SCORE_SOFTMAX_TOPK || d->logit_softcap > 0 ||
+    return d->score == XP_SCORE_SQRT_SOFTPLUS || d->score == XP_SCORE_SPARSEMIXER || xp_dense_shares(d) ||
+                   d->logit_softcap > 0 ||
                    (d->masked_weight && d->group_reduce != XP_GROUP_NONE && d->select_on == XP_ON_LOGIT)
                ? "not without the logits"
                : NULL;
@@ -180,35 +193,35 @@ static const char *bwd_why_not(const void *args, const xp_mesh *m) {
 static size_t bwd_workspace(const void *args, const xp_mesh *m) {
     (void)m;
     const xp_route_bwd_args *a = args;
-    const int64_t z_n = a->scores.dim[1], k_n = a->idx.dim[1];
+    const int64_t z_n = a->scores.dim[1], k_n = slots_of(a->dialect, &a->idx);
     return token_ws(z_n, k_n) + xp_dense_room(k_n * z_n, sizeof(double));
 }
 
-/* A score depends on its own logit alone. */
+/* A weight before it is divided depends on its own logit alone. */
 static int pointwise(const xp_dialect *d) {
-    return d->score == XP_SCORE_SIGMOID || d->score == XP_SCORE_SQRT_SOFTPLUS;
+    return !xp_dense_shares(d) && (d->score == XP_SCORE_SIGMOID || d->score == XP_SCORE_SQRT_SOFTPLUS);
 }
 
 /* v [K], weights before they are divided, into r->w; J [K,Z] = dv / dl. r->key counts the experts that are gone. */
 static void slots_by_logits(const xp_route_bwd_args *a, int64_t t, const token *r, double *j) {
     const xp_dialect *d = a->dialect;
-    const int64_t z_n = a->scores.dim[1], k_n = a->idx.dim[1];
+    const int64_t z_n = a->scores.dim[1], k_n = slots_of(d, &a->idx);
     memset(r->key, 0, (size_t)z_n * sizeof *r->key);
     memset(r->p, 0, (size_t)z_n * sizeof *r->p);
-    if (d->score == XP_SCORE_SOFTMAX_TOPK) {
+    if (xp_dense_shares(d)) {
         for (int64_t k = 0; k < k_n; k++)
-            r->slot[k] = r->l[chosen(&a->idx, t, k)];
+            r->slot[k] = xp_dense_share_base(d, r->l[row_of(d, &a->idx, z_n, t, k)]);
         xp_dense_share_out(r->slot, k_n, r->w);
-        if (d->weight_dtype == XP_WIDE_ACT || d->score_dtype == XP_WIDE_ACT)
+        if (d->score == XP_SCORE_SOFTMAX_TOPK && (d->weight_dtype == XP_WIDE_ACT || d->score_dtype == XP_WIDE_ACT))
             xp_dense_round_all(a->logits.dtype, k_n, r->w);
         for (int64_t k = 0; k < k_n; k++)
-            r->p[chosen(&a->idx, t, k)] += r->w[k];
+            r->p[row_of(d, &a->idx, z_n, t, k)] += r->w[k];
     }
     for (int64_t k = 0; k < k_n; k++) {
-        const int64_t e = chosen(&a->idx, t, k);
+        const int64_t e = row_of(d, &a->idx, z_n, t, k);
         const double part = d->masked_weight ? r->kept[e] : 1;
         const double *p = d->score == XP_SCORE_SOFTMAX ? r->s : r->p; /* of dv / dl = v (delta - p) */
-        if (d->score != XP_SCORE_SOFTMAX_TOPK)
+        if (!xp_dense_shares(d))
             r->w[k] = part * r->s[e];
         if (d->score == XP_SCORE_SPARSEMIXER) {
             xp_dense_sparse(d, r->q, r->l, r->key, z_n, r->p);
@@ -220,7 +233,7 @@ static void slots_by_logits(const xp_route_bwd_args *a, int64_t t, const token *
             if (pointwise(d))
                 j[k * z_n + z] = z == e ? part * xp_dense_score_slope(d, r->l[z], r->s[z]) : 0;
             else
-                j[k * z_n + z] = r->w[k] * (same - p[z]);
+                j[k * z_n + z] = r->w[k] * (same - p[z]) * xp_dense_share_slope(d, r->l[z]);
         }
     }
 }
@@ -228,7 +241,7 @@ static void slots_by_logits(const xp_route_bwd_args *a, int64_t t, const token *
 /* Through w[m] = f[m] v[m] / D(sum v): the slots' dw becomes dv, in r->slot. */
 static void through_division(const xp_route_bwd_args *a, int64_t t, const token *r, const double *dw) {
     const xp_dialect *d = a->dialect;
-    const int64_t k_n = a->idx.dim[1];
+    const int64_t k_n = slots_of(d, &a->idx), z_n = a->scores.dim[1];
     double sum = 0;
     for (int64_t k = 0; k < k_n; k++)
         sum += r->w[k];
@@ -236,7 +249,7 @@ static void through_division(const xp_route_bwd_args *a, int64_t t, const token 
     memset(r->slot, 0, (size_t)k_n * sizeof *r->slot);
     for (int64_t m = 0; m < k_n; m++) {
         double f = d->scale_at == XP_SCALE_WEIGHT ? d->scale : 1;
-        f *= d->expert_scale ? scale_of(&a->scale_e, chosen(&a->idx, t, m)) : 1;
+        f *= d->expert_scale ? scale_of(&a->scale_e, row_of(d, &a->idx, z_n, t, m)) : 1;
         for (int64_t k = 0; k < k_n; k++)
             r->slot[k] += dw[m] * (f * (((k == m) - slope * (r->w[m] / by)) / by));
     }
@@ -244,16 +257,17 @@ static void through_division(const xp_route_bwd_args *a, int64_t t, const token 
 
 /* 1: slot k's weight depends on logit z. An infinity times a zero that nothing led to is not a gradient. */
 static int depends(const xp_route_bwd_args *a, int64_t t, int64_t k, int64_t z) {
-    const int among = a->dialect->score == XP_SCORE_SOFTMAX_TOPK;
-    int found = !among && !pointwise(a->dialect);
-    for (int64_t i = among ? 0 : k; i < (among ? a->idx.dim[1] : k + 1); i++)
-        found |= chosen(&a->idx, t, i) == z;
+    const xp_dialect *d = a->dialect;
+    const int among = xp_dense_shares(d);
+    int found = !among && !pointwise(d);
+    for (int64_t i = among ? 0 : k; i < (among ? slots_of(d, &a->idx) : k + 1); i++)
+        found |= row_of(d, &a->idx, a->scores.dim[1], t, i) == z;
     return found;
 }
 
 static void token_gradient(const xp_route_bwd_args *a, int64_t t, const token *r, double *j) {
     const xp_dialect *d = a->dialect;
-    const int64_t z_n = a->scores.dim[1], k_n = a->idx.dim[1];
+    const int64_t z_n = a->scores.dim[1], k_n = slots_of(d, &a->idx);
     xp_dense_read(&a->scores, xp_dense_at(&a->scores, t, 0, 0, 0), z_n, r->s);
     memset(r->l, 0, (size_t)z_n * sizeof *r->l);
     if (a->logits.data)
@@ -262,7 +276,9 @@ static void token_gradient(const xp_route_bwd_args *a, int64_t t, const token *r
     xp_dense_logits(d, z_n, r->l);
     xp_dense_keys(d, r->l, r->s, &a->bias, z_n, r->p, r->key, r->kept);
     slots_by_logits(a, t, r, j);
-    xp_dense_read(&a->dw, xp_dense_at(&a->dw, t, 0, 0, 0), k_n, r->exact_w);
+    xp_dense_read(&a->dw, xp_dense_at(&a->dw, t, 0, 0, 0), a->idx.dim[1], r->exact_w);
+    if (a->dgamma.data)
+        xp_dense_read(&a->dgamma, xp_dense_at(&a->dgamma, t, 0, 0, 0), d->shared_rows, r->exact_w + a->idx.dim[1]);
     through_division(a, t, r, r->exact_w);
     for (int64_t z = 0; z < z_n; z++) {
         double g = 0;
@@ -279,7 +295,7 @@ static void token_gradient(const xp_route_bwd_args *a, int64_t t, const token *r
 
 static xp_status bwd_run(const xp_exec *x, const void *args) {
     const xp_route_bwd_args *a = args;
-    const int64_t z_n = a->scores.dim[1], k_n = a->idx.dim[1];
+    const int64_t z_n = a->scores.dim[1], k_n = slots_of(a->dialect, &a->idx);
     char *ws = x->ws;
     double *j = xp_dense_carve(&ws, k_n * z_n, sizeof *j);
     token r = token_carve(z_n, k_n, ws);
@@ -298,7 +314,7 @@ static const char *scale_why_not(const void *args, const xp_mesh *m) {
     const char *why = xp_dense_route_why_not(d);
     if (why || a->logits.data)
         return why;
-    return d->score == XP_SCORE_SPARSEMIXER || d->score == XP_SCORE_SOFTMAX_TOPK || d->score_dtype == XP_WIDE_ACT ||
+    return d->score == XP_SCORE_SPARSEMIXER || xp_dense_shares(d) || d->score_dtype == XP_WIDE_ACT ||
                    (d->masked_weight && d->group_reduce != XP_GROUP_NONE && d->select_on == XP_ON_LOGIT)
                ? "not without the logits"
                : NULL;
@@ -307,15 +323,16 @@ static const char *scale_why_not(const void *args, const xp_mesh *m) {
 static size_t scale_workspace(const void *args, const xp_mesh *m) {
     (void)m;
     const xp_route_scale_bwd_args *a = args;
-    return token_ws(a->scores.dim[1], a->idx.dim[1]) + xp_dense_room(a->scores.dim[1], sizeof(double)) +
-           xp_dense_room(a->idx.dim[1], sizeof(double));
+    const int64_t k_n = slots_of(a->dialect, &a->idx);
+    return token_ws(a->scores.dim[1], k_n) + xp_dense_room(a->scores.dim[1], sizeof(double)) +
+           xp_dense_room(k_n, sizeof(double));
 }
 
 /* Expert by expert: the tokens of the block that chose it. */
 static xp_status scale_run(const xp_exec *x, const void *args) {
     const xp_route_scale_bwd_args *a = args;
     const xp_dialect *d = a->dialect;
-    const int64_t z_n = a->scores.dim[1], k_n = a->idx.dim[1];
+    const int64_t z_n = a->scores.dim[1], k_n = slots_of(d, &a->idx), one = d->expert_scale == XP_FACTOR_ONE;
     const xp_route_args forward = {.logits = a->scores, .idx = a->idx, .dialect = d};
     char *ws = x->ws;
     double *sum = xp_dense_carve(&ws, z_n, sizeof *sum), *dw = xp_dense_carve(&ws, k_n, sizeof *dw);
@@ -334,11 +351,13 @@ static xp_status scale_run(const xp_exec *x, const void *args) {
             memcpy(r.exact_s, r.s, (size_t)z_n * sizeof *r.s);
             xp_dense_keys(d, r.l, r.s, &a->bias, z_n, r.p, r.key, r.kept);
             divided_weights(&forward, t, &r);
-            xp_dense_read(&a->dw, xp_dense_at(&a->dw, t, 0, 0, 0), k_n, dw);
+            xp_dense_read(&a->dw, xp_dense_at(&a->dw, t, 0, 0, 0), a->idx.dim[1], dw);
+            if (a->dgamma.data)
+                xp_dense_read(&a->dgamma, xp_dense_at(&a->dgamma, t, 0, 0, 0), d->shared_rows, dw + a->idx.dim[1]);
             for (int64_t k = 0; k < k_n; k++)
-                sum[chosen(&a->idx, t, k)] += r.w[k] * dw[k];
+                sum[one ? 0 : row_of(d, &a->idx, z_n, t, k)] += r.w[k] * dw[k];
         }
-        xp_dense_write(&a->dscale, xp_dense_at(&a->dscale, b, 0, 0, 0), z_n, sum);
+        xp_dense_write(&a->dscale, xp_dense_at(&a->dscale, b, 0, 0, 0), a->dscale.dim[1], sum);
     }
     return XP_OK;
 }

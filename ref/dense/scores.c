@@ -127,6 +127,18 @@ void xp_dense_keys(const xp_dialect *d, const double *l, const double *s, const 
     }
 }
 
+int xp_dense_shares(const xp_dialect *d) {
+    return d->score == XP_SCORE_SOFTMAX_TOPK || d->renorm == XP_RENORM_LOG_SUM;
+}
+
+double xp_dense_share_base(const xp_dialect *d, double l) {
+    return d->renorm == XP_RENORM_LOG_SUM ? -softplus(-l) : l;
+}
+
+double xp_dense_share_slope(const xp_dialect *d, double l) {
+    return d->renorm == XP_RENORM_LOG_SUM && !isnan(l) ? xp_dense_sigmoid(-l) : 1; /* a NaN has no share to move */
+}
+
 double xp_dense_divisor(const xp_dialect *d, xp_dtype q, double sum) {
     const double s = xp_dense_round(q, sum);
     switch (d->renorm) {

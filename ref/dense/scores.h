@@ -27,6 +27,12 @@ void xp_dense_sparse(const xp_dialect *d, xp_dtype q, const double *l, const dou
 void xp_dense_keys(const xp_dialect *d, const double *l, const double *s, const xp_tensor *bias, int64_t z_n,
                    double *group, double *key, double *kept);
 
+/* Shares of a whole that the chosen ones are, from their logits: no division by a sum of scores follows. */
+int xp_dense_shares(const xp_dialect *d);
+/* What the shares are a softmax of: l, or log sigmoid(l); and its slope. */
+double xp_dense_share_base(const xp_dialect *d, double l);
+double xp_dense_share_slope(const xp_dialect *d, double l);
+
 /* The divisor of weights that sum up to sum, q'd; and its slope. */
 double xp_dense_divisor(const xp_dialect *d, xp_dtype q, double sum);
 double xp_dense_divisor_slope(const xp_dialect *d, double sum);

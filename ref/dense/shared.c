@@ -1,5 +1,5 @@
 /* Second formulation of stages shared and shared_bwd: one expert for all tokens, scaled by a sigmoid where there is a
- * gate, rounded where xp/shared.h says so. */
+ * gate, or as many as the router weighs, each hidden unit by its expert's weight; rounded where xp/shared.h says so. */
 #include "dense.h"
 #include "mlp.h"
 #include "num.h"
@@ -17,6 +17,35 @@ static size_t workspace(const void *args, const xp_mesh *m) {
     (void)m;
     const xp_shared_args *a = args;
     return xp_dense_mlp_ws(&a->w1, &a->w2);
+}
+
+/* The router's weight of row i for hidden unit f, as the parameters' dtype holds it. */
+static double gamma_at(const xp_tensor *gamma, const xp_dense_mlp *b, int64_t i, int64_t f) {
+    const int64_t expert = f * gamma->dim[1] / b->f_n;
+    return xp_dense_round(b->unit.r, xp_dense_get(gamma, xp_dense_at(gamma, i, expert, 0, 0)));
+}
+
+static void weigh_rows(const xp_tensor *gamma, int64_t lo, int64_t m, const xp_dense_mlp *b) {
+    xp_dense_round_all(b->unit.r, m * b->f_n, b->act);
+    for (int64_t i = 0; i < m * b->f_n; i++)
+        b->act[i] *= gamma_at(gamma, b, lo + i / b->f_n, i % b->f_n);
+}
+
+/* Column h of every expert's output, rounded one by one, and their sum. */
+static void sum_experts(const xp_shared_args *a, int64_t m, const xp_dense_mlp *b) {
+    const int64_t experts = a->gamma.dim[1], width = b->f_n / experts;
+    xp_dense_round_all(b->unit.r, m * b->f_n, b->act);
+    for (int64_t h = 0; h < b->h_n; h++) {
+        xp_dense_read(&a->w2, xp_dense_at(&a->w2, h, 0, 0, 0), b->f_n, b->wide);
+        for (int64_t i = 0; i < m; i++) {
+            double sum = 0;
+            for (int64_t e = 0; e < experts; e++) {
+                const double out = xp_dense_dot(b->act + i * b->f_n + e * width, b->wide + e * width, width);
+                sum += experts == 1 ? out : xp_dense_round(b->unit.r, out);
+            }
+            b->y[i * b->h_n + h] = sum;
+        }
+    }
 }
 
 /* mlp, rounded in place, times the sigmoid of <x, gate>; x is rounded already. */
@@ -46,8 +75,13 @@ static xp_status run(const xp_exec *x, const void *args) {
         xp_dense_mlp_in(&b, m, &a->w1, NULL);
         xp_dense_write_rows(&a->pre, lo, m, b.pre);
         xp_dense_mlp_act(&b, m);
+        if (a->gamma.data)
+            weigh_rows(&a->gamma, lo, m, &b);
         xp_dense_write_rows(&a->act, lo, m, b.act);
-        xp_dense_mlp_out(&b, m, &a->w2, NULL);
+        if (a->gamma.data)
+            sum_experts(a, m, &b);
+        else
+            xp_dense_mlp_out(&b, m, &a->w2, NULL);
         xp_dense_mlp_leave(&b, m * b.h_n, b.y);
         xp_dense_write_rows(&a->mlp, lo, m, b.y);
         if (a->gate.data)
@@ -94,6 +128,25 @@ static void gate_rows_dx(const xp_shared_bwd_args *a, int64_t lo, int64_t m, con
     }
 }
 
+/* dgamma, expert by expert, from the rows' own activations; then act, the weighed one's gradient, loses the weight. */
+static void weigh_rows_back(const xp_shared_bwd_args *a, int64_t lo, int64_t m, const xp_dense_mlp *b) {
+    const int64_t experts = a->gamma.dim[1], width = b->f_n / experts;
+    const xp_dialect *d = a->dialect;
+    for (int64_t n = 0; n < m * experts; n++) {
+        const int64_t i = n / experts, e = n % experts;
+        const double *pre = b->pre + i * b->u_n;
+        double sum = 0;
+        for (int64_t f = e * width; f < (e + 1) * width; f++) {
+            const int64_t up = xp_dense_up_at(d, b->f_n, f);
+            const double unit = xp_dense_unit_run(&b->unit, pre[xp_dense_gate_at(d, f)], up < 0 ? 0 : pre[up]);
+            sum += xp_dense_round(b->unit.r, unit) * b->act[i * b->f_n + f];
+        }
+        xp_dense_put(&a->dgamma, xp_dense_at(&a->dgamma, lo + i, e, 0, 0), sum);
+    }
+    weigh_rows(&a->gamma, lo, m, b);
+    xp_dense_round_all(b->unit.r, m * b->f_n, b->act);
+}
+
 static xp_status bwd_run(const xp_exec *x, const void *args) {
     const xp_shared_bwd_args *a = args;
     char *ws = x->ws;
@@ -108,7 +161,10 @@ static xp_status bwd_run(const xp_exec *x, const void *args) {
             gate_rows_back(a, lo, m, &b);
         xp_dense_write_rows(&a->dmlp, lo, m, b.y);
         xp_dense_round_all(b.outside, m * b.h_n, b.y);
-        xp_dense_mlp_dpre(&b, m, &a->w2);
+        xp_dense_mlp_dact(&b, m, &a->w2);
+        if (a->gamma.data)
+            weigh_rows_back(a, lo, m, &b);
+        xp_dense_mlp_dunit(&b, m);
         xp_dense_write_rows(&a->dpre, lo, m, b.pre);
         xp_dense_mlp_dx(&b, m, &a->w1);
         if (a->gate.data)

@@ -380,6 +380,45 @@ static void rows_of_all_experts(void **state) {
     refused("transformer.blocks.1.ffn.experts.mlp.w2", "expected [");
 }
 
+/* Two shared experts, S / 2 wide, in tensors with a dimension in front; a bias that is shorter than the router; one
+ * factor. Rows apart and in turn in the record. */
+static void shared_experts_are_joined(void **state) {
+    enum { A = 2, WIDTH = S / A, Z = E + A };
+    (void)state;
+    for (int in_turn = 0; in_turn < 2; in_turn++) {
+        make_model("inkling_mm_model", "hf-5.24/inkling", S);
+        model.dialect.gate_layout = in_turn ? XP_GATE_INTERLEAVED : XP_GATE_CONCAT;
+        start();
+        put2("model.llm.layers.1.mlp.gate.weight", ROUTER, 0, Z, H, 0);
+        put1("model.llm.layers.1.mlp.gate.bias", BIAS, E);
+        put1("model.llm.layers.1.mlp.gate.global_scale", SHARED_GATE, 1);
+        put_fused("model.llm.layers.1.mlp.experts.w13_weight", E, F, H, GATE, UP, 1, 0);
+        put_stacked("model.llm.layers.1.mlp.experts.w2_weight", DOWN, H, F, 0);
+        put_fused("model.llm.layers.1.mlp.shared_experts.shared_w13_weight", A, WIDTH, H, SGATE, SUP, 1, 0);
+        const int64_t dim[3] = {A, H, WIDTH};
+        xp_tensor *t = add("model.llm.layers.1.mlp.shared_experts.shared_w2_weight", XP_F32, 3, dim);
+        for (int64_t n = 0; n < A * H * WIDTH; n++)
+            xp_fill_store(t, n, value(SDOWN, n / (H * WIDTH), n / WIDTH % H, n % WIDTH));
+        taken();
+        router_is_right(Z);
+        experts_are_right();
+        shape_is(XP_PART_SELECT_BIAS, 1, Z, 0, 0);
+        for (int64_t e = 0; e < Z; e++)
+            assert_true(at(XP_PART_SELECT_BIAS, e) == (e < E ? value(BIAS, 0, e, 0) : 0.0));
+        vector_is_right(XP_PART_EXPERT_SCALE, SHARED_GATE, 1);
+        shape_is(XP_PART_SHARED_UP, 2, 2 * S, H, 0);
+        shape_is(XP_PART_SHARED_DOWN, 2, H, S, 0);
+        for (int64_t n = 0; n < 2 * S * H; n++) {
+            const int64_t row = n / H, is_up = in_turn ? row % 2 : row / S, unit = in_turn ? row / 2 : row % S;
+            assert_true(at(XP_PART_SHARED_UP, n) == value(is_up ? SUP : SGATE, unit / WIDTH, unit % WIDTH, n % H));
+        }
+        for (int64_t n = 0; n < H * S; n++)
+            assert_true(at(XP_PART_SHARED_DOWN, n) == value(SDOWN, n % S / WIDTH, n / S, n % WIDTH));
+    }
+    put1("model.llm.layers.1.mlp.w13_dn.weight", BIAS, E);
+    refused("mlp.w13_dn.weight", "asks for it");
+}
+
 /* Rows apart in the file, in turn in the record. */
 static void rows_are_put_in_turn(void **state) {
     (void)state;
@@ -1171,29 +1210,18 @@ static int close_folder(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(one_tensor_an_expert),
-        cmocka_unit_test(all_experts_in_one_tensor),
-        cmocka_unit_test(rows_in_turn_and_biases),
-        cmocka_unit_test(rows_of_its_own_kind),
-        cmocka_unit_test(rows_of_all_experts),
-        cmocka_unit_test(rows_are_put_in_turn),
-        cmocka_unit_test(two_layouts_give_the_same_bits),
-        cmocka_unit_test(a_table_in_place_of_a_bias),
-        cmocka_unit_test(two_sets),
-        cmocka_unit_test(small_differences),
-        cmocka_unit_test(a_row_of_the_callers),
-        cmocka_unit_test(every_family_has_names),
-        cmocka_unit_test(saved_names_are_asked_for),
-        cmocka_unit_test(latent_names_are_asked_for),
-        cmocka_unit_test(missing_tensors_are_named),
-        cmocka_unit_test(wrong_tensors_are_named),
-        cmocka_unit_test(extra_tensors_are_named),
-        cmocka_unit_test(models_are_checked),
-        cmocka_unit_test(an_index_over_files),
-        cmocka_unit_test(wrong_indices_are_refused),
-        cmocka_unit_test(a_folder_holds_one_of_two),
-        cmocka_unit_test(codes_stay_as_they_are),
-        cmocka_unit_test(shards_are_rows),
+        cmocka_unit_test(one_tensor_an_expert),       cmocka_unit_test(all_experts_in_one_tensor),
+        cmocka_unit_test(rows_in_turn_and_biases),    cmocka_unit_test(rows_of_its_own_kind),
+        cmocka_unit_test(rows_of_all_experts),        cmocka_unit_test(shared_experts_are_joined),
+        cmocka_unit_test(rows_are_put_in_turn),       cmocka_unit_test(two_layouts_give_the_same_bits),
+        cmocka_unit_test(a_table_in_place_of_a_bias), cmocka_unit_test(two_sets),
+        cmocka_unit_test(small_differences),          cmocka_unit_test(a_row_of_the_callers),
+        cmocka_unit_test(every_family_has_names),     cmocka_unit_test(saved_names_are_asked_for),
+        cmocka_unit_test(latent_names_are_asked_for), cmocka_unit_test(missing_tensors_are_named),
+        cmocka_unit_test(wrong_tensors_are_named),    cmocka_unit_test(extra_tensors_are_named),
+        cmocka_unit_test(models_are_checked),         cmocka_unit_test(an_index_over_files),
+        cmocka_unit_test(wrong_indices_are_refused),  cmocka_unit_test(a_folder_holds_one_of_two),
+        cmocka_unit_test(codes_stay_as_they_are),     cmocka_unit_test(shards_are_rows),
         cmocka_unit_test(meshes_take_their_rows),
     };
     return cmocka_run_group_tests(tests, open_folder, close_folder);

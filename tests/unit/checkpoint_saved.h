@@ -357,6 +357,13 @@ static const struct {
      0,
      {"model.llm.layers.1.mlp.experts.w13_weight [6,48,16]", "model.llm.layers.1.mlp.experts.w2_weight [6,16,24]",
       "model.llm.layers.1.mlp.gate.bias [6]", "model.llm.layers.1.mlp.gate.weight [6,16]"}},
+    {"inkling_mm_model",
+     48,
+     0,
+     {"model.llm.layers.1.mlp.experts.w13_weight [6,48,16]", "model.llm.layers.1.mlp.experts.w2_weight [6,16,24]",
+      "model.llm.layers.1.mlp.gate.bias [6]", "model.llm.layers.1.mlp.gate.global_scale [1]",
+      "model.llm.layers.1.mlp.gate.weight [8,16]", "model.llm.layers.1.mlp.shared_experts.shared_w13_weight [2,48,16]",
+      "model.llm.layers.1.mlp.shared_experts.shared_w2_weight [2,16,24]"}},
 };
 enum { SAVED_GROUPS = sizeof saved / sizeof *saved };
 

@@ -587,13 +587,15 @@ static void any_dialect(void **state) {
     (void)state;
     for (const xp_dialect *d = xp_dialects; d->name; d++) {
         char name[96];
-        if (d->score == XP_SCORE_SPARSEMIXER || d->n_group > 1)
-            continue; /* of another k, or another E */
+        if (d->score == XP_SCORE_SPARSEMIXER || d->n_group > 1 || d->shared_rows > 0)
+            continue; /* of another k, another E, or a shared width */
         snprintf(name, sizeof name, "\"%s\"", d->name);
         assert_int_equal(parse_with(own, "dialect", name), XP_OK);
         assert_memory_equal(&model.dialect, d, sizeof *d);
         assert_true(model.E == 12 && model.K == 3 && model.F == 48 && model.S == 0 && xp_model_moe_layers(&model) == 6);
     }
+    assert_int_equal(parse_with(own, "dialect", "\"hf-5.24/inkling\""), XP_E_FORMAT);
+    has("the shared width is 0, expected a multiple of the 2 experts that hf-5.24/inkling weighs");
     assert_int_equal(parse_with(own, "first_k_dense_replace", "2"), XP_OK);
     assert_int_equal(xp_model_moe_layers(&model), 4);
     assert_int_equal(parse_with(own, "shared_expert_intermediate_size", "40"), XP_OK);

@@ -375,6 +375,13 @@ static const struct {
      "'mlp_up_softcap': 25.0, 'model_type': 'inkling2_loop_text', 'moe_intermediate_size': 48, 'n_routed_experts': "
      "16, 'num_experts_per_tok': 4, 'num_hidden_layers': 4, 'rms_norm_eps': 1e-06, 'route_scale': 8.0, "
      "'scoring_func': 'sigmoid', 'vocab_size': 1000}}"},
+    {'L', 4, 16, 4, 48, 96, 8.0, 0.0,
+     "{'model_type': 'inkling_mm_model', 'text_config': {'hidden_act': 'silu', 'hidden_size': 64, "
+     "'intermediate_size': 24576, 'log_scaling_alpha': 0.1, 'log_scaling_n_floor': null, "
+     "'logits_mup_width_multiplier': 24.0, 'mlp_layer_types': ['sparse', 'sparse', 'sparse', 'sparse'], "
+     "'model_type': 'inkling_text', 'moe_intermediate_size': 48, 'n_routed_experts': 16, 'n_shared_experts': 2, "
+     "'num_experts_per_tok': 4, 'num_hidden_layers': 4, 'num_mtp_layers': null, 'rms_norm_eps': 1e-06, "
+     "'rms_norm_eps_moe_gate': 1e-06, 'route_scale': 8.0, 'shared_expert_sink': true, 'vocab_size': 1000}}"},
     {'H', 4, 16, 4, 48, 0, 6.0, 0.0,
      "{'expert_ffn_hidden_size': 48, 'ffn_hidden_size': 12288, 'hidden_act': 'silu', 'hidden_size': 64, "
      "'model_type': 'longcat_flash', 'moe_topk': 4, 'n_routed_experts': 16, 'num_layers': 4, "

@@ -1333,7 +1333,7 @@ static void test_moe_is_its_parts(void **state) {
 /* The block of a record of any kind: null experts 4 and 5 in the places of 1 and 2 for some tokens. */
 static xp_moe_args moe_of(const xp_dialect *d, int shared) {
     xp_moe_args a = moe_case(d, shared > 0, shared > 1);
-    const int64_t z = E + d->null_experts, rows = d->gated ? 2 * F : F, srows = d->gated ? 2 * S : S;
+    const int64_t z = xp_dialect_rows(d, E), rows = d->gated ? 2 * F : F, srows = d->gated ? 2 * S : S;
     draw_all(B.rb, Z, 9);
     draw_all(B.bias, Z, 10);
     draw_all(B.scale, Z, 11);
@@ -1354,7 +1354,7 @@ static xp_moe_args moe_of(const xp_dialect *d, int shared) {
     if (d->select_bias)
         a.bias = xp_tensor_1d(B.bias, XP_F64, z);
     if (d->expert_scale)
-        a.scale_e = xp_tensor_1d(B.scale, XP_F64, z);
+        a.scale_e = xp_tensor_1d(B.scale, XP_F64, xp_dialect_factors(d, E));
     if (d->expert_bias) {
         a.b1 = xp_tensor_2d(B.b1, XP_F64, E, rows);
         a.b2 = D2(B.b2, E);
@@ -1389,7 +1389,11 @@ static const struct {
               {"mistral4", "n_group=2 topk_group=1 logit_softcap=0.75 logit_scale=1.5"},
               {"kolibri1", "activation=softcap gate_cap=0.75 up_cap=0.5"},
               {"cohere2_moe-sigmoid", "activation=gelu_tanh"},
-              {"phimoe", "sparse_eps=0.375 router_bias=on"}};
+              {"phimoe", "sparse_eps=0.375 router_bias=on"},
+              {"inkling", "scale=2"},
+              {"cohere2_moe", "shared_gate=on limit=0.5"},
+              {"flint", "aux_coef=0"},
+              {"inkling", "renorm=sum shared_rows=1 gate_layout=interleaved expert_scale=on shared_combine=average"}};
 
 static xp_dialect changed(const char *preset, const char *change) {
     char name[64] = "hf-5.24/", text[128], *save;
@@ -1469,18 +1473,20 @@ static void test_moe_of_dialects_is_its_parts(void **state) {
         const xp_dialect d = changed(BLOCKS[i].preset, BLOCKS[i].change);
         const int shared = (int)(i % 3);
         const xp_moe_args a = moe_of(&d, shared);
-        double l[T * Z], s[T * Z], w[T * K], spre[T * 2 * S], sact[T * S], mlp[T * H], sig[T], sy[T * H];
+        double gamma[T * Z], l[T * Z], s[T * Z], w[T * K], spre[T * 2 * S], sact[T * S], mlp[T * H], sig[T], sy[T * H];
         const xp_router_args ro = {
             .x = a.x, .w = a.wr, .bias = a.rbias, .logits = xp_tensor_2d(l, XP_F64, T, a.wr.dim[0])};
         dense_ok(&xp_dense_router, &ro);
-        const xp_route_args rt = {.logits = ro.logits,
-                                  .scores = xp_tensor_2d(s, XP_F64, T, a.wr.dim[0]),
-                                  .idx = a.idx,
-                                  .w = D2(w, T),
-                                  .bias = a.bias,
-                                  .scale_e = a.scale_e,
-                                  .dialect = &d,
-                                  .replay = 1};
+        xp_route_args rt = {.logits = ro.logits,
+                            .scores = xp_tensor_2d(s, XP_F64, T, a.wr.dim[0]),
+                            .idx = a.idx,
+                            .w = D2(w, T),
+                            .bias = a.bias,
+                            .scale_e = a.scale_e,
+                            .dialect = &d,
+                            .replay = 1};
+        if (d.shared_rows > 0)
+            rt.gamma = xp_tensor_2d(gamma, XP_F64, T, d.shared_rows);
         dense_ok(&xp_dense_route, &rt);
         xp_shared_args sh = {.x = a.x,
                              .w1 = a.sw1,
@@ -1490,7 +1496,8 @@ static void test_moe_of_dialects_is_its_parts(void **state) {
                              .mlp = D2(mlp, T),
                              .sig = D2(sig, T),
                              .y = D2(sy, T),
-                             .dialect = &d};
+                             .dialect = &d,
+                             .gamma = rt.gamma};
         if (shared) {
             sh.pre = xp_tensor_2d(spre, XP_F64, T, a.sw1.dim[0]);
             dense_ok(&xp_dense_shared, &sh);

@@ -93,13 +93,23 @@ static void contradictions(void **state) {
                {"sparse_eps=-1", "sparse_eps: -1 is out of range"},
                {"gated=off limit=1", "gated: off, but limit"},
                {"gated=off up_offset=1", "gated: off, but limit"},
-               {"weight_at=input null_experts=2", "null_kind: identity, expected skip beside weight_at input"}},
+               {"weight_at=input null_experts=2", "null_kind: identity, expected skip beside weight_at input"},
+               {"renorm=log_sum", "renorm: log_sum, expected score sigmoid in f32"},
+               {"score=sigmoid score_dtype=act renorm=log_sum", "renorm: log_sum, expected score sigmoid in f32"},
+               {"score=sigmoid renorm=log_sum masked_weight=on", "renorm: log_sum, expected score sigmoid in f32"},
+               {"shared_rows=2 null_experts=1", "shared_rows: 2, expected 0 beside null_experts"},
+               {"shared_rows=2 group_reduce=max n_group=4 topk_group=2",
+                "shared_rows: 2, expected 0 beside group_reduce"},
+               {"shared_rows=1 shared_gate=on", "shared_rows: 1, expected 0 beside shared_gate"},
+               {"shared_rows=1 aux_coef=0.01", "shared_rows: 1, expected 0 beside a balance loss"},
+               {"shared_rows=1 z_coef=0.01", "shared_rows: 1, expected 0 beside a balance loss"}},
       good[] = {{"group_reduce=max n_group=4 topk_group=4", ""},
                 {"group_reduce=top2sum n_group=6 topk_group=1", ""},
                 {"score_dtype=act", ""},
                 {"weight_at=input null_experts=2 null_kind=skip", ""},
                 {"weight_at=input null_kind=identity", ""},
                 {"gated=off", ""},
+                {"score=sigmoid renorm=log_sum shared_rows=3 expert_scale=one aux_coef=0", ""},
                 {"activation=softcap gate_cap=1 up_cap=2", ""}};
     (void)state;
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
@@ -123,8 +133,13 @@ static void contradictions(void **state) {
 
 typedef struct {
     double logits[T * E], bias[E], scale_e[E], scores[T * E], w[T * K], dw[T * K], dlogits[T * E];
+    double gamma[T * E], dgamma[T * E], dscale[E];
     int32_t idx[T * K], token[T], table[4 * K];
 } numbers;
+
+static int64_t factors(const xp_dialect *d) {
+    return xp_dialect_factors(d, E - d->shared_rows);
+}
 
 static xp_route_args forward_args(numbers *n, const xp_dialect *d, int replay) {
     xp_route_args a = {.logits = xp_tensor_2d(n->logits, XP_F64, T, E),
@@ -136,7 +151,9 @@ static xp_route_args forward_args(numbers *n, const xp_dialect *d, int replay) {
     if (d->select_bias)
         a.bias = xp_tensor_1d(n->bias, XP_F64, E);
     if (d->expert_scale)
-        a.scale_e = xp_tensor_1d(n->scale_e, XP_F64, E);
+        a.scale_e = xp_tensor_1d(n->scale_e, XP_F64, factors(d));
+    if (d->shared_rows)
+        a.gamma = xp_tensor_2d(n->gamma, XP_F64, T, d->shared_rows);
     if (d->select_on == XP_ON_TOKEN_TABLE) {
         a.token = xp_tensor_1d(n->token, XP_I32, T);
         a.table = xp_tensor_2d(n->table, XP_I32, 4, K);
@@ -167,6 +184,8 @@ static double loss(numbers *n, const xp_dialect *d) {
     forward(n, d, 1);
     for (int64_t i = 0; i < slots; i++)
         sum += n->dw[i] * n->w[i];
+    for (int64_t i = 0; i < T * d->shared_rows; i++)
+        sum += n->dgamma[i] * n->gamma[i];
     return sum;
 }
 
@@ -185,6 +204,33 @@ static void draw(numbers *n, unsigned seed) {
         n->token[i] = rand() % 4;
     for (int i = 0; i < 4 * K; i++)
         n->table[i] = (i * 3 + i / K) % E;
+    for (int i = 0; i < T * E; i++)
+        n->dgamma[i] = 2.0 * rand() / RAND_MAX - 1.0;
+}
+
+/* The factors' gradient, by differences of the same objective. */
+static void factor_differences(const char *fields, const xp_dialect *d, numbers *n) {
+    const double h = 0x1p-17;
+    xp_route_scale_bwd_args a = {.scores = xp_tensor_2d(n->scores, XP_F64, T, E),
+                                 .idx = xp_tensor_2d(n->idx, XP_I32, T, K),
+                                 .dw = xp_tensor_2d(n->dw, XP_F64, T, K),
+                                 .dscale = xp_tensor_2d(n->dscale, XP_F64, 1, factors(d)),
+                                 .dialect = d,
+                                 .logits = xp_tensor_2d(n->logits, XP_F64, T, E)};
+    if (d->shared_rows)
+        a.dgamma = xp_tensor_2d(n->dgamma, XP_F64, T, d->shared_rows);
+    forward(n, d, 1); /* the logits have moved */
+    call(&xp_stage_route_scale_bwd, &xp_ref_route_scale_bwd, &a);
+    for (int64_t i = 0; i < factors(d); i++) {
+        const double at = n->scale_e[i];
+        n->scale_e[i] = at + h;
+        const double up = loss(n, d);
+        n->scale_e[i] = at - h;
+        const double want = (up - loss(n, d)) / (2 * h);
+        n->scale_e[i] = at;
+        if (!(fabs(n->dscale[i] - want) <= 1e-8))
+            fail_msg("%s: dscale[%d] is %.12g, differences give %.12g", fields, (int)i, n->dscale[i], want);
+    }
 }
 
 /* Central differences, h = 2^-17: truncation h^2 and rounding 2^-53 / h are both near 6e-11 of numbers near 1; the
@@ -202,7 +248,9 @@ static void differences(const char *fields, unsigned seed) {
                            .logits = xp_tensor_2d(n.logits, XP_F64, T, E)};
     b.dw = xp_tensor_2d(n.dw, XP_F64, T, b.idx.dim[1]);
     if (d.expert_scale)
-        b.scale_e = xp_tensor_1d(n.scale_e, XP_F64, E);
+        b.scale_e = xp_tensor_1d(n.scale_e, XP_F64, factors(&d));
+    if (d.shared_rows)
+        b.dgamma = xp_tensor_2d(n.dgamma, XP_F64, T, d.shared_rows);
     if (d.masked_weight && d.select_bias)
         b.bias = xp_tensor_1d(n.bias, XP_F64, E);
     call(&xp_stage_route_bwd, &xp_ref_route_bwd, &b);
@@ -220,6 +268,8 @@ static void differences(const char *fields, unsigned seed) {
             fail_msg("%s: dlogits[%d] is %.12g, differences give %.12g", fields, i, n.dlogits[i], want);
     }
     assert_true(most > 1e-4); /* there was something to see */
+    if (d.expert_scale)
+        factor_differences(fields, &d, &n);
 }
 
 static void gradients(void **state) {
@@ -244,6 +294,13 @@ static void gradients(void **state) {
         "score=sigmoid logit_scale=-1.5 renorm=sum",
         "renorm=sum expert_scale=on",
         "score=sqrt_softplus select_on=token_table renorm=sum",
+        "score=sigmoid renorm=log_sum",
+        "score=sigmoid renorm=log_sum shared_rows=2 select_bias=on scale=8 expert_scale=one aux_coef=0",
+        "score=sigmoid renorm=log_sum shared_rows=1 logit_softcap=2 expert_scale=on aux_coef=0",
+        "score=sigmoid renorm=sum shared_rows=3 expert_scale=one aux_coef=0",
+        "renorm=none shared_rows=2 aux_coef=0",
+        "renorm=sum_plus_eps renorm_eps=0.25 shared_rows=1 aux_coef=0",
+        "score=softmax_topk select_on=logit renorm=none shared_rows=2 aux_coef=0",
     };
     (void)state;
     for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
@@ -286,6 +343,34 @@ static void choices(void **state) {
     chosen("score=sigmoid select_on=logit group_reduce=max n_group=4 topk_group=1 group_mask=-inf", low, NULL, 2, 3, 0);
 }
 
+/* Six experts and two shared ones, whose logits and biases are the largest and are never chosen. */
+static void shared_rows(void **state) {
+    static const double logits[E] = {0, 1, 2, 3, 4, 5, 9, 8}, bias[E] = {0, 0, 0, 0, 0, 0, 50, 60};
+    (void)state;
+    chosen("score=sigmoid shared_rows=2 aux_coef=0", logits, NULL, 5, 4, 3);
+    chosen("score=sigmoid shared_rows=2 select_bias=on aux_coef=0", logits, bias, 5, 4, 3);
+    /* Logits that are no numbers still come before a shared expert. */
+    static const double few[E] = {1, (double)NAN, (double)NAN, (double)NAN, (double)NAN, (double)NAN, 9, 8};
+    chosen("score=sigmoid shared_rows=2 aux_coef=0", few, NULL, 0, 1, 2);
+}
+
+/* Logits a, a, a of the chosen and a - log 2 twice of the shared ones, a = -800, where exp(a) is 0 in f64: log sigmoid
+ * is a, so that the weights are 1/4, 1/4, 1/4 and 1/8, 1/8, times 8 and 1.5. */
+static void log_sum(void **state) {
+    const xp_dialect d = record("score=sigmoid renorm=log_sum shared_rows=2 scale=8 expert_scale=one aux_coef=0");
+    numbers n;
+    (void)state;
+    draw(&n, 1);
+    for (int e = 0; e < E; e++)
+        n.logits[e] = e < 3 ? -800.0 : e < 6 ? -900.0 : -800.0 - log(2.0);
+    n.scale_e[0] = 1.5;
+    forward(&n, &d, 0);
+    for (int k = 0; k < K; k++)
+        assert_true(fabs(n.w[k] - 3.0) < 1e-12);
+    assert_true(fabs(n.gamma[0] - 1.5) < 1e-12 && fabs(n.gamma[1] - 1.5) < 1e-12);
+    assert_true(n.scores[0] == 0.0);
+}
+
 static void by_table(void **state) {
     const xp_dialect d = record("score=sqrt_softplus select_on=token_table");
     numbers n;
@@ -314,13 +399,9 @@ static void mixer(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(fields_round_trip),
-        cmocka_unit_test(fields_refused),
-        cmocka_unit_test(contradictions),
-        cmocka_unit_test(gradients),
-        cmocka_unit_test(choices),
-        cmocka_unit_test(by_table),
-        cmocka_unit_test(mixer),
+        cmocka_unit_test(fields_round_trip), cmocka_unit_test(fields_refused), cmocka_unit_test(contradictions),
+        cmocka_unit_test(gradients),         cmocka_unit_test(choices),        cmocka_unit_test(shared_rows),
+        cmocka_unit_test(log_sum),           cmocka_unit_test(by_table),       cmocka_unit_test(mixer),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -677,6 +677,20 @@ static shared_case shared_make(xp_dtype act, xp_dtype param, int64_t T, int64_t 
     return c;
 }
 
+/* The same with n experts, weighed by the router. */
+static shared_case weighed_make(xp_dtype act, xp_dtype param, int64_t T, int64_t H, int64_t S, int n) {
+    static xp_dialect d[4];
+    shared_case c = shared_make(act, param, T, H, S, 0);
+    d[n] = *A_DIALECT;
+    d[n].aux_coef = 0.0;
+    d[n].shared_rows = n;
+    c.f.dialect = c.b.dialect = &d[n];
+    c.f.gamma = c.b.gamma = matrix(act, T, n);
+    c.b.dgamma = matrix(act == XP_F64 ? XP_F64 : XP_F32, T, n);
+    randomise(&c.f.gamma, 7, 1.0);
+    return c;
+}
+
 static void run_shared(const shared_case *c) {
     assert_int_equal(run_kernel(&xp_ref_shared, NULL, &c->f), XP_OK);
     assert_int_equal(run_kernel(&xp_ref_shared_bwd, NULL, &c->b), XP_OK);
@@ -753,6 +767,53 @@ static void shared_slices(void **state) {
     assert_int_equal(pool_close(), XP_OK);
 }
 
+/* Two experts of one hidden unit, bf16: each step by hand. */
+static void weighed_rounds_bf16(void **state) {
+    (void)state;
+    shared_case c = weighed_make(XP_BF16, XP_BF16, 1, 3, 2, 2);
+    run_shared(&c);
+    double act[2], dact[2] = {0.0, 0.0};
+    for (int j = 0; j < 2; j++) {
+        const double g = value(&c.f.pre, j), u = value(&c.f.pre, 2 + j);
+        act[j] = xp_ref_round(xp_ref_round(g * sigmoid(g), XP_BF16) * u, XP_BF16);
+        assert_true(value(&c.f.act, j) == xp_ref_round(act[j] * value(&c.f.gamma, j), XP_BF16));
+    }
+    for (int64_t h = 0; h < 3; h++) {
+        double sum = 0.0;
+        for (int j = 0; j < 2; j++) {
+            sum += xp_ref_round(value(&c.f.act, j) * get(&c.f.w2, h, j), XP_BF16);
+            dact[j] += value(&c.b.dy, h) * get(&c.f.w2, h, j);
+        }
+        assert_true(value(&c.f.mlp, h) == xp_ref_round(sum, XP_BF16) && value(&c.f.y, h) == value(&c.f.mlp, h));
+    }
+    for (int j = 0; j < 2; j++)
+        assert_true(value(&c.b.dgamma, j) == (double)(float)(xp_ref_round(dact[j], XP_BF16) * act[j]));
+    assert_int_equal(pool_close(), XP_OK);
+}
+
+/* Weights of 1 change nothing where there is one expert; a token's slice is its own. */
+static void weighed_by_one(void **state) {
+    (void)state;
+    shared_case c = weighed_make(XP_BF16, XP_F32, 67, 9, 6, 1), plain = shared_make(XP_BF16, XP_F32, 67, 9, 6, 0);
+    for (int64_t t = 0; t < 67; t++)
+        xp_ref_store(c.f.gamma.data, XP_BF16, xp_tensor_offset(&c.f.gamma, t), 1.0);
+    run_shared(&c);
+    run_shared(&plain);
+    assert_true(same_bits(&c.f.act, &plain.f.act) && same_bits(&c.f.y, &plain.f.y));
+    assert_true(same_bits(&c.b.dpre, &plain.b.dpre) && same_bits(&c.b.dx, &plain.b.dx));
+    const shared_case whole = weighed_make(XP_BF16, XP_F32, 67, 9, 6, 3);
+    shared_case parts = weighed_make(XP_BF16, XP_F32, 67, 9, 6, 3);
+    run_shared(&whole);
+    for (int64_t lo = 0; lo < 67; lo += 33) {
+        shared_case part = parts;
+        xp_stage_shared.slice(&parts.f, lo, lo + 33 < 67 ? lo + 33 : 67, &part.f);
+        xp_stage_shared_bwd.slice(&parts.b, lo, lo + 33 < 67 ? lo + 33 : 67, &part.b);
+        run_shared(&part);
+    }
+    assert_true(same_bits(&whole.f.y, &parts.f.y) && same_bits(&whole.b.dgamma, &parts.b.dgamma));
+    assert_int_equal(pool_close(), XP_OK);
+}
+
 typedef struct {
     shared_case *c;
     xp_exec x;
@@ -791,6 +852,28 @@ static void shared_slopes(void **state) {
             wgrad_run(&v);
             slope_expect("gate", &c.f.gate, &v.dw, 4, shared_value, &o);
         }
+    }
+    assert_int_equal(pool_close(), XP_OK);
+}
+
+static void weighed_slopes(void **state) {
+    static const int64_t border[] = {0, 4};
+    enum { T = 4, H = 6, S = 6 };
+    (void)state;
+    for (int n = 1; n < 4; n++) {
+        shared_case c = weighed_make(XP_F64, XP_F64, T, H, S, n);
+        shared_objective o = {&c, slope_exec(&xp_ref_shared, NULL, &c.f),
+                              take(xp_stage_shared.bound_workspace(&c.f, NULL)), c.b.dy, matrix(XP_F64, T, H)};
+        run_shared(&c);
+        const xp_tensor all = offsets_of(border, 2);
+        const xp_wgrad_args w1 = {.dy = c.b.dpre, .x = c.f.x, .offsets = all, .dw = gradient(XP_F64, 1, 1, 2 * S, H)};
+        const xp_wgrad_args w2 = {.dy = c.b.dmlp, .x = c.f.act, .offsets = all, .dw = gradient(XP_F64, 1, 1, H, S)};
+        wgrad_run(&w1);
+        wgrad_run(&w2);
+        slope_expect("x", &c.f.x, &c.b.dx, 1, shared_value, &o);
+        slope_expect("w1", &c.f.w1, &w1.dw, 2, shared_value, &o);
+        slope_expect("w2", &c.f.w2, &w2.dw, 3, shared_value, &o);
+        slope_expect("gamma", &c.f.gamma, &c.b.dgamma, 4, shared_value, &o);
     }
     assert_int_equal(pool_close(), XP_OK);
 }
@@ -975,6 +1058,8 @@ RECORD(shared_act, xp_shared_args, act, (xp_act)7)
 RECORD(shared_rows, xp_shared_args, gated, 0)
 RECORD(shared_limit, xp_shared_args, shared_limit, 2)
 RECORD(shared_ungated, xp_shared_args, shared_gate, 0)
+RECORD(shared_parts, xp_shared_args, shared_rows, 3)
+RECORD(shared_no_gamma, xp_shared_args, shared_rows, 2)
 SPOIL(shared_no_gate, xp_shared_args, a->gate.data = NULL)
 SPOIL(shared_no_sig, xp_shared_args, a->sig.data = NULL)
 SPOIL(shared_width, xp_shared_args, a->w2.dim[1]++)
@@ -983,14 +1068,19 @@ static const refusal shared_refusals[] = {
     {shared_rows, "shared: w1 has 4 rows, expected S = 2: dialect hf-5.24/qwen2_moe has gated 0"},
     {shared_limit, "shared_limit 2, expected 0 to 1"},
     {shared_ungated, "gate is present, expected none"},
+    {shared_parts, "shared: S is 2, expected a multiple of the dialect's shared_rows 3"},
+    {shared_no_gamma, "gamma is absent, expected it"},
     {shared_no_gate, "gate is absent, expected it"},
     {shared_no_sig, "sig is absent, expected it"},
     {shared_width, "act dim 1 is 2, expected S = 3"},
 };
 SPOIL(shared_back_mlp, xp_shared_bwd_args, a->mlp.data = NULL)
 SPOIL(shared_back_dz, xp_shared_bwd_args, a->dz.dim[1] = 2)
+RECORD(shared_back_gamma, xp_shared_bwd_args, shared_rows = 2; a->gamma = matrix(XP_BF16, 3, 2);
+       a->dgamma = matrix(XP_F32, 3, 1); changed.shared_gate, 0)
 static const refusal shared_back_refusals[] = {
     {shared_back_mlp, "mlp is absent, expected it"},
+    {shared_back_gamma, "shared_bwd: dgamma dim 1 is 1, expected A = 2"},
     {shared_back_dz, "dz dim 1 is 2, expected 1 = 1"},
 };
 
@@ -1080,6 +1170,9 @@ int main(void) {
         cmocka_unit_test(shared_is_an_expert),
         cmocka_unit_test(shared_slices),
         cmocka_unit_test(shared_slopes),
+        cmocka_unit_test(weighed_rounds_bf16),
+        cmocka_unit_test(weighed_by_one),
+        cmocka_unit_test(weighed_slopes),
         cmocka_unit_test(shared_bounds),
         cmocka_unit_test(refusals),
         cmocka_unit_test(costs),

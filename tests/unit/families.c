@@ -456,7 +456,6 @@ static void what_is_not_built_says_so(void **state) {
         {"doge", "is_moe"},
         {"gemma4", "enable_moe_block"},
         {"diffusion_gemma", "num_experts"},
-        {"inkling_mm_model", "n_shared_experts"},
         {"jetmoe", "bias"},
         {"muse_spark", "moe_hidden_size"},
         {"nllb-moe", "num_experts"},
@@ -518,6 +517,8 @@ static void unread_by_the_class(void **state) {
         {"qwen3_vl_moe", "norm_topk_prob", {"true", "false"}},
         {"llama4", "router_aux_loss_coef", {"0.001", "0.5"}},
         {"minimax_m3_vl", "n_shared_experts", {"1", "5"}},
+        {"inkling_mm_model", "shared_expert_sink", {"true", "false"}},
+        {"inkling_mm_model", "rms_norm_eps_moe_gate", {"1e-6", "0.5"}},
     };
     (void)state;
     for (size_t i = 0; i < sizeof row / sizeof *row; i++) {
@@ -531,6 +532,37 @@ static void unread_by_the_class(void **state) {
         if (memcmp(&model, &other, sizeof model) != 0)
             fail_msg("%s: %s changes something", row[i].type, row[i].key);
     }
+}
+
+/* Two ways to say the widths of an Inkling: where a file has dense_intermediate_size, intermediate_size is that of an
+ * expert. */
+static void widths_of_inkling(void **state) {
+    json_t *fields, *root = made_file(family_of("inkling_mm_model"), &fields);
+    (void)state;
+    accept("as the class saves it", root, &model);
+    assert_true(model.F == 48 && model.dense_F == 96 && model.S == 2 * 48 && model.dialect.shared_rows == 2);
+    assert_true(xp_model_moe_layers(&model) == 6);
+    json_object_set_new(fields, "dense_intermediate_size", json_null());
+    accept("with null", root, &model);
+    assert_true(model.F == 48 && model.dense_F == 96);
+    json_object_set_new(fields, "dense_intermediate_size", json_integer(200));
+    refuse("both", root, "intermediate_size 96 and moe_intermediate_size 48 contradict one another");
+    json_object_del(fields, "moe_intermediate_size");
+    accept("as it is published", root, &model);
+    assert_true(model.F == 96 && model.dense_F == 200 && model.S == 2 * 96);
+    json_object_set_new(fields, "dense_intermediate_size", json_integer(0));
+    refuse("a width of 0", root, "dense_intermediate_size is 0, expected an integer from 1");
+    json_object_set_new(fields, "dense_intermediate_size", json_integer(200));
+    json_object_del(fields, "intermediate_size");
+    refuse("no width", root, "no field 'intermediate_size'");
+    json_object_set_new(fields, "intermediate_size", json_integer(96));
+    json_object_set_new(fields, "n_shared_experts", json_integer(0));
+    refuse("none", root, "n_shared_experts is 0, expected an integer from 1: the router of a inkling_mm_model");
+    json_object_set_new(fields, "n_shared_experts", json_integer(3));
+    json_object_set_new(fields, "dense_mlp_idx", json_integer(4));
+    accept("dense first", root, &model);
+    assert_true(xp_model_moe_layers(&model) == 2 && model.dialect.shared_rows == 3 && model.S == 3 * 96);
+    json_decref(root);
 }
 
 /* And the same names where they are read: another value is another model. */
@@ -556,6 +588,9 @@ static void read_by_the_class(void **state) {
         {"laguna", "moe_router_logit_softcapping", {"0", "30"}},
         {"laguna", "moe_routed_scaling_factor", {"1", "2.5"}},
         {"inkling2", "mlp_gate_softcap", {"4", "2"}},
+        {"inkling_mm_model", "n_shared_experts", {"1", "2"}},
+        {"inkling_mm_model", "dense_mlp_idx", {"0", "2"}},
+        {"inkling_mm_model", "route_scale", {"8", "1"}},
         {"hy_v4", "swiglu_limit", {"10", "7"}},
         {"cohere2_moe", "shared_expert_combination_strategy", {"\"sum\"", "\"average\""}},
         {"dots3_note", "shared_experts_intermediate_size", {"40", "80"}},
@@ -597,6 +632,7 @@ static void names_that_are_no_aliases(void **state) {
         {"granitemoehybrid", "num_experts"},
         {"laguna", "routed_scaling_factor"},
         {"inkling2", "num_experts"},
+        {"inkling_mm_model", "num_experts"},
         {"deepseek_ocr2", "num_local_experts"},
     };
     static const char *const taken[][2] = {
@@ -611,6 +647,7 @@ static void names_that_are_no_aliases(void **state) {
         {"openai_privacy_filter", "num_experts"},
         {"bailing_hybrid", "num_local_experts"},
         {"minimax", "num_experts"},
+        {"inkling_mm_model", "num_local_experts"},
     };
     (void)state;
     for (size_t i = 0; i < sizeof row / sizeof *row; i++) {
@@ -759,6 +796,7 @@ int main(void) {
         cmocka_unit_test(only_what_is_built),
         cmocka_unit_test(what_is_not_built_says_so),
         cmocka_unit_test(unread_by_the_class),
+        cmocka_unit_test(widths_of_inkling),
         cmocka_unit_test(read_by_the_class),
         cmocka_unit_test(names_that_are_no_aliases),
         cmocka_unit_test(balance_losses),

@@ -488,6 +488,8 @@ RECORD(no_b1, expert_bias, 1)
 RECORD(no_scale_e, expert_scale, 1)
 RECORD(no_bias, select_bias = changed.masked_weight, 1)
 RECORD(nulls, null_experts, 2)
+RECORD(parts, shared_rows, 3)
+RECORD(rows, shared_gate = 0; a->sgate.data = a->dsgate.data = NULL; changed.shared_rows, 2)
 RECORD(other_gate, shared_gate, 0)
 RECORD(no_up, gated, 0)
 SPOIL(low_sw1, xp_moe_args, a->sw1.dim[0] = a->dsw1.dim[0] = 2)
@@ -508,6 +510,8 @@ static const refusal table[] = {
     {no_scale_e, "moe: scale_e is absent, expected it"},
     {no_bias, "moe: bias is absent, expected it"},
     {nulls, "moe: wr dim 0 is 4, expected E + null_experts = 6"},
+    {parts, "moe: S is 2, expected a multiple of the dialect's shared_rows 3"},
+    {rows, "moe: wr dim 0 is 4, expected E + shared_rows = 6"},
     {other_gate, "sgate is present, expected none: dialect hf-5.24/qwen2_moe"},
     {no_up, "moe: w1 has 6 rows, expected F = 3: dialect hf-5.24/qwen2_moe has gated 0"},
     {low_sw1, "moe: sw1 has 2 rows, expected 2 S = 4"},

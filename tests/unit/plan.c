@@ -677,6 +677,43 @@ static void factors_of_experts(void **state) {
     assert_int_equal(xp_plan_find(&plan, XP_W_EXPERT_SCALE, 0), -1);
 }
 
+/* Shared experts that the router weighs: rows for them, one factor for all, no balance loss, parts of one width. */
+static void weighed_experts(void **state) {
+    static const struct {
+        int64_t S;
+        double aux, z;
+        const char *says;
+    } bad[] = {{0, 0, 0, "S: 0, expected a multiple of the 2 shared experts"},
+               {7, 0, 0, "S: 7, expected a multiple of the 2 shared experts"},
+               {6, 0.5, 0, "aux_coef: 0.5, expected 0"},
+               {6, 0, 0.25, "z_coef: 0.25, expected 0"}};
+    xp_step_options o = xp_step_defaults();
+    xp_mesh_spec mesh;
+    double all, active;
+    (void)state;
+    const xp_dialect *d = xp_dialect_find("hf-5.24/inkling");
+    must(xp_mesh_spec_parse("sim:fsdp=3,ep=3", &mesh));
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        must(xp_model_of("weighed", d, 2, 4, 3, 6, 2, bad[i].S, &model));
+        o.aux_coef = bad[i].aux;
+        o.z_coef = bad[i].z;
+        assert_int_equal(xp_plan_make(&model, &mesh, &o, &plan), XP_E_ARG);
+        if (!strstr(xp_error_text(), bad[i].says))
+            fail_msg("expected '%s', got '%s'", bad[i].says, xp_error_text());
+    }
+    o = xp_step_defaults();
+    must(xp_model_of("weighed", d, 2, 4, 3, 6, 2, 6, &model));
+    xp_model_moe_params(&model, &all, &active);
+    assert_true(all == 2 * (6 * 3 * 4 * 3 + 8 * 4 + 3 * 4 * 6));
+    make("sim:fsdp=3,ep=3", &o);
+    assert_int_equal(plan.balanced, 0);
+    const xp_plan_param *router = &plan.param[xp_plan_find(&plan, XP_W_ROUTER, 1)];
+    const xp_plan_param *scale = &plan.param[xp_plan_find(&plan, XP_W_EXPERT_SCALE, 1)];
+    assert_true(router->R == 8 && router->N == 4 && scale->R == 1 && scale->N == 1 && scale->shape[0] == 1);
+    assert_string_equal(scale->name, "model.layers.1.mlp.gate.global_scale");
+    xp_plan_close(&plan);
+}
+
 /* Experts of width 6 in a block of width 4: two maps more, and the rows that are sent are wider. */
 static void latent_width(void **state) {
     (void)state;
@@ -910,6 +947,7 @@ int main(void) {
         cmocka_unit_test(mixed_placements_refuse_foreach),
         cmocka_unit_test(micro_batches_cost),
         cmocka_unit_test(factors_of_experts),
+        cmocka_unit_test(weighed_experts),
         cmocka_unit_test(latent_width),
         cmocka_unit_test(layers_have_records),
         cmocka_unit_test(dtypes_by_parameter),

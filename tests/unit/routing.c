@@ -441,6 +441,14 @@ RECORD(route_mixer, score = XP_SCORE_SPARSEMIXER)
 RECORD(route_logit_scale, logit_scale = 0)
 RECORD(route_softcap, logit_softcap = -30.0)
 RECORD(route_eps, renorm = XP_RENORM_MAX_EPS)
+/* Two of the five rows are those of shared experts. */
+RECORD(weighed, shared_rows = 2; other.aux_coef = 0)
+RECORD(weighed_two, shared_rows = 2; other.aux_coef = 0; a->gamma = matrix(XP_F32, 2, 3))
+RECORD(weighed_slots, shared_rows = 4; other.aux_coef = 0; a->gamma = matrix(XP_F32, 2, 4))
+RECORD(weighed_given, shared_rows = 2; other.aux_coef = 0; a->gamma = matrix(XP_F32, 2, 2); a->replay = 1;
+       set(&a->idx, 1, 1, 3.0))
+ROUTE(weighed_not, set(&a->idx, 1, 1, 0.0); a->gamma = matrix(XP_F32, 2, 2))
+RECORD(one_factor, expert_scale = XP_FACTOR_ONE; a->scale_e = vector(XP_F32, 5))
 
 static void route_refusals(void **state) {
     static const refusal table[] = {
@@ -467,6 +475,12 @@ static void route_refusals(void **state) {
         {route_logit_scale, "logit_scale: 0 is out of range"},
         {route_softcap, "logit_softcap: -30 is out of range"},
         {route_eps, "renorm_eps: 0 is out of range"},
+        {weighed, "route: gamma is absent, expected it"},
+        {weighed_two, "route: gamma dim 1 is 3, expected A = 2: dialect hf-5.24/qwen3_moe has shared_rows 2"},
+        {weighed_slots, "route: idx dim 1 is 2, but E is 1 (K must be in 1..E)"},
+        {weighed_given, "route: idx element 3 is 3, expected 0 to 2"},
+        {weighed_not, "route: gamma is present, expected none"},
+        {one_factor, "route: scale_e dim 0 is 5, expected W = 1: dialect hf-5.24/qwen3_moe has expert_scale one"},
     };
     const xp_mesh m = lone_mesh(1);
     (void)state;
@@ -516,7 +530,7 @@ static void factors_refusals(void **state) {
         {factors_none, "route_scale_bwd: dialect is absent"},
         {factors_blocks, "route_scale_bwd: dscale dim 0 is 1, expected B = 2 blocks from token0 0"},
         {factors_token0, "route_scale_bwd: token0 is -1"},
-        {factors_width, "route_scale_bwd: dscale dim 1 is 4, expected Z = 5"},
+        {factors_width, "route_scale_bwd: dscale dim 1 is 4, expected W = 5"},
         {factors_bias, "route_scale_bwd: logits is absent, expected it"},
         {factors_idx, "route_scale_bwd: idx element 1 is 5, expected 0 to 4"},
     };
