@@ -1,9 +1,12 @@
 """Tests of the families' routers, of their choice and weights, and of the balance loss."""
 
+from unittest import mock
+
 import torch
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.gemma4.modeling_gemma4 import Gemma4TextRouter
 from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
+from transformers.models.zaya.modeling_zaya import ZayaRouter
 
 import draw
 from parts import (COUNT_KEYS, H, LETTER, ROUTE_E, ROUTE_GROUPS, T, Family, attribute, call_gate, fill, router_weight,
@@ -169,6 +172,66 @@ def add_gemma4(out):
             {"idx": idx, "w": w}, compare="classes", unchecked=["scores"])
     out.add("route_bwd-gemma4", source_name, "a factor for each expert", f"route_bwd {fields}",
             {"scores": torch.softmax(logits[0], -1), "idx": idx, "dw": dw, **given}, {"dlogits": logits[0].grad})
+
+
+class Seen:
+    """Results of a torch function while the block runs, for what a class overwrites before it returns."""
+
+    def __init__(self, name: str):
+        self.name, self.function, self.results = name, getattr(torch, name), []
+
+    def __call__(self, *args, **more):
+        self.results.append(self.function(*args, **more))
+        return self.results[-1]
+
+    def watch(self):
+        return mock.patch.object(torch, self.name, self)
+
+
+def zaya_router(dtype: torch.dtype, layer: int, width: int) -> ZayaRouter:
+    """A router of ROUTE_E experts and the class that skips, which some tokens choose."""
+    config = CONFIG_MAPPING["zaya"](hidden_size=H, num_experts=ROUTE_E, router_hidden_size=width)
+    torch.set_default_dtype(dtype)
+    try:
+        router = ZayaRouter(config, layer)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.no_grad():
+        for name, p in router.named_parameters():
+            key = f"zaya.{name}"
+            vector = 1 + draw.real(key, p.shape, 0.25) if "norm" in name or "scale" in name else draw.real(key, p.shape)
+            p.copy_(vector if p.ndim == 1 else draw.real(key, p.shape, 1.5 * p.shape[-1] ** -0.5))
+        router.balancing_biases.copy_(draw.real("zaya.balancing_biases", (ROUTE_E + 1,), 0.03))
+        router.balancing_biases[-1] += 0.06
+    return router
+
+
+def add_zaya(out):
+    """The choice alone, of logits that the router's MLP made. The class hands on expert 0 at weight 0 where a token
+    skips: its choice and its probability are read before that, and nothing comes back to such a slot."""
+    source_name = "transformers 5.24.0 ZayaRouter"
+    for dtype in (torch.float32, torch.bfloat16):
+        router, logits = zaya_router(dtype, 0, 8), []
+        router.router_mlp.out_proj.register_forward_hook(lambda _module, _args, y, to=logits: to.append(y))
+        top, picked = Seen("topk"), Seen("gather")
+        with top.watch(), picked.watch():
+            _, w, _, _ = router(draw.real("zaya.x", (1, T, H), dtype=dtype))
+        logits[0].retain_grad()
+        dw = draw.real("zaya.dw", (T, 1), dtype=dtype)
+        w.backward(dw)
+        idx = top.results[0].indices.reshape(T, 1)
+        skips = idx == ROUTE_E
+        assert 0 < int(skips.sum()) < T
+        l = logits[0].detach().reshape(T, -1)
+        fields = f"dtype={LETTER[dtype]} dialect=hf-5.24/zaya logits={LETTER[dtype]}"
+        idx32 = idx.to(torch.int32)
+        out.add("route-zaya", source_name, "some tokens skip", f"route {fields} weight={LETTER[dtype]}",
+                {"logits": l, "bias": router.balancing_biases},
+                {"idx": idx32, "w": picked.results[0].reshape(T, 1)}, compare="classes", flags=["BiasSelects"],
+                unchecked=["scores"])
+        out.add("route_bwd-zaya", source_name, "some tokens skip", f"route_bwd {fields}",
+                {"scores": torch.softmax(l, -1).float(), "idx": idx32, "dw": dw.float().masked_fill(skips, 0),
+                 "logits": l}, {"dlogits": logits[0].grad.reshape(T, -1)}, flags=["BiasSelects"])
 
 
 # ---- balance loss ----
