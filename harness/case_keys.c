@@ -18,7 +18,7 @@ static const struct {
     {{"V", "N", "vocabulary"}, "32"},
     {{"N", "N", "elements, or columns of a parameter"}, "100"},
     {{"G", "N", "groups of a parameter: its experts"}, "1"},
-    {{"R", "N", "rows of a parameter"}, "8"},
+    {{"R", "N", "rows of a parameter; of a layer: width of its router's MLP, where router_in says one"}, "8"},
     {{"Q", "N", "segments of a flat buffer"}, "3"},
     {{"Y", "N", "MoE layers"}, "1"},
     {{"dtype", "TYPE", "activations, and whatever follows from them"}, "f32"},

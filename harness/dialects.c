@@ -513,10 +513,11 @@ const xp_dialect xp_dialects[] = {
      EXPERT(XP_GATE_CONCAT, XP_EOI, 1, EAGER_ACT),
      AUX(0.001)},
     {.name = "hf-5.24/zaya",
-     .meaning = "softmax in the activation dtype over the experts and one class that skips, chosen with a bias in f32, "
-                "weights as they are",
-     .source = HF "ZayaRouter, ZayaExperts; k is 1",
+     .meaning = "logits of an MLP of the router, whose state goes on from block to block; softmax in the activation "
+                "dtype over the experts and one class that skips, chosen with a bias in f32",
+     .source = HF "ZayaRouter, ZayaRouterMLP, ZayaExperts; k is 1",
      .letter = 'Q',
+     .router_in = XP_ROUTER_RECURRENT_MLP,
      DTYPES(ACT, ACT, ACT),
      .score = XP_SCORE_SOFTMAX,
      .select_bias = 1,
