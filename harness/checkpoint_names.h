@@ -22,7 +22,7 @@ typedef struct {
     int either; /* files of both orientations exist: the shape says which one this is */
 } xp_matrix_names;
 
-enum { XP_LAYOUTS = 2 };
+enum { XP_LAYOUTS = 2, XP_ROUTER_MLP_NAMES = 8 };
 
 typedef struct {
     const char *model_type;
@@ -32,6 +32,7 @@ typedef struct {
     int select_row; /* 1: the selection bias is stored as [1,Z] */
     xp_matrix_names expert[XP_LAYOUTS], shared;
     const char *latent_down, *latent_up;
+    const char *router_mlp[XP_ROUTER_MLP_NAMES]; /* in the order of the parts, from XP_PART_ROUTER_DOWN on */
     const char *null_gate, *null_up; /* stored for the experts from E on, which have no weights that anything reads */
 } xp_tensor_names;
 

@@ -526,9 +526,10 @@ static double kept_activations(const xp_model *m, const scale *n) {
     const double D = (double)xp_model_expert_width(m), latent = m->latent ? 2 * T * D * n->act : 0; /* x and y in it */
     const double logits = m->dialect.logits_dtype == XP_WIDE_F32 ? n->wide : n->act;
     const double weight = m->dialect.weight_dtype == XP_WIDE_F32 ? n->wide : n->act;
-    const double model = 3 * T * H * n->act + T * n->wide;                         /* x, normed x, y; 1/rms */
-    const double kept = xp_dialect_limits(&m->dialect) ? 4 : 0;                    /* what is left of idx */
-    const double route = T * E * (logits + n->wide) + T * K * (4 + kept + weight); /* logits, scores; idx, w */
+    const double model = 3 * T * H * n->act + T * n->wide;      /* x, normed x, y; 1/rms */
+    const double kept = xp_dialect_limits(&m->dialect) ? 4 : 0; /* what is left of idx */
+    const double Z = E + m->dialect.null_experts;
+    const double route = T * Z * (logits + n->wide) + T * K * (4 + kept + weight); /* logits, scores; idx, w */
     const double table = T * K * 4 + n->home * 12 + C * 8 + 4 * E * 8;             /* pos; tok, src; recv_tok; counts */
     const double expert = (n->home + C) * D * n->act + C * maps * F * n->param;    /* returned, received; inside */
     const double shared = S > 0 ? 3 * T * H * n->act + T * maps * S * n->shared + T * n->act : 0;
@@ -549,8 +550,8 @@ static double forward_flop(const xp_plan *p, const scale *n) {
     const xp_model *m = &p->model;
     const double T = n->tokens, H = (double)m->H, maps = m->dialect.gated ? 3 : 2;
     const double D = (double)xp_model_expert_width(m);
-    const double R = (double)m->router_width, E = (double)m->E, maps_of_x = R > 0 ? R : E;
-    const double router = 2 * T * (H * (maps_of_x + (m->latent ? 2 * D : 0)) + (2 * R + (R > 0 ? E : 0)) * R),
+    const double R = (double)m->router_width, Z = (double)(m->E + m->dialect.null_experts), from_x = R > 0 ? R : Z;
+    const double router = 2 * T * (H * (from_x + (m->latent ? 2 * D : 0)) + (2 * R + (R > 0 ? Z : 0)) * R),
                  expert = 2 * maps * n->rows * D * (double)m->F;
     const double shared = 2 * maps * T * H * (double)m->S + (m->S && m->dialect.shared_gate ? 2 * T * H : 0);
     return p->blocks * (router + expert + shared) + 2 * T * H * XP_VOCAB;
@@ -581,7 +582,8 @@ static void add_param_cost(const xp_plan *p, int i, const xp_plan_shard *sh, con
 static void add_token_cost(const xp_plan *p, const scale *n, xp_plan_cost *out) {
     const xp_model *m = &p->model;
     const double T = n->tokens, H = (double)m->H, remote = 1.0 - 1.0 / p->mesh.ep;
-    const double balance = p->opt.aux_coef > 0 || p->opt.z_coef > 0 ? T * (double)m->E * n->wide : 0;
+    const double balance =
+        p->opt.aux_coef > 0 || p->opt.z_coef > 0 ? T * (double)(m->E + m->dialect.null_experts) * n->wide : 0;
     out->bytes[XP_KIND_ACT] += p->blocks * kept_activations(m, n) + p->balanced * balance + passing_activations(m, n);
     out->bytes[XP_KIND_ACT] += T * (H * n->act + 9); /* position rows, tokens, targets, which are valid */
     out->bytes[XP_KIND_BUFFER] += T * 8 + 8 * (double)(n->blocks + n->group_blocks);

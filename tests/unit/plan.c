@@ -782,8 +782,8 @@ static void router_width(void **state) {
         assert_string_equal(p->name, shape[i].name);
     }
     xp_plan_cost_of(&plan, 0, &with);
-    /* 4 tokens, two blocks: a map of 4 x 6, two of 6 x 6, 4 experts' rows of 6 for 4. */
-    assert_true(with.flop_forward - without.flop_forward == 2 * 2 * 4 * (4 * 6 + 2 * 6 * 6 + 4 * (6 - 4)));
+    /* 4 tokens, two blocks: a map of 4 x 6, two of 6 x 6, the rows of 5 classes of 6 for 4. */
+    assert_true(with.flop_forward - without.flop_forward == 2 * 2 * 4 * (4 * 6 + 2 * 6 * 6 + 5 * (6 - 4)));
     /* Six rows of 6 in bf16 and 1/rms in f32 that each block keeps; the top of the model needs most beside them. */
     assert_true(with.bytes[XP_KIND_ACT] - without.bytes[XP_KIND_ACT] == 2 * 4 * (6 * 6 * 2 + 4));
     if (!strstr(printed(), "k 1, router's width 6;"))
