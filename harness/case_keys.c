@@ -63,12 +63,18 @@ static const char *optional_operand(const xp_stage *s) {
     return NULL;
 }
 
+static int takes(const char *head, const char *key, const char *right, const char *beside) {
+    char line[160];
+    snprintf(line, sizeof line, "%s %s=%s%s", head, key, right ? right : "", beside);
+    return xp_case_expand(line, NULL, NULL, NULL, NULL) == XP_OK;
+}
+
 void xp_case_keys(const char *head, void (*fn)(const xp_case_key *key, void *arg), void *arg) {
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
-        char line[160];
         const char *right = keys[i].right ? keys[i].right : optional_operand(xp_stage_find(head));
-        snprintf(line, sizeof line, "%s %s=%s", head, keys[i].key.name, right ? right : "");
-        if (xp_case_expand(line, NULL, NULL, NULL, NULL) == XP_OK)
+        /* A layer takes R beside a router that has an MLP. */
+        if (takes(head, keys[i].key.name, right, "") ||
+            takes(head, keys[i].key.name, right, " router_in=recurrent_mlp"))
             fn(&keys[i].key, arg);
     }
 }
