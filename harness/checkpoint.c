@@ -706,13 +706,11 @@ static int64_t router_columns(const xp_model *m) {
     return m->router_width ? m->router_width : m->H;
 }
 
-/* Rows of part n of the router's MLP, and columns, 0: a vector. No rows: the block has no such part. */
+/* Rows of part n of the router's MLP, and columns, 0: a vector. No rows: the layer has no such part. A layer behind the
+ * first one has factors of a state, whether or not this run has a block before it. */
 static void router_mlp_size(const xp_model *m, int layer, int n, int64_t *out_rows, int64_t *out_columns) {
     const xp_part p = XP_PART_ROUTER_DOWN + (xp_part)n;
-    int before = 0;
-    for (int i = 0; i < layer; i++)
-        before += xp_model_is_moe(m, i);
-    *out_rows = p == XP_PART_ROUTER_STATE && !before ? 0 : m->router_width;
+    *out_rows = p == XP_PART_ROUTER_STATE && layer == 0 ? 0 : m->router_width;
     *out_columns = p == XP_PART_ROUTER_DOWN                             ? m->H
                    : p == XP_PART_ROUTER_FC1 || p == XP_PART_ROUTER_FC2 ? m->router_width
                                                                         : 0;

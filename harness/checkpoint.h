@@ -20,7 +20,7 @@ typedef enum {
     XP_PART_ROUTER_BIAS, /* [Z] */
     XP_PART_ROUTER_DOWN, /* [R,H], R the router's width, where it has an MLP; the router is [Z,R] then */
     XP_PART_ROUTER_DOWN_BIAS,
-    XP_PART_ROUTER_STATE, /* [R]; not in the model's first block */
+    XP_PART_ROUTER_STATE, /* [R]; not in layer 0 */
     XP_PART_ROUTER_NORM,  /* [R] */
     XP_PART_ROUTER_FC1,   /* [R,R] */
     XP_PART_ROUTER_FC1_BIAS,

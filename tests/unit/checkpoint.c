@@ -154,11 +154,15 @@ static void make_model(const char *type, const char *preset, int64_t shared) {
     model.moe[0] = 0;
 }
 
-static xp_status read_file(const char *name) {
+static xp_status read_layer(const char *name, int layer) {
     xp_layer_weights_close(&got);
     xp_checkpoint_close(ck);
     const xp_status st = xp_checkpoint_open(in_folder(name), &ck);
-    return st == XP_OK ? xp_checkpoint_read(ck, &model, LAYER, &got) : st;
+    return st == XP_OK ? xp_checkpoint_read(ck, &model, layer, &got) : st;
+}
+
+static xp_status read_file(const char *name) {
+    return read_layer(name, LAYER);
 }
 
 static void taken(void) {
@@ -709,7 +713,13 @@ static void latent_names_are_asked_for(void **state) {
                               "mixer.shared_experts.down_proj.weight [16,12]\n");
 }
 
-/* The router's MLP; a block without one before it has no factors of a state. */
+static const char *in_layer(int layer, const char *name) {
+    static char full[160];
+    snprintf(full, sizeof full, "model.layers.%d.%s", layer, name);
+    return full;
+}
+
+/* The router's MLP; layer 0 has no factors of a state, a later one has them even where no other block is read. */
 static void router_with_an_mlp(void **state) {
     static const char *const name[] = {"down_proj.weight",       "down_proj.bias",        "router_states_scale",
                                        "router_mlp.norm.weight", "router_mlp.fc1.weight", "router_mlp.fc1.bias",
@@ -717,21 +727,25 @@ static void router_with_an_mlp(void **state) {
     (void)state;
     for (int first = 0; first < 2; first++) {
         char full[160];
+        const int layer = first ? 0 : LAYER;
         make_model("zaya", "hf-5.24/zaya", 0);
-        model.moe[0] = !first;
+        model.moe[layer] = 1;
         start();
-        put2("model.layers.1.mlp.gate.router_mlp.out_proj.weight", ROUTER, 0, E + 1, R, 0);
-        put1("model.layers.1.mlp.gate.balancing_biases", BIAS, E + 1);
-        put_fused("model.layers.1.mlp.experts.gate_up_proj", E, F, H, GATE, UP, 0, 0);
-        put_stacked("model.layers.1.mlp.experts.down_proj", DOWN, H, F, 0);
+        put2(in_layer(layer, "mlp.gate.router_mlp.out_proj.weight"), ROUTER, 0, E + 1, R, 0);
+        put1(in_layer(layer, "mlp.gate.balancing_biases"), BIAS, E + 1);
+        put_fused(in_layer(layer, "mlp.experts.gate_up_proj"), E, F, H, GATE, UP, 0, 0);
+        put_stacked(in_layer(layer, "mlp.experts.down_proj"), DOWN, H, F, 0);
         for (int i = 0; i < XP_ROUTER_MLP_NAMES; i++) {
-            snprintf(full, sizeof full, "model.layers.1.mlp.gate.%s", name[i]);
+            snprintf(full, sizeof full, "%s", in_layer(layer, "mlp.gate."));
+            strcat(full, name[i]);
             if (i == 0 || i == 4 || i == 6)
                 put2(full, i, 0, R, i ? R : H, 0);
             else if (i != 2 || !first)
                 put1(full, i, R);
         }
-        taken();
+        write_as("f.safetensors");
+        if (read_layer("f.safetensors", layer) != XP_OK)
+            fail_msg("%s", xp_error_text());
         experts_are_right();
         vector_is_right(XP_PART_SELECT_BIAS, BIAS, E + 1);
         shape_is(XP_PART_ROUTER, 2, E + 1, R, 0);
@@ -750,9 +764,12 @@ static void router_with_an_mlp(void **state) {
                 vector_is_right(p, i, R);
             }
         }
-        model.moe[0] = first ? 1 : 0; /* the other kind of block */
-        refused(first ? "no tensor 'model.layers.1.mlp.gate.router_states_scale'" : "router_states_scale",
-                first ? "factors of the router's state" : "asks for it");
+        if (first) {
+            put1("model.layers.0.mlp.gate.router_states_scale", 2, R);
+            write_as("f.safetensors");
+            assert_int_equal(read_layer("f.safetensors", 0), XP_E_FORMAT);
+            has("'model.layers.0.mlp.gate.router_states_scale': nothing of tiny");
+        }
     }
 }
 
