@@ -87,6 +87,8 @@ static void weights(const xp_dialect *d, char *text) {
     if (d->expert_scale)
         append(text, "; w = %sw e[S]%s", o, c);
     append(text, d->weight_dtype == XP_WIDE_ACT ? "; r(w)" : "; left in f32");
+    if (d->null_experts > 0 && d->null_kind == XP_NULL_SKIP)
+        append(text, "; 0 for ids from E on");
 }
 
 static void room(const xp_dialect *d, char *text) {

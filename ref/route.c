@@ -305,6 +305,10 @@ static void bwd_load(const xp_route_bwd_args *a, xp_ref_routing *r, int64_t t, d
     }
     xp_ref_rows_load(&a->scores, t, 1, r->score);
     xp_ref_rows_load(&a->dw, t, 1, dw);
+    for (int64_t k = 0; k < r->K; k++) {
+        if (xp_ref_routing_skips(r, xp_ref_i32(&a->idx, t, k)))
+            dw[k] = 0.0;
+    }
     if (a->dialect->masked_weight)
         xp_ref_routing_keys(r);
 }
@@ -346,7 +350,7 @@ static size_t scale_bound_workspace(const void *args, const xp_mesh *m) {
 /* The weights of token t before their factors, from what the forward left. Its scores are operands: without error. */
 static void scale_load(const xp_route_scale_bwd_args *a, xp_ref_routing *r, int64_t t, double *dw) {
     const xp_route_bwd_args b = {
-        .scores = a->scores, .dw = a->dw, .dialect = a->dialect, .logits = a->logits, .bias = a->bias};
+        .scores = a->scores, .idx = a->idx, .dw = a->dw, .dialect = a->dialect, .logits = a->logits, .bias = a->bias};
     bwd_load(&b, r, t, dw);
     if (r->score_e)
         memset(r->score_e, 0, (size_t)r->E * sizeof *r->score_e);
@@ -665,8 +669,9 @@ static xp_status weights_sum_to_one(const void *args, const xp_mesh *m, double *
     const xp_route_args *a = args;
     const int64_t K = a->idx.dim[1];
     const xp_dialect *d = a->dialect;
+    const int skips = d->null_experts > 0 && d->null_kind == XP_NULL_SKIP;
     const int sums =
-        d->renorm == XP_RENORM_SUM && d->score_dtype == XP_WIDE_F32 && !d->expert_scale && !d->masked_weight;
+        d->renorm == XP_RENORM_SUM && d->score_dtype == XP_WIDE_F32 && !d->expert_scale && !d->masked_weight && !skips;
     const double g = xp_ref_both(3 * K + 10, a->scores.dtype), K_least = (double)K * xp_ref_room(a->w.dtype, 0.0);
     const double unit = g + xp_ref_unit(a->w.dtype) * (1.0 + g) + K_least + (double)K * xp_ref_least(a->scores.dtype);
     const double scale = d->scale_at == XP_SCALE_WEIGHT ? d->scale : 1.0;

@@ -30,7 +30,7 @@ typedef enum { XP_MASK_ZERO = 0, XP_MASK_NEGINF } xp_group_mask;
 typedef enum { XP_RENORM_NONE = 0, XP_RENORM_SUM, XP_RENORM_SUM_PLUS_EPS, XP_RENORM_MAX_EPS } xp_renorm;
 typedef enum { XP_SCALE_WEIGHT = 0, XP_SCALE_OUTPUT } xp_scale_at;
 typedef enum { XP_AT_OUTPUT = 0, XP_AT_INPUT } xp_weight_at;
-/* What an expert id of E and beyond does to its token: adds w x, or nothing. */
+/* What an expert id of E and beyond does to its token: adds w x, or nothing, at weight 0. */
 typedef enum { XP_NULL_IDENTITY = 0, XP_NULL_SKIP } xp_null_kind;
 /* Which slots of one expert come first, where it cannot take all: see capacity.h. */
 typedef enum { XP_OVERFLOW_ORDER = 0, XP_OVERFLOW_PRIORITY, XP_OVERFLOW_SLOTS } xp_overflow;

@@ -57,7 +57,7 @@ static const struct {
     {"hf-5.24/mixtral", "", "weight_dtype=act", XP_APART_WEIGHT},
     {"hf-5.24/llama4", "", "weight_at=output", XP_APART_OUTPUT},
     {"hf-5.24/mixtral", "", "null_experts=4", XP_APART_CHOICE},
-    {"hf-5.24/longcat_flash", "", "null_kind=skip", XP_APART_OUTPUT},
+    {"hf-5.24/longcat_flash", "", "null_kind=skip", XP_APART_WEIGHT},
     {"hf-5.24/mixtral", "", "capacity=2", XP_APART_PLACES},
     {"hf-5.24/mixtral", "capacity=2", "capacity=3", XP_APART_PLACES},
     {"hf-5.24/mixtral", "", "capacity_factor=0.75", XP_APART_PLACES},
