@@ -53,6 +53,8 @@ def add_core(out: vectors.Set):
         blocks.add_family(out, family)
     routes.add_gemma4(out)
     inkling.add_all(out)
+    routes.add_zaya(out)
+    routes.add_zaya_routers(out)
     routes.add_balance(out)
     capacity.add_all(out)
     training.add_all(out)

@@ -1,9 +1,12 @@
 """Tests of the families' routers, of their choice and weights, and of the balance loss."""
 
+from unittest import mock
+
 import torch
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.gemma4.modeling_gemma4 import Gemma4TextRouter
 from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
+from transformers.models.zaya.modeling_zaya import ZayaRouter
 
 import draw
 from parts import (COUNT_KEYS, H, LETTER, ROUTE_E, ROUTE_GROUPS, T, Family, attribute, call_gate, fill, router_weight,
@@ -169,6 +172,184 @@ def add_gemma4(out):
             {"idx": idx, "w": w}, compare="classes", unchecked=["scores"])
     out.add("route_bwd-gemma4", source_name, "a factor for each expert", f"route_bwd {fields}",
             {"scores": torch.softmax(logits[0], -1), "idx": idx, "dw": dw, **given}, {"dlogits": logits[0].grad})
+
+
+class Seen:
+    """Results of a torch function while the block runs, for what a class overwrites before it returns."""
+
+    def __init__(self, name: str):
+        self.name, self.function, self.results = name, getattr(torch, name), []
+
+    def __call__(self, *args, **more):
+        self.results.append(self.function(*args, **more))
+        return self.results[-1]
+
+    def watch(self):
+        return mock.patch.object(torch, self.name, self)
+
+
+def zaya_router(dtype: torch.dtype, layer: int, width: int) -> ZayaRouter:
+    """A router of ROUTE_E experts and the class that skips, which some tokens choose."""
+    config = CONFIG_MAPPING["zaya"](hidden_size=H, num_experts=ROUTE_E, router_hidden_size=width)
+    torch.set_default_dtype(dtype)
+    try:
+        router = ZayaRouter(config, layer)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.no_grad():
+        for name, p in router.named_parameters():
+            key = f"zaya.{name}"
+            vector = 1 + draw.real(key, p.shape, 0.25) if "norm" in name or "scale" in name else draw.real(key, p.shape)
+            p.copy_(vector if p.ndim == 1 else draw.real(key, p.shape, 1.5 * p.shape[-1] ** -0.5))
+        router.balancing_biases.copy_(draw.real("zaya.balancing_biases", (ROUTE_E + 1,), 0.03))
+        router.balancing_biases[-1] += 0.06
+    return router
+
+
+def add_zaya(out):
+    """The choice alone, of logits that the router's MLP made. The class hands on expert 0 at weight 0 where a token
+    skips: its choice is read before that."""
+    source_name = "transformers 5.24.0 ZayaRouter"
+    for dtype in (torch.float32, torch.bfloat16):
+        router, logits = zaya_router(dtype, 0, 8), []
+        router.router_mlp.out_proj.register_forward_hook(lambda _module, _args, y, to=logits: to.append(y))
+        top = Seen("topk")
+        with top.watch():
+            _, w, _, _ = router(draw.real("zaya.x", (1, T, H), dtype=dtype))
+        logits[0].retain_grad()
+        dw = draw.real("zaya.dw", (T, 1), dtype=dtype)
+        w.backward(dw)
+        idx = top.results[0].indices.reshape(T, 1)
+        assert 0 < int((idx == ROUTE_E).sum()) < T and bool((w[idx == ROUTE_E] == 0).all())
+        l = logits[0].detach().reshape(T, -1)
+        fields = f"dtype={LETTER[dtype]} dialect=hf-5.24/zaya logits={LETTER[dtype]}"
+        idx32 = idx.to(torch.int32)
+        out.add("route-zaya", source_name, "some tokens skip", f"route {fields} weight={LETTER[dtype]}",
+                {"logits": l, "bias": router.balancing_biases}, {"idx": idx32, "w": w}, compare="classes",
+                flags=["BiasSelects"], unchecked=["scores"])
+        out.add("route_bwd-zaya", source_name, "some tokens skip", f"route_bwd {fields}",
+                {"scores": torch.softmax(l, -1).float(), "idx": idx32, "dw": dw.float(), "logits": l},
+                {"dlogits": logits[0].grad.reshape(T, -1)}, flags=["BiasSelects"])
+
+
+class Recurrent:
+    """Two routers of zaya, the second reading the state of the first; every tensor on the way keeps its gradient."""
+
+    def __init__(self, dtype: torch.dtype):
+        self.dtype, self.seen, self.x, self.state, state = dtype, [], [], [], None
+        self.router = [zaya_router(dtype, layer, R) for layer in (0, 1)]
+        loss = 0
+        for layer, router in enumerate(self.router):
+            seen = {}
+            self.watch(router, seen)
+            x = draw.real(f"zaya.{layer}.x", (1, T, H), dtype=dtype).requires_grad_(True)
+            _, w, _, state = router(x, state)
+            state.retain_grad()
+            self.seen.append(seen)
+            self.x.append(x)
+            self.state.append(state)
+            loss = loss + (draw.real(f"zaya.{layer}.dw", (T, 1), dtype=dtype) * w).float().sum()
+            if layer == 0:  # what comes back to the first state through its own logits alone
+                self.alone, = torch.autograd.grad(loss, seen["state"], retain_graph=True)
+                for t in seen.values():  # torch keeps gradients of this call, too
+                    t.grad = None
+        loss.backward()
+
+    @staticmethod
+    def watch(router: ZayaRouter, seen: dict):
+        def keep(name, t):
+            t.retain_grad()
+            seen[name] = t
+
+        mlp = router.router_mlp
+        router.down_proj.register_forward_hook(lambda _module, _args, y: keep("down", y))
+        mlp.register_forward_pre_hook(lambda _module, args: keep("state", args[0]))
+        mlp.act_fn.register_forward_hook(lambda _module, _args, y: keep("act2" if "act1" in seen else "act1", y))
+        for name in ("norm", "fc1", "fc2", "out_proj"):
+            getattr(mlp, name).register_forward_hook(lambda _module, _args, y, as_=name: keep(as_, y))
+
+    def value(self, layer: int, name: str) -> torch.Tensor:
+        t = self.x[layer] if name == "x" else self.seen[layer][name]
+        return t.detach().reshape(T, -1)
+
+    def grad(self, layer: int, name: str) -> torch.Tensor:
+        t = self.x[layer] if name == "x" else self.seen[layer][name]
+        return t.grad.reshape(T, -1)
+
+
+R = 6  # width of zaya's router in these tests
+ZAYA = "transformers 5.24.0 ZayaRouter"
+
+
+def add_zaya_map(out, run: Recurrent, layer: int, name: str, module: torch.nn.Linear, source: str):
+    """A linear map of the router, from the tensor called source to that called name."""
+    d = LETTER[run.dtype]
+    comment, group = f"layer {layer}, {name}, {d}", "router-zaya"
+    given = {"x": run.value(layer, source), "w": module.weight}
+    if module.bias is not None:
+        given["bias"] = module.bias
+    out.add(group, ZAYA, comment, f"router act={d} router={d} logits={d}", given, {"logits": run.value(layer, name)})
+    dy, span = run.grad(layer, name), torch.tensor([0, T])
+    out.add(group, ZAYA, comment, f"router_bwd act={d} router={d} logits={d}", {"dlogits": dy, "w": module.weight},
+            {"dx": run.grad(layer, source)})
+    line = f"wgrad act={d} param={d} grad={d}"
+    out.add(group, ZAYA, comment, line, {"dy": dy, "x": run.value(layer, source), "offsets": span},
+            {"dw": module.weight.grad[None, None]})
+    if module.bias is not None:
+        ones = torch.ones(T, 1, dtype=run.dtype)
+        out.add(group, ZAYA, comment + " bias", line, {"dy": dy, "x": ones, "offsets": span},
+                {"dw": module.bias.grad[None, None, :, None]})
+
+
+def add_zaya_gelu(out, run: Recurrent, source: str, name: str):
+    d = LETTER[run.dtype]
+    out.add("gelu-zaya", ZAYA, f"{name}, {d}", f"gelu dtype={d}", {"x": run.value(1, source)},
+            {"y": run.value(1, name)})
+    out.add("gelu-zaya", ZAYA, f"{name}, {d}, gradient", f"gelu_bwd dtype={d}",
+            {"dy": run.grad(1, name), "x": run.value(1, source)}, {"dx": run.grad(1, source)})
+
+
+def add_zaya_norm(out, run: Recurrent):
+    """The second layer's: no layer behind it gives its state a gradient."""
+    d, x, norm = LETTER[run.dtype], run.value(1, "state"), run.router[1].router_mlp.norm
+    eps = norm.variance_epsilon
+    out.add("rmsnorm-zaya", ZAYA, d, f"rmsnorm dtype={d} param={d} eps={eps:g}", {"x": x, "w": norm.weight},
+            {"y": run.value(1, "norm")}, unchecked=["rstd"])
+    rstd = torch.rsqrt(x.float().square().mean(-1) + eps)
+    out.add("rmsnorm-zaya", ZAYA, d + ", gradients", f"rmsnorm_bwd dtype={d} param={d} grad={d}",
+            {"dy": run.grad(1, "norm"), "x": x, "w": norm.weight, "rstd": rstd},
+            {"dx": run.grad(1, "state"), "dw": norm.weight.grad[None]})
+
+
+def add_zaya_state(out, run: Recurrent):
+    d, scale, before = LETTER[run.dtype], run.router[1].router_states_scale, run.state[0].detach().reshape(T, R)
+    back = run.state[0].grad.reshape(T, R)
+    out.add("carry-zaya", ZAYA, d, f"carry dtype={d} param={d}", {"a": run.value(1, "down"), "b": before, "scale": scale},
+            {"y": run.value(1, "state")}, compare="bits", flags=["RoundingPoints"])
+    given = {"dy": run.grad(1, "state"), "b": before, "scale": scale}
+    line = f"carry_bwd dtype={d} param={d} grad={d}"
+    out.add("carry-zaya", ZAYA, d + ", gradient of the state before", line, given, {"db": back}, compare="bits",
+            unchecked=["dscale"], flags=["RoundingPoints"])
+    out.add("carry-zaya", ZAYA, d + ", gradient of the factors", line, given, {"dscale": scale.grad[None]},
+            unchecked=["db"])
+    out.add("carry-zaya", ZAYA, d + ", gradients of the first layer's state", f"residual dtype={d}",
+            {"a": run.alone.reshape(T, R), "b": back}, {"y": run.grad(0, "state")}, compare="bits")
+
+
+def add_zaya_routers(out):
+    """Stage by stage, from what the class itself made: all of the second layer, of the first what is not alike."""
+    for dtype in (torch.float32, torch.bfloat16):
+        run = Recurrent(dtype)
+        mlp = run.router[1].router_mlp
+        for layer in (0, 1):
+            add_zaya_map(out, run, layer, "down", run.router[layer].down_proj, "x")
+        add_zaya_state(out, run)
+        add_zaya_norm(out, run)
+        for name, module, source in (("fc1", mlp.fc1, "norm"), ("fc2", mlp.fc2, "act1"),
+                                     ("out_proj", mlp.out_proj, "act2")):
+            add_zaya_map(out, run, 1, name, module, source)
+        add_zaya_gelu(out, run, "fc1", "act1")
+        add_zaya_gelu(out, run, "fc2", "act2")
 
 
 # ---- balance loss ----

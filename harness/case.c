@@ -127,7 +127,7 @@ int xp_case_takes(const xp_case *c, char letter) {
     if (!letter || !strchr("TEKHFSDVNGRQY", letter))
         return 0;
     if (!is_generated(c))
-        return strchr("TEKHFSD", letter) != NULL;
+        return strchr("TEKHFSDR", letter) != NULL;
     /* What a dialect's own letter stands for: ids of experts, rows of the first matrices. */
     const char from = letter == 'E' ? 'Z' : letter == 'F' ? 'U' : letter == 'S' ? 'X' : letter;
     for (int i = 0; i < c->stage->operands; i++) {
@@ -657,6 +657,9 @@ xp_status xp_case_check(const xp_case *c) {
             return XP_FAIL(XP_E_ARG, "%c: %lld, expected none beside model=%s, which has its own (shrink=N divides it)",
                            *width, (long long)c->dim[*width - 'A'], c->model);
     }
+    if (c->model[0] && routed && c->dim_set['R' - 'A'])
+        return XP_FAIL(XP_E_ARG, "R: %lld, expected none beside model=%s, whose router has its own width",
+                       (long long)c->dim['R' - 'A'], c->model);
     /* A line for a vector set has no sizes: they are the tensors'. */
     const int sized = c->kind != XP_CASE_STAGE || c->dim_set['E' - 'A'] || c->dim_set['K' - 'A'];
     if (sized && ((routed && !c->model[0]) || (chooses && stage_param(c, "dialect") >= 0))) {
@@ -665,6 +668,9 @@ xp_status xp_case_check(const xp_case *c) {
         XP_TRY(xp_dialect_check(&d, E, K));
         if (d.shared_rows > 0 && xp_case_takes(c, 'S') && (S < d.shared_rows || S % d.shared_rows != 0))
             return XP_FAIL(XP_E_ARG, "S: %lld, expected a multiple of shared_rows %d", (long long)S, d.shared_rows);
+        if (routed && c->dim_set['R' - 'A'] && d.router_in == XP_ROUTER_X)
+            return XP_FAIL(XP_E_ARG, "R: %lld, expected none where router_in is x: the router has no MLP",
+                           (long long)c->dim['R' - 'A']);
     }
     if (c->align != 1 && c->align != 16 && c->align != 128)
         return XP_FAIL(XP_E_ARG, "align: %d is none of 1, 16, 128", c->align);

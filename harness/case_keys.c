@@ -18,7 +18,7 @@ static const struct {
     {{"V", "N", "vocabulary"}, "32"},
     {{"N", "N", "elements, or columns of a parameter"}, "100"},
     {{"G", "N", "groups of a parameter: its experts"}, "1"},
-    {{"R", "N", "rows of a parameter"}, "8"},
+    {{"R", "N", "rows of a parameter; of a layer: width of its router's MLP, where router_in says one"}, "8"},
     {{"Q", "N", "segments of a flat buffer"}, "3"},
     {{"Y", "N", "MoE layers"}, "1"},
     {{"dtype", "TYPE", "activations, and whatever follows from them"}, "f32"},
@@ -63,12 +63,18 @@ static const char *optional_operand(const xp_stage *s) {
     return NULL;
 }
 
+static int takes(const char *head, const char *key, const char *right, const char *beside) {
+    char line[160];
+    snprintf(line, sizeof line, "%s %s=%s%s", head, key, right ? right : "", beside);
+    return xp_case_expand(line, NULL, NULL, NULL, NULL) == XP_OK;
+}
+
 void xp_case_keys(const char *head, void (*fn)(const xp_case_key *key, void *arg), void *arg) {
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
-        char line[160];
         const char *right = keys[i].right ? keys[i].right : optional_operand(xp_stage_find(head));
-        snprintf(line, sizeof line, "%s %s=%s", head, keys[i].key.name, right ? right : "");
-        if (xp_case_expand(line, NULL, NULL, NULL, NULL) == XP_OK)
+        /* A layer takes R beside a router that has an MLP. */
+        if (takes(head, keys[i].key.name, right, "") ||
+            takes(head, keys[i].key.name, right, " router_in=recurrent_mlp"))
             fn(&keys[i].key, arg);
     }
 }

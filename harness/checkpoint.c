@@ -779,9 +779,36 @@ static xp_status read_shared(reader *r, xp_tensor *part) {
     return read_plain(r, r->names->shared_gate, &w, 2, dim, &part[XP_PART_SHARED_GATE]);
 }
 
+/* What the router's matrix multiplies has so many columns. */
+static int64_t router_columns(const xp_model *m) {
+    return m->router_width ? m->router_width : m->H;
+}
+
+/* Rows of part n of the router's MLP, and columns, 0: a vector. No rows: the layer has no such part. A layer behind the
+ * first one has factors of a state, whether or not this run has a block before it. */
+static void router_mlp_size(const xp_model *m, int layer, int n, int64_t *out_rows, int64_t *out_columns) {
+    const xp_part p = XP_PART_ROUTER_DOWN + (xp_part)n;
+    *out_rows = p == XP_PART_ROUTER_STATE && layer == 0 ? 0 : m->router_width;
+    *out_columns = p == XP_PART_ROUTER_DOWN                             ? m->H
+                   : p == XP_PART_ROUTER_FC1 || p == XP_PART_ROUTER_FC2 ? m->router_width
+                                                                        : 0;
+}
+
+static xp_status read_router_mlp(reader *r, xp_tensor *part) {
+    for (int n = 0; n < XP_ROUTER_MLP_NAMES; n++) {
+        const xp_part p = XP_PART_ROUTER_DOWN + (xp_part)n;
+        int64_t dim[2];
+        router_mlp_size(r->m, r->layer, n, &dim[0], &dim[1]);
+        const want w = {.what = xp_part_name(p), .out = dim[0], .in = dim[1]};
+        if (dim[0] > 0)
+            XP_TRY(read_plain(r, r->names->router_mlp[n], &w, dim[1] ? 2 : 1, dim, &part[p]));
+    }
+    return XP_OK;
+}
+
 static xp_status read_router(reader *r, xp_tensor *part) {
-    const int64_t Z = rows_of(r->m), dim[2] = {Z, r->m->H};
-    const want w = {.what = xp_part_name(XP_PART_ROUTER), .out = Z, .in = r->m->H};
+    const int64_t Z = rows_of(r->m), columns = router_columns(r->m), dim[2] = {Z, columns};
+    const want w = {.what = xp_part_name(XP_PART_ROUTER), .out = Z, .in = columns};
     const xp_dialect *d = xp_model_dialect(r->m, r->layer);
     const xp_tensor_names *n = r->names;
     if (n->router_orient == XP_EOI)
@@ -789,6 +816,7 @@ static xp_status read_router(reader *r, xp_tensor *part) {
     else
         XP_TRY(read_down(r, &(xp_matrix_names){.orient = n->router_orient}, n->router, XP_PART_ROUTER, 0, Z, r->m->H,
                          &part[XP_PART_ROUTER]));
+    XP_TRY(read_router_mlp(r, part));
     if (d->router_bias)
         XP_TRY(read_vector(r, n->router_bias, XP_PART_ROUTER_BIAS, Z, 0, &part[XP_PART_ROUTER_BIAS]));
     if (d->select_bias)
@@ -976,6 +1004,14 @@ const char *xp_part_name(xp_part p) {
     static const char *const name[XP_NPART] = {
         [XP_PART_ROUTER] = "router",
         [XP_PART_ROUTER_BIAS] = "router bias",
+        [XP_PART_ROUTER_DOWN] = "map into the router's width",
+        [XP_PART_ROUTER_DOWN_BIAS] = "bias of the map into the router's width",
+        [XP_PART_ROUTER_STATE] = "factors of the router's state",
+        [XP_PART_ROUTER_NORM] = "norm of the router's state",
+        [XP_PART_ROUTER_FC1] = "router's first map",
+        [XP_PART_ROUTER_FC1_BIAS] = "bias of the router's first map",
+        [XP_PART_ROUTER_FC2] = "router's second map",
+        [XP_PART_ROUTER_FC2_BIAS] = "bias of the router's second map",
         [XP_PART_SELECT_BIAS] = "selection bias",
         [XP_PART_TABLE] = "table from token id to experts",
         [XP_PART_EXPERT_SCALE] = "factor of an expert's weight",
@@ -1040,7 +1076,13 @@ xp_status xp_checkpoint_expect(const xp_model *m, int layer, xp_expected_fn fn, 
     const int64_t Z = rows_of(m);
     XP_TRY(names_for(m, &t.names));
     const xp_tensor_names *n = t.names;
-    tell(&t, n->router, XP_PART_ROUTER, 0, Z, m->H, &(xp_matrix_names){.orient = n->router_orient});
+    tell(&t, n->router, XP_PART_ROUTER, 0, Z, router_columns(m), &(xp_matrix_names){.orient = n->router_orient});
+    for (int i = 0; i < XP_ROUTER_MLP_NAMES; i++) {
+        int64_t rows, columns;
+        router_mlp_size(m, layer, i, &rows, &columns);
+        if (rows > 0)
+            tell(&t, n->router_mlp[i], XP_PART_ROUTER_DOWN + (xp_part)i, 0, rows, columns, NULL);
+    }
     if (d->router_bias)
         tell(&t, n->router_bias, XP_PART_ROUTER_BIAS, 0, Z, 0, NULL);
     if (d->select_bias)

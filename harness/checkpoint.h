@@ -16,8 +16,16 @@ extern "C" {
 #endif
 
 typedef enum {
-    XP_PART_ROUTER = 0,   /* [Z,H], Z = E and the null experts or shared rows */
-    XP_PART_ROUTER_BIAS,  /* [Z] */
+    XP_PART_ROUTER = 0,  /* [Z,H], Z = E and the null experts or shared rows */
+    XP_PART_ROUTER_BIAS, /* [Z] */
+    XP_PART_ROUTER_DOWN, /* [R,H], R the router's width, where it has an MLP; the router is [Z,R] then */
+    XP_PART_ROUTER_DOWN_BIAS,
+    XP_PART_ROUTER_STATE, /* [R]; not in layer 0 */
+    XP_PART_ROUTER_NORM,  /* [R] */
+    XP_PART_ROUTER_FC1,   /* [R,R] */
+    XP_PART_ROUTER_FC1_BIAS,
+    XP_PART_ROUTER_FC2, /* [R,R] */
+    XP_PART_ROUTER_FC2_BIAS,
     XP_PART_SELECT_BIAS,  /* [Z]; 0 for shared rows, which files have none of */
     XP_PART_TABLE,        /* [vocabulary,K] i32 or i64, experts of a token id */
     XP_PART_EXPERT_SCALE, /* [Z] or [1] */

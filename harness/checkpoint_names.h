@@ -23,7 +23,7 @@ typedef struct {
     int flat;   /* [E F,H], all experts' rows in one dimension; the second matrix is [in,out] */
 } xp_matrix_names;
 
-enum { XP_LAYOUTS = 2 };
+enum { XP_LAYOUTS = 2, XP_ROUTER_MLP_NAMES = 8 };
 
 typedef struct {
     const char *model_type;
@@ -35,6 +35,7 @@ typedef struct {
     xp_matrix_names expert[XP_LAYOUTS];
     xp_matrix_names shared; /* of experts that the router weighs one tensor for all, with a dimension in front */
     const char *latent_down, *latent_up;
+    const char *router_mlp[XP_ROUTER_MLP_NAMES]; /* in the order of the parts, from XP_PART_ROUTER_DOWN on */
     const char *unread; /* stored for experts that nothing reads, '|' between them; {E}: from E on */
 } xp_tensor_names;
 

@@ -227,6 +227,11 @@ static xp_status explain_model(sink *s, const char *name) {
                  m.latent);
         say(s, "latent", text);
     }
+    if (m.router_width) {
+        snprintf(text, sizeof text, "an MLP of width %" PRId64 " makes what the router's matrix multiplies",
+                 m.router_width);
+        say(s, "router", text);
+    }
     xp_model_moe_params(&m, &all, &active);
     snprintf(text, sizeof text, "%.1f B in MoE blocks, %.2f B of them active for a token", all / 1e9, active / 1e9);
     say(s, "parameters", text);

@@ -34,6 +34,7 @@ static const slot_rule rules[XP_NSLOT] = {
     [XP_SLOT_SHARED] = {"width of the shared expert", KIND_INT, 0, XP_MAX_WIDTH},
     [XP_SLOT_SHARED_COUNT] = {"shared experts", KIND_INT, 0, 1024},
     [XP_SLOT_LATENT] = {"latent width of the experts", KIND_INT, 1, XP_MAX_WIDTH},
+    [XP_SLOT_ROUTER_WIDTH] = {"width of the router", KIND_INT, 1, XP_MAX_WIDTH},
     [XP_SLOT_DENSE] = {"width of the layers without experts", KIND_INT, 1, XP_MAX_WIDTH},
     [XP_SLOT_STEP] = {"every how many layers a MoE block comes", KIND_INT, 1, XP_MAX_LAYERS},
     [XP_SLOT_DENSE_LAYERS] = {"layers without experts", KIND_LIST, 0, XP_MAX_LAYERS - 1},
@@ -1006,7 +1007,9 @@ static xp_status fill(reader *in, xp_model *m) {
         return XP_FAIL(XP_E_FORMAT,
                        "%s: the shared width is %lld, expected a multiple of the %d experts that %s weighs", in->path,
                        (long long)m->S, m->dialect.shared_rows, m->dialect.name);
-    const xp_status st = xp_model_set_latent(m, (int64_t)in->value[XP_SLOT_LATENT]);
+    xp_status st = xp_model_set_latent(m, (int64_t)in->value[XP_SLOT_LATENT]);
+    if (st == XP_OK)
+        st = xp_model_set_router_width(m, (int64_t)in->value[XP_SLOT_ROUTER_WIDTH]);
     if (st != XP_OK)
         return XP_FAIL(XP_E_FORMAT, "%s: %s", in->path, xp_error_text());
     XP_TRY(read_rest(in, in->root, "", m));

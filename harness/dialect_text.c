@@ -27,8 +27,11 @@ static const char *close_of(const xp_dialect *d) {
 }
 
 static void logits(const xp_dialect *d, char *text) {
-    const int act = d->logits_dtype == XP_WIDE_ACT;
-    append(text, act ? "l = r(x W^T)" : "l = x W^T in f32");
+    const int act = d->logits_dtype == XP_WIDE_ACT, mlp = d->router_in == XP_ROUTER_RECURRENT_MLP;
+    if (mlp)
+        append(text, "h = r(x Wd^T + bd), plus r(h e) of the h of the MoE block before; a = r(gelu(r(fc1 rmsnorm h))); "
+                     "a = r(gelu(r(fc2 a))); ");
+    append(text, act ? "l = r(%s W^T)" : "l = %s W^T in f32", mlp ? "a" : "x");
     if (d->router_bias)
         append(text, act ? "; l = r(l + b)" : "; l = l + b");
     if (d->logit_scale != 1.0)
@@ -88,6 +91,8 @@ static void weights(const xp_dialect *d, char *text) {
     if (d->expert_scale != XP_FACTOR_NONE)
         append(text, d->expert_scale == XP_FACTOR_ONE ? "; w = %sw e%s" : "; w = %sw e[S]%s", o, c);
     append(text, d->weight_dtype == XP_WIDE_ACT ? "; r(w)" : "; left in f32");
+    if (d->null_experts > 0 && d->null_kind == XP_NULL_SKIP)
+        append(text, "; 0 for ids from E on");
 }
 
 static void room(const xp_dialect *d, char *text) {

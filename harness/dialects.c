@@ -539,6 +539,21 @@ const xp_dialect xp_dialects[] = {
      RELU,
      EXPERT(XP_GATE_CONCAT, XP_EOI, 1, EAGER_ACT),
      AUX(0.001)},
+    {.name = "hf-5.24/zaya",
+     .meaning = "logits of an MLP of the router, whose state goes on from block to block; softmax in the activation "
+                "dtype over the experts and one class that skips, chosen with a bias in f32",
+     .source = HF "ZayaRouter, ZayaRouterMLP, ZayaExperts; k is 1",
+     .letter = 'Q',
+     .router_in = XP_ROUTER_RECURRENT_MLP,
+     DTYPES(ACT, ACT, ACT),
+     .score = XP_SCORE_SOFTMAX,
+     .select_bias = 1,
+     NO_GROUPS,
+     WEIGHT(NONE, 0.0, 1.0),
+     .null_experts = 1,
+     .null_kind = XP_NULL_SKIP,
+     SILU,
+     NARROW},
     {.name = NULL},
 };
 

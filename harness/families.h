@@ -19,6 +19,7 @@ typedef enum {
     XP_SLOT_SHARED_COUNT, /* shared experts of that width, or else of an expert's: S = count * F; at least one where
                              the preset's router weighs them */
     XP_SLOT_LATENT,       /* width that the experts read and write, where it is not H */
+    XP_SLOT_ROUTER_WIDTH, /* of the router's MLP, where the record has one */
     XP_SLOT_DENSE,        /* width of the layers without experts */
     XP_SLOT_STEP,         /* layer i is a MoE block when (i + 1) % step == 0 ... */
     XP_SLOT_DENSE_LAYERS, /* ... and i is not in this list */

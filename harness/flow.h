@@ -8,6 +8,7 @@
 /* Plan indices of one layer's parameters; -1 where the model has none. */
 typedef struct {
     int norm, router, rbias, scale, down, up, w1, b1, w2, b2, sw1, sw2, sgate;
+    int mlp[XP_ROUTER_MLP_WEIGHTS]; /* of the router, from XP_W_ROUTER_DOWN on */
 } layer_params;
 
 /* What a layer's forward leaves for its backward. */
@@ -18,9 +19,11 @@ typedef struct {
     xp_tensor pre, act, out, back, y;
     xp_tensor low, high; /* [T,D] the experts' input, [T,H] their output on the way out; absent without latent width */
     xp_tensor spre, sact, smlp, ssig, sy, sum;
-    xp_tensor gamma;        /* [T,A] the router's weights of shared experts; absent where it has none */
-    xp_tensor kept;         /* idx, or with a capacity what is left of it */
-    xp_tensor cbias, table; /* [Z], [V,K]: of the router, neither trained nor sharded */
+    xp_tensor gamma;                /* [T,A] the router's weights of shared experts; absent where it has none */
+    xp_tensor state, mnorm, mrstd;  /* [T,R] the router's state; its normed rows and [T] 1/rms */
+    xp_tensor fc1, act1, fc2, act2; /* [T,R] the maps of the router's MLP, before and after the gelu */
+    xp_tensor kept;                 /* idx, or with a capacity what is left of it */
+    xp_tensor cbias, table;         /* [Z], [V,K]: of the router, neither trained nor sharded */
 } layer_state;
 
 typedef struct {
@@ -38,8 +41,10 @@ typedef struct {
         N;     /* this rank's tokens of a micro-batch, the first one's number in the global batch, that batch */
     int micro; /* the micro-batch under way, from 0 */
     int64_t H, F, E, K, S, L, Y, V;
-    int64_t D;       /* width of the experts' rows: H, or the latent width */
-    int64_t Z, U, X; /* router rows; rows of an expert's and of the shared expert's first matrix */
+    int64_t R;        /* width of the router's MLP, 0: none */
+    xp_tensor dstate; /* [T,R] gradient of the state that the block behind took over; absent where none did */
+    int64_t D;        /* width of the experts' rows: H, or the latent width */
+    int64_t Z, U, X;  /* router rows; rows of an expert's and of the shared expert's first matrix */
     xp_dtype act, param, logits, weight, wide, grad;
     int64_t block;                 /* tokens a block, 0 outside deterministic mode */
     int efold;                     /* an expert's blocks are all on its rank: they are folded where they are made */
@@ -88,6 +93,9 @@ xp_status params_wgrad_experts(xp_flow *f, int i, const char *site, const xp_ten
                                const xp_tensor *offsets, const xp_tensor *tok);
 /* Flat borders and flags for the norm and the optimizer. */
 xp_status params_segments(xp_flow *f, xp_tensor *out_seg, xp_tensor *out_owner, xp_tensor *out_decay);
+/* A gathered parameter's [1,R0,N] as the matrix or vector that stages want. */
+xp_tensor params_matrix(const xp_flow *f, int i);
+xp_tensor params_vector(const xp_flow *f, int i);
 xp_status params_digest(xp_flow *f, char out_hex[65]);
 
 /* layer.c. Rows that every expert of block y has, pads among them: of this rank's tokens, or with of_group of the ep
@@ -97,6 +105,11 @@ int64_t layer_least(const xp_flow *f, int y, int of_group);
 xp_status layer_forward(xp_flow *f, int y, const xp_tensor *h, xp_tensor *out);
 /* dh: gradient of the layer's output, [T,H]; out: of its input, new. */
 xp_status layer_backward(xp_flow *f, int y, const xp_tensor *dh, xp_tensor *out);
+/* router_mlp.c. What the router's matrix multiplies, from the block's normed rows: [T,R] of ls[y]. */
+xp_status router_mlp_forward(xp_flow *f, int y);
+/* da: gradient of that; out: of the normed rows, new. Takes f->dstate and leaves the next one. */
+xp_status router_mlp_backward(xp_flow *f, int y, const xp_tensor *da, xp_tensor *out);
+void router_mlp_drop(xp_flow *f, int y);
 /* The rows of a tensor of tokens go to the parity store, when there is one. */
 xp_status flow_trace(xp_flow *f, const char *site, int y, const xp_tensor *t);
 

@@ -21,15 +21,12 @@ static const xp_tensor *full(const xp_flow *f, int i) {
     return &f->ps[i].full;
 }
 
-/* A parameter's [1,R0,N] as the matrix or vector that stages want. */
 static xp_tensor matrix(const xp_flow *f, int i) {
-    const xp_tensor *t = full(f, i);
-    return xp_tensor_2d(t->data, t->dtype, t->dim[1], t->dim[2]);
+    return params_matrix(f, i);
 }
 
 static xp_tensor vector(const xp_flow *f, int i) {
-    const xp_tensor *t = full(f, i);
-    return xp_tensor_1d(t->data, t->dtype, t->dim[1] * t->dim[2]);
+    return params_vector(f, i);
 }
 
 /* An expert parameter's [L,R0,1] as [L,R0]. */
@@ -64,6 +61,10 @@ static xp_status gather_layer(xp_flow *f, int y) {
         if (all[i] >= 0)
             XP_TRY(params_gather(f, all[i]));
     }
+    for (int i = 0; i < XP_ROUTER_MLP_WEIGHTS; i++) {
+        if (p->mlp[i] >= 0)
+            XP_TRY(params_gather(f, p->mlp[i]));
+    }
     return XP_OK;
 }
 
@@ -74,6 +75,10 @@ static void release_layer(xp_flow *f, int y) {
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         if (all[i] >= 0)
             params_release(f, all[i]);
+    }
+    for (int i = 0; i < XP_ROUTER_MLP_WEIGHTS; i++) {
+        if (p->mlp[i] >= 0)
+            params_release(f, p->mlp[i]);
     }
 }
 
@@ -88,6 +93,11 @@ static void skew_logits(const xp_flow *f, const xp_tensor *logits) {
     }
 }
 
+/* What the router's matrix multiplies. */
+static const xp_tensor *router_input(const xp_flow *f, const layer_state *s) {
+    return f->R > 0 ? &s->act2 : &s->xn;
+}
+
 static xp_status forward_route(xp_flow *f, int y, layer_state *s) {
     const layer_params *p = &f->lp[y];
     XP_TRY(act2(f, f->T, f->H, &s->xn));
@@ -95,9 +105,11 @@ static xp_status forward_route(xp_flow *f, int y, layer_state *s) {
     xp_rmsnorm_args norm = {
         .x = s->h, .w = vector(f, p->norm), .y = s->xn, .rstd = s->rstd, .eps = f->plan->model.norm_eps};
     XP_TRY(call(f, &xp_stage_rmsnorm, "rmsnorm", &norm));
+    if (f->R > 0)
+        XP_TRY(router_mlp_forward(f, y));
     s->logits = xp_tensor_2d(xp_tensor_at(&f->all_logits, f->place[y], 0, 0, 0), f->logits, f->T, f->Z);
     s->idx = xp_tensor_2d(xp_tensor_at(&f->all_idx, f->place[y], 0, 0, 0), XP_I32, f->T, f->K);
-    xp_router_args gate = {.x = s->xn, .w = matrix(f, p->router), .logits = s->logits};
+    xp_router_args gate = {.x = *router_input(f, s), .w = matrix(f, p->router), .logits = s->logits};
     if (p->rbias >= 0)
         gate.bias = vector(f, p->rbias);
     XP_TRY(call(f, &xp_stage_router, "router", &gate));
@@ -449,16 +461,21 @@ static xp_status backward_route(xp_flow *f, int y, const xp_tensor *dw, const xp
     XP_TRY(call(f, &xp_stage_route_bwd, "route_bwd", &route));
     if (p->scale >= 0)
         XP_TRY(backward_scale(f, y, dw, dgamma));
-    XP_TRY(act2(f, f->T, f->H, out));
+    XP_TRY(act2(f, f->T, router_input(f, s)->dim[1], out));
     xp_router_bwd_args gate = {.dlogits = dlogits, .w = matrix(f, p->router), .dx = *out};
     XP_TRY(call(f, &xp_stage_router_bwd, "router_bwd", &gate));
     XP_TRY(flow_trace(f, "route dlogits", y, &dlogits));
-    XP_TRY(params_wgrad(f, p->router, "wgrad router", &dlogits, &s->xn));
+    XP_TRY(params_wgrad(f, p->router, "wgrad router", &dlogits, router_input(f, s)));
     if (p->rbias >= 0) {
         const xp_tensor ones = xp_tensor_rows(&f->ones, 0, 0, f->T);
         XP_TRY(params_wgrad(f, p->rbias, "wgrad router bias", &dlogits, &ones));
     }
     flow_drop(f, &dlogits);
+    if (f->R > 0) {
+        xp_tensor da = *out;
+        XP_TRY(router_mlp_backward(f, y, &da, out));
+        flow_drop(f, &da);
+    }
     return XP_OK;
 }
 
@@ -555,6 +572,7 @@ xp_status layer_backward(xp_flow *f, int y, const xp_tensor *dh, xp_tensor *out)
     for (size_t i = 0; i < sizeof mine / sizeof *mine; i++)
         flow_drop(f, mine[i]);
     drop_state(f, s);
+    router_mlp_drop(f, y);
     release_layer(f, y);
     return flow_trace(f, "layer d in", y, out);
 }

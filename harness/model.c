@@ -29,10 +29,10 @@ const xp_dialect *xp_model_dialect(const xp_model *m, int layer) {
 
 /* What decides which parameters and tensors there are is the same in all blocks. */
 static xp_status check_shared_fields(const xp_model *m, int layer, const xp_dialect *d) {
-    static const char *const same[] = {"logits_dtype",    "router_bias", "expert_scale", "weight_dtype",
-                                       "null_experts",    "gated",       "expert_bias",  "shared_gate",
-                                       "aux_coef",        "z_coef",      "capacity",     "capacity_factor",
-                                       "pad_to_capacity", "shared_rows"};
+    static const char *const same[] = {"router_in",       "logits_dtype",    "router_bias", "expert_scale",
+                                       "weight_dtype",    "null_experts",    "gated",       "expert_bias",
+                                       "shared_gate",     "aux_coef",        "z_coef",      "capacity",
+                                       "capacity_factor", "pad_to_capacity", "shared_rows"};
     for (size_t i = 0; i < sizeof same / sizeof *same; i++) {
         const xp_dialect_field *f = xp_dialect_fields;
         char is[64], was[64];
@@ -108,10 +108,12 @@ void xp_model_moe_params(const xp_model *m, double *out_all, double *out_active)
     const double H = (double)m->H, layers = (double)xp_model_moe_layers(m);
     const double maps = m->dialect.gated ? 3.0 : 2.0;
     const double D = (double)xp_model_expert_width(m), expert = maps * D * (double)m->F;
-    const double router = (double)xp_dialect_rows(&m->dialect, m->E) * H + (m->latent ? 2.0 * D * H : 0.0);
+    const double Z = (double)xp_dialect_rows(&m->dialect, m->E), R = (double)m->router_width;
+    const double router = (R > 0.0 ? (Z + H + 2.0 * R + 5.0) * R : Z * H) + (m->latent ? 2.0 * D * H : 0.0);
     const double shared = maps * H * (double)m->S + (m->S && m->dialect.shared_gate ? H : 0.0);
-    *out_all = layers * ((double)m->E * expert + router + shared);
-    *out_active = layers * ((double)m->K * expert + router + shared);
+    /* The first block has no state before it to weigh. */
+    *out_all = layers * ((double)m->E * expert + router + shared) - (layers > 0.0 ? R : 0.0);
+    *out_active = layers * ((double)m->K * expert + router + shared) - (layers > 0.0 ? R : 0.0);
 }
 
 static xp_status in_range(const char *field, int64_t value, int64_t lo, int64_t hi) {
@@ -165,6 +167,16 @@ xp_status xp_model_set_latent(xp_model *m, int64_t width) {
     return XP_OK;
 }
 
+xp_status xp_model_set_router_width(xp_model *m, int64_t width) {
+    const int has = m->dialect.router_in == XP_ROUTER_RECURRENT_MLP;
+    if (has)
+        XP_TRY(in_range("router's width R", width, 1, XP_MAX_WIDTH));
+    else if (width != 0)
+        return XP_FAIL(XP_E_ARG, "router's width R: %lld, expected none where router_in is x", (long long)width);
+    m->router_width = width;
+    return XP_OK;
+}
+
 xp_status xp_model_shrink(xp_model *m, int n) {
     const struct {
         const char *what;
@@ -172,7 +184,8 @@ xp_status xp_model_shrink(xp_model *m, int n) {
     } width[] = {{"hidden width H", m->H},
                  {"expert width F", m->F},
                  {"shared expert's width S", m->S},
-                 {"latent width D", m->latent}};
+                 {"latent width D", m->latent},
+                 {"router's width R", m->router_width}};
     if (n < 1)
         return XP_FAIL(XP_E_ARG, "shrink: %d, expected 1 or more", n);
     for (size_t i = 0; i < sizeof width / sizeof width[0]; i++) {
@@ -184,6 +197,7 @@ xp_status xp_model_shrink(xp_model *m, int n) {
     m->F /= n;
     m->S /= n;
     m->latent /= n;
+    m->router_width /= n;
     m->shrink *= n;
     return XP_OK;
 }

@@ -30,6 +30,7 @@ typedef struct {
     int64_t H, F, E, K;         /* hidden width, width of an expert, experts, slots a token */
     int64_t S;                  /* width of the shared expert, 0: none; its gate is dialect.shared_gate */
     int64_t latent;             /* width that the experts read and write, between two maps of the block; 0: H */
+    int64_t router_width;       /* of the router's MLP where the record has one (router_in), else 0 */
     int64_t dense_F;            /* width of the layers that are no MoE blocks; 0 when the model states none */
     int64_t vocab;              /* of the published model; the step uses XP_VOCAB */
     double norm_eps;
@@ -72,8 +73,11 @@ int64_t xp_model_expert_width(const xp_model *m);
 /* Sets the latent width, 0: none. XP_E_ARG: out of range, or beside experts that return the block's input. */
 xp_status xp_model_set_latent(xp_model *m, int64_t width);
 
-/* Divides H, F, S and the latent width by n; leaves E, K, groups and layers. XP_E_ARG naming the width that n does not
- * divide. */
+/* Sets the width of the router's MLP. XP_E_ARG: out of range; 0 beside a record that has one, or not 0 beside none. */
+xp_status xp_model_set_router_width(xp_model *m, int64_t width);
+
+/* Divides H, F, S, the latent and the router's width by n; leaves E, K, groups and layers. XP_E_ARG naming the width
+ * that n does not divide. */
 xp_status xp_model_shrink(xp_model *m, int n);
 /* Replaces layers, experts and slots where the number is not 0. layers keeps the first ones and may not exceed the
  * model's. XP_E_ARG naming field and value, K > E among them. */

@@ -43,6 +43,14 @@ static xp_part part_of(xp_weight w) {
         [XP_W_NORM] = XP_NPART,
         [XP_W_ROUTER] = XP_PART_ROUTER,
         [XP_W_ROUTER_BIAS] = XP_PART_ROUTER_BIAS,
+        [XP_W_ROUTER_DOWN] = XP_PART_ROUTER_DOWN,
+        [XP_W_ROUTER_DOWN_BIAS] = XP_PART_ROUTER_DOWN_BIAS,
+        [XP_W_ROUTER_STATE] = XP_PART_ROUTER_STATE,
+        [XP_W_ROUTER_NORM] = XP_PART_ROUTER_NORM,
+        [XP_W_ROUTER_FC1] = XP_PART_ROUTER_FC1,
+        [XP_W_ROUTER_FC1_BIAS] = XP_PART_ROUTER_FC1_BIAS,
+        [XP_W_ROUTER_FC2] = XP_PART_ROUTER_FC2,
+        [XP_W_ROUTER_FC2_BIAS] = XP_PART_ROUTER_FC2_BIAS,
         [XP_W_EXPERT_SCALE] = XP_PART_EXPERT_SCALE,
         [XP_W_LATENT_DOWN] = XP_PART_LATENT_DOWN,
         [XP_W_LATENT_UP] = XP_PART_LATENT_UP,
@@ -111,6 +119,16 @@ static xp_status open_flat(xp_flow *f) {
         XP_TRY(generate(f, i, 0, &f->ps[i].shard));
     }
     return XP_OK;
+}
+
+xp_tensor params_matrix(const xp_flow *f, int i) {
+    const xp_tensor *t = &f->ps[i].full;
+    return xp_tensor_2d(t->data, t->dtype, t->dim[1], t->dim[2]);
+}
+
+xp_tensor params_vector(const xp_flow *f, int i) {
+    const xp_tensor *t = &f->ps[i].full;
+    return xp_tensor_1d(t->data, t->dtype, t->dim[1] * t->dim[2]);
 }
 
 xp_status params_open(xp_flow *f) {

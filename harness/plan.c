@@ -138,6 +138,14 @@ static xp_status add(xp_plan *p, xp_weight w, int block, int ndim, int64_t G, in
         [XP_W_NORM] = "post_attention_layernorm.weight",
         [XP_W_ROUTER] = "mlp.gate.weight",
         [XP_W_ROUTER_BIAS] = "mlp.gate.bias",
+        [XP_W_ROUTER_DOWN] = "mlp.gate.down_proj.weight",
+        [XP_W_ROUTER_DOWN_BIAS] = "mlp.gate.down_proj.bias",
+        [XP_W_ROUTER_STATE] = "mlp.gate.router_states_scale",
+        [XP_W_ROUTER_NORM] = "mlp.gate.router_mlp.norm.weight",
+        [XP_W_ROUTER_FC1] = "mlp.gate.router_mlp.fc1.weight",
+        [XP_W_ROUTER_FC1_BIAS] = "mlp.gate.router_mlp.fc1.bias",
+        [XP_W_ROUTER_FC2] = "mlp.gate.router_mlp.fc2.weight",
+        [XP_W_ROUTER_FC2_BIAS] = "mlp.gate.router_mlp.fc2.bias",
         [XP_W_EXPERT_SCALE] = "mlp.gate.per_expert_scale",
         [XP_W_LATENT_DOWN] = "mlp.fc1_latent_proj.weight",
         [XP_W_LATENT_UP] = "mlp.fc2_latent_proj.weight",
@@ -152,7 +160,8 @@ static xp_status add(xp_plan *p, xp_weight w, int block, int ndim, int64_t G, in
         [XP_W_HEAD] = "lm_head.weight",
     };
     const int one = w == XP_W_EXPERT_SCALE && p->model.dialect.expert_scale == XP_FACTOR_ONE;
-    const char *called = one ? "mlp.gate.global_scale" : suffix[w];
+    const int behind_mlp = w == XP_W_ROUTER && p->model.router_width;
+    const char *called = one ? "mlp.gate.global_scale" : behind_mlp ? "mlp.gate.router_mlp.out_proj.weight" : suffix[w];
     xp_plan_param *q = &p->param[p->params++];
     q->weight = w;
     q->block = block;
@@ -164,7 +173,10 @@ static xp_status add(xp_plan *p, xp_weight w, int block, int ndim, int64_t G, in
     q->gather = q->expert ? XP_EP_FSDP : XP_FSDP;
     q->reduce = q->expert ? XP_EDP : XP_WORLD;
     q->decay = ndim > 1;
-    q->mean = w == XP_W_NORM || w == XP_W_FINAL_NORM || w == XP_W_EXPERT_SCALE ? 1.0 : 0.0;
+    q->mean = w == XP_W_NORM || w == XP_W_FINAL_NORM || w == XP_W_EXPERT_SCALE || w == XP_W_ROUTER_STATE ||
+                      w == XP_W_ROUTER_NORM
+                  ? 1.0
+                  : 0.0;
     q->std = std;
     const int64_t size[3] = {G, R, N};
     for (int d = 0; d < ndim; d++)
@@ -184,13 +196,31 @@ static xp_status add(xp_plan *p, xp_weight w, int block, int ndim, int64_t G, in
  * weights vary around 1: with all of them equal to 1 a missing multiplication would not be seen. */
 #define BIAS_STD 0.25
 
+/* Down to width R, the state, its norm and two maps. */
+static xp_status add_router_mlp(xp_plan *p, int b) {
+    const int64_t R = p->model.router_width, H = p->model.H;
+    const double by_r = 1.0 / sqrt((double)R);
+    XP_TRY(add(p, XP_W_ROUTER_DOWN, b, 2, 1, R, H, 1.0 / sqrt((double)H)));
+    XP_TRY(add(p, XP_W_ROUTER_DOWN_BIAS, b, 1, 1, R, 1, BIAS_STD));
+    if (b > 0)
+        XP_TRY(add(p, XP_W_ROUTER_STATE, b, 1, 1, R, 1, 0.125));
+    XP_TRY(add(p, XP_W_ROUTER_NORM, b, 1, 1, R, 1, 0.125));
+    XP_TRY(add(p, XP_W_ROUTER_FC1, b, 2, 1, R, R, by_r));
+    XP_TRY(add(p, XP_W_ROUTER_FC1_BIAS, b, 1, 1, R, 1, BIAS_STD));
+    XP_TRY(add(p, XP_W_ROUTER_FC2, b, 2, 1, R, R, by_r));
+    return add(p, XP_W_ROUTER_FC2_BIAS, b, 1, 1, R, 1, BIAS_STD);
+}
+
 static xp_status add_block(xp_plan *p, int b) {
     const xp_model *m = &p->model;
     const double by_h = 1.0 / sqrt((double)m->H), by_f = 1.0 / sqrt((double)m->F);
     const int64_t maps = m->dialect.gated ? 2 : 1, D = xp_model_expert_width(m), Z = xp_dialect_rows(&m->dialect, m->E);
     const double by_d = 1.0 / sqrt((double)D);
     XP_TRY(add(p, XP_W_NORM, b, 1, 1, m->H, 1, 0.125));
-    XP_TRY(add(p, XP_W_ROUTER, b, 2, 1, Z, m->H, by_h));
+    if (m->router_width)
+        XP_TRY(add_router_mlp(p, b));
+    const int64_t routed = m->router_width ? m->router_width : m->H;
+    XP_TRY(add(p, XP_W_ROUTER, b, 2, 1, Z, routed, 1.0 / sqrt((double)routed)));
     if (m->dialect.router_bias)
         XP_TRY(add(p, XP_W_ROUTER_BIAS, b, 1, 1, Z, 1, BIAS_STD));
     if (m->dialect.expert_scale)
@@ -232,7 +262,7 @@ static void sort_names(xp_plan *p) {
 }
 
 static xp_status make_params(xp_plan *p) {
-    const size_t room = (size_t)p->blocks * 13 + 3;
+    const size_t room = (size_t)p->blocks * (13 + XP_ROUTER_MLP_WEIGHTS) + 3;
     p->param = calloc(room, sizeof *p->param);
     p->by_name = calloc(room, sizeof *p->by_name);
     if (!p->param || !p->by_name)
@@ -318,6 +348,7 @@ static xp_status fill(xp_plan *p) {
     XP_TRY(xp_model_override(&p->model, p->opt.layers, 0, 0));
     XP_TRY(xp_model_shrink(&p->model, p->opt.shrink));
     XP_TRY(check_mesh(&p->mesh, &p->model));
+    XP_TRY(xp_model_set_router_width(&p->model, p->model.router_width));
     XP_TRY(xp_dialect_check(&p->model.dialect, p->model.E, p->model.K));
     for (int n = 0; n < p->model.others; n++)
         XP_TRY(xp_dialect_check(&p->model.other[n], p->model.E, p->model.K));
@@ -438,6 +469,14 @@ xp_dtype xp_plan_param_dtype(const xp_plan *p, int param) {
     switch (p->param[param].weight) {
     case XP_W_ROUTER:
     case XP_W_ROUTER_BIAS:
+    case XP_W_ROUTER_DOWN:
+    case XP_W_ROUTER_DOWN_BIAS:
+    case XP_W_ROUTER_STATE:
+    case XP_W_ROUTER_NORM:
+    case XP_W_ROUTER_FC1:
+    case XP_W_ROUTER_FC1_BIAS:
+    case XP_W_ROUTER_FC2:
+    case XP_W_ROUTER_FC2_BIAS:
         return p->opt.gate;
     case XP_W_EXPERT_SCALE:
         return p->opt.act == XP_F64 ? XP_F64 : XP_F32;
@@ -507,20 +546,22 @@ static double kept_activations(const xp_model *m, const scale *n) {
     const double weight = m->dialect.weight_dtype == XP_WIDE_F32 ? n->wide : n->act;
     const double model = 3 * T * H * n->act + T * n->wide;      /* x, normed x, y; 1/rms */
     const double kept = xp_dialect_limits(&m->dialect) ? 4 : 0; /* what is left of idx */
-    const double A = (double)m->dialect.shared_rows;
+    const double A = (double)m->dialect.shared_rows, Z = (double)xp_dialect_rows(&m->dialect, m->E);
     /* logits, scores; idx, w */
-    const double route = T * (E + A) * (logits + n->wide) + T * K * (4 + kept + weight) + T * A * weight;
+    const double route = T * Z * (logits + n->wide) + T * K * (4 + kept + weight) + T * A * weight;
     const double table = T * K * 4 + n->home * 12 + C * 8 + 4 * E * 8;          /* pos; tok, src; recv_tok; counts */
     const double expert = (n->home + C) * D * n->act + C * maps * F * n->param; /* returned, received; inside */
     const double shared = S > 0 ? 3 * T * H * n->act + T * maps * S * n->shared + T * n->act : 0;
-    return model + latent + route + table + expert + shared;
+    const double R = (double)m->router_width; /* the state, its norm, two maps before and after their gelu; 1/rms */
+    return model + (R > 0 ? 6 * T * R * n->act + T * n->wide : 0) + latent + route + table + expert + shared;
 }
 
 /* The most that lives beside the kept activations: at the top of the model, or in the backward of one block. */
 static double passing_activations(const xp_model *m, const scale *n) {
     const double T = n->tokens, C = n->room, H = (double)m->H, D = (double)xp_model_expert_width(m), F = (double)m->F;
     const double top = 4 * T * H * n->act + 2 * T * XP_VOCAB * n->wide;
-    const double block = T * H * n->act + 2 * C * D * n->act + (m->dialect.gated ? 2 : 1) * C * F * n->param;
+    const double state = (double)m->router_width * T * n->act; /* its gradient, from the block behind */
+    const double block = T * H * n->act + 2 * C * D * n->act + (m->dialect.gated ? 2 : 1) * C * F * n->param + state;
     return top > block ? top : block;
 }
 
@@ -528,7 +569,8 @@ static double forward_flop(const xp_plan *p, const scale *n) {
     const xp_model *m = &p->model;
     const double T = n->tokens, H = (double)m->H, maps = m->dialect.gated ? 3 : 2;
     const double D = (double)xp_model_expert_width(m);
-    const double router = 2 * T * H * ((double)(m->E + m->dialect.shared_rows) + (m->latent ? 2 * D : 0)),
+    const double R = (double)m->router_width, Z = (double)xp_dialect_rows(&m->dialect, m->E), from_x = R > 0 ? R : Z;
+    const double router = 2 * T * (H * (from_x + (m->latent ? 2 * D : 0)) + (2 * R + (R > 0 ? Z : 0)) * R),
                  expert = 2 * maps * n->rows * D * (double)m->F;
     const double shared = 2 * maps * T * H * (double)m->S + (m->S && m->dialect.shared_gate ? 2 * T * H : 0);
     return p->blocks * (router + expert + shared) + 2 * T * H * XP_VOCAB;
@@ -559,7 +601,8 @@ static void add_param_cost(const xp_plan *p, int i, const xp_plan_shard *sh, con
 static void add_token_cost(const xp_plan *p, const scale *n, xp_plan_cost *out) {
     const xp_model *m = &p->model;
     const double T = n->tokens, H = (double)m->H, remote = 1.0 - 1.0 / p->mesh.ep;
-    const double balance = p->opt.aux_coef > 0 || p->opt.z_coef > 0 ? T * (double)m->E * n->wide : 0;
+    const double balance =
+        p->opt.aux_coef > 0 || p->opt.z_coef > 0 ? T * (double)(m->E + m->dialect.null_experts) * n->wide : 0;
     out->bytes[XP_KIND_ACT] += p->blocks * kept_activations(m, n) + p->balanced * balance + passing_activations(m, n);
     out->bytes[XP_KIND_ACT] += T * (H * n->act + 9); /* position rows, tokens, targets, which are valid */
     out->bytes[XP_KIND_BUFFER] += T * 8 + 8 * (double)(n->blocks + n->group_blocks);

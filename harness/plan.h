@@ -66,10 +66,18 @@ xp_step_options xp_step_defaults(void);
 
 /* What a parameter is to the step. */
 typedef enum {
-    XP_W_EMBED = 0,    /* [V,H] */
-    XP_W_NORM,         /* [H] of a block */
-    XP_W_ROUTER,       /* [Z,H], Z = E and the null experts or shared rows */
-    XP_W_ROUTER_BIAS,  /* [Z] */
+    XP_W_EMBED = 0,   /* [V,H] */
+    XP_W_NORM,        /* [H] of a block */
+    XP_W_ROUTER,      /* [Z,H], Z = E and the null experts or shared rows */
+    XP_W_ROUTER_BIAS, /* [Z] */
+    XP_W_ROUTER_DOWN, /* [R,H] into the router's width R, where it has an MLP; its matrix is [Z,R] then */
+    XP_W_ROUTER_DOWN_BIAS,
+    XP_W_ROUTER_STATE, /* [R] factors of the state of the block before; the first block has none */
+    XP_W_ROUTER_NORM,  /* [R] */
+    XP_W_ROUTER_FC1,   /* [R,R] */
+    XP_W_ROUTER_FC1_BIAS,
+    XP_W_ROUTER_FC2, /* [R,R] */
+    XP_W_ROUTER_FC2_BIAS,
     XP_W_EXPERT_SCALE, /* [W], Z of them or one: factors of the experts' weights; f32 wherever it is used, f64 when act
                           is f64 */
     XP_W_LATENT_DOWN,  /* [D,H] into the experts' width D, where it is not H */
@@ -85,6 +93,7 @@ typedef enum {
     XP_W_HEAD,         /* [V,H] */
     XP_NWEIGHT
 } xp_weight;
+enum { XP_ROUTER_MLP_WEIGHTS = XP_W_ROUTER_FC2_BIAS + 1 - XP_W_ROUTER_DOWN };
 
 typedef struct {
     char name[80]; /* as transformers has it in memory: "model.layers.0.mlp.experts.gate_up_proj" */

@@ -135,6 +135,7 @@ static void draw_dialect(dice *d, xp_case *c) {
                {"activation", {"silu", "gelu_tanh", "relu", "relu2"}},
                {"limit", {"0", "1", "2.5", "7"}},
                {"dx_sum", {"wide", "act", "act", "wide"}},
+               {"router_in", {"recurrent_mlp", "recurrent_mlp", "recurrent_mlp", "recurrent_mlp"}},
                {"null_experts", {"0", "1", "3", "4"}},
                {"null_kind", {"identity", "skip", "identity", "skip"}},
                {"shared_rows", {"1", "2", "3", "1"}},
@@ -151,6 +152,8 @@ static void draw_dialect(dice *d, xp_case *c) {
         set_param(c, "dialect", preset->name); /* one of the stage's own scalars */
     else
         strcpy(c->dialect, preset->name);
+    if (c->kind != XP_CASE_STAGE && preset->router_in != XP_ROUTER_X)
+        set_dim(c, 'R', size(d, 1, 24));
     if (preset->group_reduce != XP_GROUP_NONE && preset->n_group > 1) {
         const int64_t groups = between(d, 1, 4);
         set_dim(c, 'E', groups * between(d, 2, 8));

@@ -52,6 +52,7 @@ static void take_sizes(xp_flow *f) {
     f->N = o->tokens;
     f->H = m->H;
     f->D = xp_model_expert_width(m);
+    f->R = m->router_width;
     f->F = m->F;
     f->E = m->E;
     f->K = m->K;
@@ -222,6 +223,10 @@ static xp_status find_params(xp_step *st) {
                                   .sw1 = xp_plan_find(f->plan, XP_W_SHARED_UP, y),
                                   .sw2 = xp_plan_find(f->plan, XP_W_SHARED_DOWN, y),
                                   .sgate = xp_plan_find(f->plan, XP_W_SHARED_GATE, y)};
+    for (int i = 0; i < f->Y * XP_ROUTER_MLP_WEIGHTS; i++) {
+        const int y = i / XP_ROUTER_MLP_WEIGHTS, w = i % XP_ROUTER_MLP_WEIGHTS;
+        f->lp[y].mlp[w] = xp_plan_find(f->plan, XP_W_ROUTER_DOWN + (xp_weight)w, y);
+    }
     st->embed = xp_plan_find(f->plan, XP_W_EMBED, -1);
     st->norm = xp_plan_find(f->plan, XP_W_FINAL_NORM, -1);
     st->head = xp_plan_find(f->plan, XP_W_HEAD, -1);

@@ -59,6 +59,7 @@ double xp_ref_sigmoid(double x);
 double xp_ref_silu(double x); /* x * sigmoid(x), so silu(-inf) is -inf * 0 = NaN, as in torch */
 double xp_ref_softplus(double x);
 double xp_ref_tanh(double x);
+double xp_ref_erf(double x);
 double xp_ref_sqrt(double x); /* correctly rounded */
 
 /* ---- units for bounds ------------------------------------------------------------------------------------------- */

@@ -339,6 +339,10 @@ static void bwd_load(const xp_route_bwd_args *a, xp_ref_routing *r, int64_t t, d
     }
     xp_ref_rows_load(&a->scores, t, 1, r->score);
     xp_ref_rows_load(&a->dw, t, 1, dw);
+    for (int64_t k = 0; k < r->chosen; k++) {
+        if (xp_ref_routing_skips(r, xp_ref_i32(&a->idx, t, k)))
+            dw[k] = 0.0;
+    }
     if (a->dgamma.data)
         xp_ref_rows_load(&a->dgamma, t, 1, dw + r->chosen);
     if (a->dialect->masked_weight)
@@ -382,6 +386,7 @@ static size_t scale_bound_workspace(const void *args, const xp_mesh *m) {
 /* The weights of token t before their factors, from what the forward left. Its scores are operands: without error. */
 static void scale_load(const xp_route_scale_bwd_args *a, xp_ref_routing *r, int64_t t, double *dw) {
     const xp_route_bwd_args b = {.scores = a->scores,
+                                 .idx = a->idx,
                                  .dw = a->dw,
                                  .dialect = a->dialect,
                                  .logits = a->logits,
@@ -721,8 +726,9 @@ static xp_status weights_sum_to_one(const void *args, const xp_mesh *m, double *
     const xp_route_args *a = args;
     const xp_dialect *d = a->dialect;
     const int64_t K = a->idx.dim[1] + d->shared_rows, E = routed_of(d, a->scores.dim[1]);
+    const int skips = d->null_experts > 0 && d->null_kind == XP_NULL_SKIP;
     const int sums =
-        d->renorm == XP_RENORM_SUM && d->score_dtype == XP_WIDE_F32 && !d->expert_scale && !d->masked_weight;
+        d->renorm == XP_RENORM_SUM && d->score_dtype == XP_WIDE_F32 && !d->expert_scale && !d->masked_weight && !skips;
     const double g = xp_ref_both(3 * K + 10, a->scores.dtype), K_least = (double)K * xp_ref_room(a->w.dtype, 0.0);
     const double unit = g + xp_ref_unit(a->w.dtype) * (1.0 + g) + K_least + (double)K * xp_ref_least(a->scores.dtype);
     const double scale = d->scale_at == XP_SCALE_WEIGHT ? d->scale : 1.0;

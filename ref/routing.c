@@ -475,6 +475,10 @@ static void divide_all(xp_ref_routing *r, const int32_t *idx) {
         r->w[k] = step(r, r->w[k]);
 }
 
+int xp_ref_routing_skips(const xp_ref_routing *r, int64_t e) {
+    return r->d->null_kind == XP_NULL_SKIP && e >= r->routed - r->d->null_experts && e < r->routed;
+}
+
 void xp_ref_routing_weights(xp_ref_routing *r, const int32_t *idx) {
     base_weights(r, idx);
     if (r->d->renorm != XP_RENORM_NONE && r->d->renorm != XP_RENORM_LOG_SUM)
@@ -485,5 +489,7 @@ void xp_ref_routing_weights(xp_ref_routing *r, const int32_t *idx) {
             r->w[k] = step(r, xp_ref_val_mul(r->w[k], (xp_ref_val){scale, 0.0}));
         if (r->scale_e)
             r->w[k] = step(r, xp_ref_val_mul(r->w[k], (xp_ref_val){factor_at(r, idx[k]), 0.0}));
+        if (xp_ref_routing_skips(r, idx[k]))
+            r->w[k] = (xp_ref_val){0.0, 0.0};
     }
 }

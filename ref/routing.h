@@ -48,6 +48,8 @@ const int32_t *xp_ref_routing_slots(const xp_ref_routing *r, const int32_t *idx)
 /* w[k] of a choice: value and, with bounds, error, before the rounding to the weight's dtype. Needs scores and, with
  * masked_weight, keys. */
 void xp_ref_routing_weights(xp_ref_routing *r, const int32_t *idx);
+/* 1: the id weighs 0 and adds nothing, whatever it scores. */
+int xp_ref_routing_skips(const xp_ref_routing *r, int64_t e);
 /* dl [E] from dw [K]: through weights and scores, not rounded. r->score holds the stored scores; l and seen are used
  * where xp_ref_routing_wants_logits(). */
 void xp_ref_routing_back(xp_ref_routing *r, const int32_t *idx, const double *dw, double *dl);

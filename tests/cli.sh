@@ -372,6 +372,7 @@ done
 mkdir odd && cp good.json "$(printf 'odd/\377.json')"
 check "a name that JSON cannot hold" 4 'UTF-8' env EXPAR_MODELS="$dir/odd" "$expar" list models --json
 check "unknown list" 2 "'stagse'" "$expar" list stagse
+check "the width of a router in a layer" 0 '^R  .*router_in' "$expar" explain layer
 check "unknown name to explain" 2 "'nosuch'" "$expar" explain nosuch
 check "nothing to explain" 2 'one name' "$expar" explain
 check "a wrong model to explain" 4 'torn.json' "$expar" explain ./torn.json

@@ -104,14 +104,15 @@ check "the layers that the balance losses see" 0 '^nnny$' echo "$places"
 
 # What lies between the maps of a latent width, forward and backward: the calls hand one another's tensors on.
 "$expar" check -q 'layer T=16 E=4 K=2 H=10 F=6 D=8 S=5 dtype=f64 dialect=hf-5.24/nemotron_h' --dump latent >/dev/null 2>&1
+calls=latent
 # file KIND STAGE SITE: the prompt or the expected file of that call.
 file() {
-    grep -A6 "\"comment\": \".*, $3\"" "latent/groups/$2.json" | sed -n "s/.*\"$1\": \"\(.*\)\",/\1/p"
+    grep -A6 "\"comment\": \".*, $3\"" "$calls/groups/$2.json" | sed -n "s/.*\"$1\": \"\(.*\)\",/\1/p"
 }
 # holds FROM BYTES IN: y when the last BYTES of FROM are somewhere in IN.
 holds() {
-    case $(od -An -v -tx1 "latent/$3" | tr -d ' \n') in
-        *"$(tail -c "$2" "latent/$1" | od -An -v -tx1 | tr -d ' \n')"*) printf y ;;
+    case $(od -An -v -tx1 "$calls/$3" | tr -d ' \n') in
+        *"$(tail -c "$2" "$calls/$1" | od -An -v -tx1 | tr -d ' \n')"*) printf y ;;
         *) printf n ;;
     esac
 }
@@ -130,6 +131,53 @@ links=$(
     holds "$(file expected combine combine)" $low "$(file prompt wgrad 'wgrad latent down')"
 )
 check "the maps of a latent width" 0 '^yyyyyyyyyyn$' echo "$links"
+
+# The router's state goes from block to block, and its gradient back. Layer 1's calls come second forward, first backward.
+"$expar" check -q 'layer T=16 E=4 K=1 H=10 F=6 R=8 layers=2 dtype=f64 dialect=hf-5.24/zaya' --dump recurrent >/dev/null 2>&1
+calls=recurrent
+# nth KIND STAGE SITE N: that of the N-th such call.
+nth() {
+    file "$1" "$2" "$3" | sed -n "$4p"
+}
+state=$((16 * 8 * 8)) x=$((16 * 10 * 8))
+links=$(
+    holds "$(nth expected router 'router down' 1)" $state "$(nth prompt carry carry 1)" # b: the state before
+    holds "$(nth expected router 'router down' 2)" $state "$(nth prompt carry carry 1)" # a: its own
+    holds "$(nth expected router 'router down' 1)" $state "$(nth prompt rmsnorm 'router rmsnorm' 1)"
+    holds "$(nth expected carry carry 1)" $state "$(nth prompt rmsnorm 'router rmsnorm' 2)"
+    holds "$(nth expected rmsnorm 'router rmsnorm' 2)" $state "$(nth prompt router 'router fc1' 2)"
+    holds "$(nth expected rmsnorm 'router rmsnorm' 2)" $state "$(nth prompt wgrad 'wgrad router fc1' 1)"
+    holds "$(nth expected router 'router fc1' 2)" $state "$(nth prompt gelu 'router gelu 1' 2)"
+    holds "$(nth expected gelu 'router gelu 1' 2)" $state "$(nth prompt router 'router fc2' 2)"
+    holds "$(nth expected router 'router fc2' 2)" $state "$(nth prompt gelu 'router gelu 2' 2)"
+    holds "$(nth expected gelu 'router gelu 2' 2)" $state "$(nth prompt router router 2)"
+    holds "$(nth expected router_bwd router_bwd 1)" $state "$(nth prompt gelu_bwd 'router gelu_bwd 2' 1)"
+    holds "$(nth expected router 'router fc2' 2)" $state "$(nth prompt gelu_bwd 'router gelu_bwd 2' 1)"
+    holds "$(nth expected gelu_bwd 'router gelu_bwd 2' 1)" $state "$(nth prompt router_bwd 'router fc2' 1)"
+    holds "$(nth expected gelu_bwd 'router gelu_bwd 2' 1)" $state "$(nth prompt wgrad 'wgrad router fc2' 1)"
+    holds "$(nth expected gelu_bwd 'router gelu_bwd 2' 1)" $state "$(nth prompt wgrad 'wgrad router fc2 bias' 1)"
+    holds "$(nth expected gelu 'router gelu 1' 2)" $state "$(nth prompt wgrad 'wgrad router fc2' 1)"
+    holds "$(nth expected gelu 'router gelu 2' 2)" $state "$(nth prompt wgrad 'wgrad router' 1)"
+    holds "$(nth expected router_bwd 'router fc2' 1)" $state "$(nth prompt gelu_bwd 'router gelu_bwd 1' 1)"
+    holds "$(nth expected router 'router fc1' 2)" $state "$(nth prompt gelu_bwd 'router gelu_bwd 1' 1)"
+    holds "$(nth expected gelu_bwd 'router gelu_bwd 1' 1)" $state "$(nth prompt router_bwd 'router fc1' 1)"
+    holds "$(nth expected gelu_bwd 'router gelu_bwd 1' 1)" $state "$(nth prompt wgrad 'wgrad router fc1' 1)"
+    holds "$(nth expected gelu_bwd 'router gelu_bwd 1' 1)" $state "$(nth prompt wgrad 'wgrad router fc1 bias' 1)"
+    holds "$(nth expected router_bwd 'router fc1' 1)" $state "$(nth prompt rmsnorm_bwd 'router rmsnorm_bwd' 1)"
+    holds "$(nth expected carry carry 1)" $state "$(nth prompt rmsnorm_bwd 'router rmsnorm_bwd' 1)"
+    holds "$(nth expected rmsnorm_bwd 'router rmsnorm_bwd' 1)" $state "$(nth prompt carry_bwd carry_bwd 1)"
+    holds "$(nth expected rmsnorm_bwd 'router rmsnorm_bwd' 1)" $state "$(nth prompt router_bwd 'router down' 1)"
+    holds "$(nth expected rmsnorm_bwd 'router rmsnorm_bwd' 2)" $state "$(nth prompt residual 'residual d state' 1)"
+    holds "$(nth prompt residual 'residual d state' 1)" $state "$(nth expected carry_bwd carry_bwd 1)" # its b
+    holds "$(nth expected router 'router down' 1)" $state "$(nth prompt carry_bwd carry_bwd 1)"
+    holds "$(nth expected residual 'residual d state' 1)" $state "$(nth prompt router_bwd 'router down' 2)"
+    holds "$(nth expected residual 'residual d state' 1)" $state "$(nth prompt wgrad 'wgrad router down' 2)"
+    holds "$(nth expected residual 'residual d state' 1)" $state "$(nth prompt wgrad 'wgrad router down bias' 2)"
+    holds "$(nth prompt router 'router down' 1)" $x "$(nth prompt wgrad 'wgrad router down' 2)"
+    holds "$(nth expected router_bwd 'router down' 2)" $x "$(nth prompt residual 'residual d router' 2)"
+    holds "$(nth expected gelu 'router gelu 2' 1)" $state "$(nth prompt router router 2)"
+)
+check "the router's MLP and its state" 0 '^y{34}n$' echo "$links"
 check "gen without a folder" 2 'gen' "$expar" gen 'rmsnorm T=5'
 
 # ---- what no vector covers, and what tells dialects apart

@@ -18,6 +18,11 @@ typedef enum {
     XP_SCORE_SQRT_SOFTPLUS, /* r(sqrt(r(softplus))) */
     XP_SCORE_SPARSEMIXER    /* slot by slot: softmax over the experts within a margin of the largest that is left */
 } xp_score;
+/* What the router's matrix multiplies: x, the block's normed rows; or rows of width R, a size of the model, that an MLP
+ * of the router makes from a state h = r(x Wd^T + bd), to which each MoE block but the first adds the state of the
+ * block before times a number a column (carry.h): gelu(fc2 gelu(fc1 rmsnorm(h))), both maps with biases. Only layers
+ * read this: stages get logits, or what the matrix multiplies. */
+typedef enum { XP_ROUTER_X = 0, XP_ROUTER_RECURRENT_MLP } xp_router_in;
 typedef enum { XP_ON_SCORE = 0, XP_ON_LOGIT, XP_ON_TOKEN_TABLE } xp_select_on;
 typedef enum { XP_GROUP_NONE = 0, XP_GROUP_MAX, XP_GROUP_TOP2SUM } xp_group_reduce;
 typedef enum { XP_MASK_ZERO = 0, XP_MASK_NEGINF } xp_group_mask;
@@ -34,7 +39,7 @@ typedef enum {
 typedef enum { XP_FACTOR_NONE = 0, XP_FACTOR_EACH, XP_FACTOR_ONE } xp_factors;
 typedef enum { XP_SCALE_WEIGHT = 0, XP_SCALE_OUTPUT } xp_scale_at;
 typedef enum { XP_AT_OUTPUT = 0, XP_AT_INPUT } xp_weight_at;
-/* What an expert id of E and beyond does to its token: adds w x, or nothing. */
+/* What an expert id of E and beyond does to its token: adds w x, or nothing, at weight 0. */
 typedef enum { XP_NULL_IDENTITY = 0, XP_NULL_SKIP } xp_null_kind;
 /* Which slots of one expert come first, where it cannot take all: see capacity.h. */
 typedef enum { XP_OVERFLOW_ORDER = 0, XP_OVERFLOW_PRIORITY, XP_OVERFLOW_SLOTS } xp_overflow;
@@ -67,6 +72,7 @@ typedef struct {
     const char *name, *meaning, *source; /* "hf-5.24/qwen3_moe" */
     char letter;                         /* A to Q: the dialect's family */
     /* routing; the order in which the fields act is the order below */
+    xp_router_in router_in;
     xp_wide logits_dtype;
     int router_bias;                   /* the gate has a bias of its own: l = r(x W^T + b) */
     double logit_scale, logit_softcap; /* l = scale l; l = cap tanh(l / cap); 1 and 0: off */

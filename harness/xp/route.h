@@ -12,7 +12,8 @@
  *            sparsemixer: slot k's softmax over the experts left whose (m - l) / max(|l|, m) <= 2 sparse_eps, m the
  *            largest left; then q(w / q(sum)), q(w / q(q(sum) + eps)) or q(w / max(q(sum), eps)), or with log_sum in
  *            place of all that the softmax of log sigmoid(l[idx]); q(w scale) with scale_at weight; q(w scale_e[idx])
- *            or q(w scale_e); rounded to w's dtype
+ *            or q(w scale_e); rounded to w's dtype. At last 0 for an id that adds nothing (null_kind skip), whose score
+ *            the sum has counted
  *   gamma    the same for shared expert j, which is slot K + j with id Z - A + j: in every sum above are K + A slots
  * A NaN logit ranks last and scores 0 (NaN only if every logit of the token is NaN). idx is judged as a choice: on the
  * stage's keys with their errors, ties of equal inputs exactly, then replayed for everything after. Z counts the null
@@ -43,10 +44,11 @@ typedef struct {
 } xp_route_args;
 extern const xp_stage xp_stage_route;
 
-/* Gradient through the weights, their division and factors, and the scores; choice, groups, bias, masks and the
- * sparsemixer's margin have none. dlogits = r(J^T dw + daux). softmax_topk goes back from the softmax of the chosen
- * logits, rounded to the logits' dtype where weights or scores are in act, as autograd does from a softmax of that
- * dtype. sqrt_softplus, softmax_topk, sparsemixer, log_sum and a soft cap need the logits. */
+/* Gradient through the weights, their division and factors, and the scores; choice, groups, bias, masks, the
+ * sparsemixer's margin and the weight of an id that adds nothing have none. dlogits = r(J^T dw + daux). softmax_topk
+ * goes back from the softmax of the chosen logits, rounded to the logits' dtype where weights or scores are in act, as
+ * autograd does from a softmax of that dtype. sqrt_softplus, softmax_topk, sparsemixer, log_sum and a soft cap need the
+ * logits. */
 typedef struct {
     xp_tensor scores;  /* in  [T,Z] f32|f64, from the forward */
     xp_tensor idx;     /* in  [T,K] i32 */

@@ -7,6 +7,7 @@
 #include "xp/backend.h"
 #include "xp/balance.h"
 #include "xp/capacity.h"
+#include "xp/carry.h"
 #include "xp/cast.h"
 #include "xp/clip.h"
 #include "xp/combine.h"
@@ -14,6 +15,7 @@
 #include "xp/embed.h"
 #include "xp/expert.h"
 #include "xp/gather.h"
+#include "xp/gelu.h"
 #include "xp/gradnorm.h"
 #include "xp/head.h"
 #include "xp/moe.h"
@@ -42,6 +44,10 @@ extern const xp_kernel xp_dense_rmsnorm;
 extern const xp_kernel xp_dense_rmsnorm_bwd;
 extern const xp_kernel xp_dense_router;
 extern const xp_kernel xp_dense_router_bwd;
+extern const xp_kernel xp_dense_carry;
+extern const xp_kernel xp_dense_carry_bwd;
+extern const xp_kernel xp_dense_gelu;
+extern const xp_kernel xp_dense_gelu_bwd;
 extern const xp_kernel xp_dense_route;
 extern const xp_kernel xp_dense_route_bwd;
 extern const xp_kernel xp_dense_route_scale_bwd;

@@ -122,6 +122,12 @@ static void first_weights(const xp_route_args *a, int64_t t, const token *r) {
     }
 }
 
+/* 1: slot k's id is one of those behind the experts, and they add nothing. */
+static int adds_nothing(const xp_dialect *d, const xp_tensor *idx, int64_t z_n, int64_t t, int64_t k) {
+    return d->null_kind == XP_NULL_SKIP && d->null_experts > 0 && k < idx->dim[1] &&
+           chosen(idx, t, k) + d->null_experts + d->shared_rows >= z_n;
+}
+
 /* Weights before the factors of their experts. */
 static void divided_weights(const xp_route_args *a, int64_t t, const token *r) {
     const xp_dialect *d = a->dialect;
@@ -135,6 +141,8 @@ static void divided_weights(const xp_route_args *a, int64_t t, const token *r) {
             put_step(r, k, r->w[k] / xp_dense_divisor(d, r->q, sum));
         if (d->scale_at == XP_SCALE_WEIGHT && d->scale != 1)
             put_step(r, k, r->w[k] * d->scale);
+        if (adds_nothing(d, &a->idx, a->logits.dim[1], t, k))
+            put_step(r, k, 0);
     }
 }
 
@@ -277,6 +285,8 @@ static void token_gradient(const xp_route_bwd_args *a, int64_t t, const token *r
     xp_dense_keys(d, r->l, r->s, &a->bias, z_n, r->p, r->key, r->kept);
     slots_by_logits(a, t, r, j);
     xp_dense_read(&a->dw, xp_dense_at(&a->dw, t, 0, 0, 0), a->idx.dim[1], r->exact_w);
+    for (int64_t k = 0; k < a->idx.dim[1]; k++)
+        r->exact_w[k] = adds_nothing(d, &a->idx, z_n, t, k) ? 0 : r->exact_w[k];
     if (a->dgamma.data)
         xp_dense_read(&a->dgamma, xp_dense_at(&a->dgamma, t, 0, 0, 0), d->shared_rows, r->exact_w + a->idx.dim[1]);
     through_division(a, t, r, r->exact_w);

@@ -18,7 +18,7 @@
 #include "run.h"
 #include "safetensors.h"
 
-enum { H = 8, F = 6, E = 3, K = 2, S = 4, VOCAB = 300, LAYER = 1, MOST = 96 };
+enum { H = 8, F = 6, E = 3, K = 2, S = 4, R = 5, VOCAB = 300, LAYER = 1, MOST = 96 };
 
 static char folder[] = "/tmp/expar-checkpoint-XXXXXX";
 static xp_model model;
@@ -156,16 +156,21 @@ static void make_model(const char *type, const char *preset, int64_t shared) {
     const xp_dialect *d = xp_dialect_find(preset);
     assert_non_null(d);
     assert_int_equal(xp_model_of("tiny", d, 3, H, F, E, K, shared, &model), XP_OK);
+    assert_int_equal(xp_model_set_router_width(&model, d->router_in == XP_ROUTER_X ? 0 : R), XP_OK);
     snprintf(model.model_type, sizeof model.model_type, "%s", type);
     model.vocab = VOCAB;
     model.moe[0] = 0;
 }
 
-static xp_status read_file(const char *name) {
+static xp_status read_layer(const char *name, int layer) {
     xp_layer_weights_close(&got);
     xp_checkpoint_close(ck);
     const xp_status st = xp_checkpoint_open(in_folder(name), &ck);
-    return st == XP_OK ? xp_checkpoint_read(ck, &model, LAYER, &got) : st;
+    return st == XP_OK ? xp_checkpoint_read(ck, &model, layer, &got) : st;
+}
+
+static xp_status read_file(const char *name) {
+    return read_layer(name, LAYER);
 }
 
 static void taken(void) {
@@ -768,6 +773,7 @@ static void saved_names_are_asked_for(void **state) {
                          XP_OK);
         snprintf(model.model_type, sizeof model.model_type, "%s", f->model_type);
         model.dialect.null_experts = saved[group].nulls;
+        assert_int_equal(xp_model_set_router_width(&model, model.dialect.router_in == XP_ROUTER_X ? 0 : 10), XP_OK);
         asking a = {.group = group};
         int lines = 0;
         assert_int_equal(xp_checkpoint_expect(&model, LAYER, find_saved, &a), XP_OK);
@@ -801,6 +807,66 @@ static void latent_names_are_asked_for(void **state) {
                               "mixer.experts.{E}.down_proj.weight [10,24]\n"
                               "mixer.shared_experts.up_proj.weight [12,16]\n"
                               "mixer.shared_experts.down_proj.weight [16,12]\n");
+}
+
+static const char *in_layer(int layer, const char *name) {
+    static char full[160];
+    snprintf(full, sizeof full, "model.layers.%d.%s", layer, name);
+    return full;
+}
+
+/* The router's MLP; layer 0 has no factors of a state, a later one has them even where no other block is read. */
+static void router_with_an_mlp(void **state) {
+    static const char *const name[] = {"down_proj.weight",       "down_proj.bias",        "router_states_scale",
+                                       "router_mlp.norm.weight", "router_mlp.fc1.weight", "router_mlp.fc1.bias",
+                                       "router_mlp.fc2.weight",  "router_mlp.fc2.bias"};
+    (void)state;
+    for (int first = 0; first < 2; first++) {
+        char full[160];
+        const int layer = first ? 0 : LAYER;
+        make_model("zaya", "hf-5.24/zaya", 0);
+        model.moe[layer] = 1;
+        start();
+        put2(in_layer(layer, "mlp.gate.router_mlp.out_proj.weight"), ROUTER, 0, E + 1, R, 0);
+        put1(in_layer(layer, "mlp.gate.balancing_biases"), BIAS, E + 1);
+        put_fused(in_layer(layer, "mlp.experts.gate_up_proj"), E, F, H, GATE, UP, 0, 0);
+        put_stacked(in_layer(layer, "mlp.experts.down_proj"), DOWN, H, F, 0);
+        for (int i = 0; i < XP_ROUTER_MLP_NAMES; i++) {
+            snprintf(full, sizeof full, "%s", in_layer(layer, "mlp.gate."));
+            strcat(full, name[i]);
+            if (i == 0 || i == 4 || i == 6)
+                put2(full, i, 0, R, i ? R : H, 0);
+            else if (i != 2 || !first)
+                put1(full, i, R);
+        }
+        write_as("f.safetensors");
+        if (read_layer("f.safetensors", layer) != XP_OK)
+            fail_msg("%s", xp_error_text());
+        experts_are_right();
+        vector_is_right(XP_PART_SELECT_BIAS, BIAS, E + 1);
+        shape_is(XP_PART_ROUTER, 2, E + 1, R, 0);
+        for (int64_t n = 0; n < (E + 1) * R; n++)
+            assert_true(at(XP_PART_ROUTER, n) == value(ROUTER, 0, n / R, n % R));
+        for (int i = 0; i < XP_ROUTER_MLP_NAMES; i++) {
+            const xp_part p = XP_PART_ROUTER_DOWN + (xp_part)i;
+            const int64_t columns = i == 0 ? H : R;
+            if (i == 2 && first) {
+                assert_null(got.part[p].data);
+            } else if (i == 0 || i == 4 || i == 6) {
+                shape_is(p, 2, R, columns, 0);
+                for (int64_t n = 0; n < R * columns; n++)
+                    assert_true(at(p, n) == value(i, 0, n / columns, n % columns));
+            } else {
+                vector_is_right(p, i, R);
+            }
+        }
+        if (first) {
+            put1("model.layers.0.mlp.gate.router_states_scale", 2, R);
+            write_as("f.safetensors");
+            assert_int_equal(read_layer("f.safetensors", 0), XP_E_FORMAT);
+            has("'model.layers.0.mlp.gate.router_states_scale': nothing of tiny");
+        }
+    }
 }
 
 /* ---- refusals ---- */
@@ -1210,18 +1276,31 @@ static int close_folder(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(one_tensor_an_expert),       cmocka_unit_test(all_experts_in_one_tensor),
-        cmocka_unit_test(rows_in_turn_and_biases),    cmocka_unit_test(rows_of_its_own_kind),
-        cmocka_unit_test(rows_of_all_experts),        cmocka_unit_test(shared_experts_are_joined),
-        cmocka_unit_test(rows_are_put_in_turn),       cmocka_unit_test(two_layouts_give_the_same_bits),
-        cmocka_unit_test(a_table_in_place_of_a_bias), cmocka_unit_test(two_sets),
-        cmocka_unit_test(small_differences),          cmocka_unit_test(a_row_of_the_callers),
-        cmocka_unit_test(every_family_has_names),     cmocka_unit_test(saved_names_are_asked_for),
-        cmocka_unit_test(latent_names_are_asked_for), cmocka_unit_test(missing_tensors_are_named),
-        cmocka_unit_test(wrong_tensors_are_named),    cmocka_unit_test(extra_tensors_are_named),
-        cmocka_unit_test(models_are_checked),         cmocka_unit_test(an_index_over_files),
-        cmocka_unit_test(wrong_indices_are_refused),  cmocka_unit_test(a_folder_holds_one_of_two),
-        cmocka_unit_test(codes_stay_as_they_are),     cmocka_unit_test(shards_are_rows),
+        cmocka_unit_test(one_tensor_an_expert),
+        cmocka_unit_test(all_experts_in_one_tensor),
+        cmocka_unit_test(rows_in_turn_and_biases),
+        cmocka_unit_test(rows_of_its_own_kind),
+        cmocka_unit_test(rows_of_all_experts),
+        cmocka_unit_test(shared_experts_are_joined),
+        cmocka_unit_test(rows_are_put_in_turn),
+        cmocka_unit_test(two_layouts_give_the_same_bits),
+        cmocka_unit_test(a_table_in_place_of_a_bias),
+        cmocka_unit_test(two_sets),
+        cmocka_unit_test(small_differences),
+        cmocka_unit_test(a_row_of_the_callers),
+        cmocka_unit_test(every_family_has_names),
+        cmocka_unit_test(saved_names_are_asked_for),
+        cmocka_unit_test(latent_names_are_asked_for),
+        cmocka_unit_test(missing_tensors_are_named),
+        cmocka_unit_test(router_with_an_mlp),
+        cmocka_unit_test(wrong_tensors_are_named),
+        cmocka_unit_test(extra_tensors_are_named),
+        cmocka_unit_test(models_are_checked),
+        cmocka_unit_test(an_index_over_files),
+        cmocka_unit_test(wrong_indices_are_refused),
+        cmocka_unit_test(a_folder_holds_one_of_two),
+        cmocka_unit_test(codes_stay_as_they_are),
+        cmocka_unit_test(shards_are_rows),
         cmocka_unit_test(meshes_take_their_rows),
     };
     return cmocka_run_group_tests(tests, open_folder, close_folder);

@@ -1,6 +1,6 @@
 /* The tensors of one MoE block as save_pretrained of transformers 5.24.0 wrote them for a small model of each family
- * (H 16, E 6, F 24, k 2; of one tensor an expert the first): names and shapes, in strcmp order. Facts, made by running
- * each class; to be compared with what the reader asks for. */
+ * (H 16, E 6, F 24, k 2, a router of width 10; of one tensor an expert the first): names and shapes, in strcmp order.
+ * Facts, made by running each class; to be compared with what the reader asks for. */
 #ifndef XP_CHECKPOINT_SAVED_H
 #define XP_CHECKPOINT_SAVED_H
 
@@ -112,6 +112,15 @@ static const struct {
       "model.layers.1.mlp.gate.weight [6,16]", "model.layers.1.mlp.shared_experts.down_proj.weight [16,48]",
       "model.layers.1.mlp.shared_experts.gate_proj.weight [48,16]",
       "model.layers.1.mlp.shared_experts.up_proj.weight [48,16]"}},
+    {"zaya",
+     0,
+     1,
+     {"model.layers.1.mlp.experts.down_proj [6,16,24]", "model.layers.1.mlp.experts.gate_up_proj [6,48,16]",
+      "model.layers.1.mlp.gate.balancing_biases [7]", "model.layers.1.mlp.gate.down_proj.bias [10]",
+      "model.layers.1.mlp.gate.down_proj.weight [10,16]", "model.layers.1.mlp.gate.router_mlp.fc1.bias [10]",
+      "model.layers.1.mlp.gate.router_mlp.fc1.weight [10,10]", "model.layers.1.mlp.gate.router_mlp.fc2.bias [10]",
+      "model.layers.1.mlp.gate.router_mlp.fc2.weight [10,10]", "model.layers.1.mlp.gate.router_mlp.norm.weight [10]",
+      "model.layers.1.mlp.gate.router_mlp.out_proj.weight [7,10]", "model.layers.1.mlp.gate.router_states_scale [10]"}},
     {"kimi_linear",
      48,
      0,

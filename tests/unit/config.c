@@ -589,6 +589,8 @@ static void any_dialect(void **state) {
         char name[96];
         if (d->score == XP_SCORE_SPARSEMIXER || d->n_group > 1 || d->shared_rows > 0)
             continue; /* of another k, another E, or a shared width */
+        if (d->router_in != XP_ROUTER_X)
+            continue; /* wants one field more */
         snprintf(name, sizeof name, "\"%s\"", d->name);
         assert_int_equal(parse_with(own, "dialect", name), XP_OK);
         assert_memory_equal(&model.dialect, d, sizeof *d);
@@ -598,6 +600,15 @@ static void any_dialect(void **state) {
     has("the shared width is 0, expected a multiple of the 2 experts that hf-5.24/inkling weighs");
     assert_int_equal(parse_with(own, "first_k_dense_replace", "2"), XP_OK);
     assert_int_equal(xp_model_moe_layers(&model), 4);
+    assert_int_equal(parse_with(own, "dialect", "\"hf-5.24/zaya\""), XP_E_FORMAT);
+    has("file.json: router's width R: 0, expected 1 to ");
+    assert_int_equal(parse_with(own, "router_hidden_size", "40"), XP_E_FORMAT);
+    has("file.json: router's width R: 40, expected none where router_in is x");
+    static const char mlp[] = "{\"model_type\": \"expar\", \"dialect\": \"hf-5.24/zaya\", \"hidden_size\": 64,"
+                              " \"num_hidden_layers\": 6, \"num_experts\": 12, \"num_experts_per_tok\": 1,"
+                              " \"moe_intermediate_size\": 48, \"rms_norm_eps\": 1e-06, \"vocab_size\": 1000}";
+    assert_int_equal(parse_with(mlp, "router_hidden_size", "40"), XP_OK);
+    assert_int_equal(model.router_width, 40);
     assert_int_equal(parse_with(own, "shared_expert_intermediate_size", "40"), XP_OK);
     assert_int_equal(model.S, 40);
     assert_int_equal(parse_with(own, "dialect", "\"hf-5.24/flynt\""), XP_E_FORMAT);

@@ -420,6 +420,11 @@ static const struct {
      "{'hidden_act': 'silu', 'hidden_size': 64, 'intermediate_size': 48, 'model_type': 'phimoe', "
      "'num_experts_per_tok': 2, 'num_hidden_layers': 4, 'num_local_experts': 16, 'output_router_logits': false, "
      "'rms_norm_eps': 1e-05, 'router_aux_loss_coef': 0.001, 'router_jitter_noise': 0.01, 'vocab_size': 1000}"},
+    {'Q', 4, 16, 1, 48, 0, 1.0, 0.0,
+     "{'hidden_act': 'silu', 'hidden_size': 64, 'layer_types': ['hybrid', 'hybrid', 'hybrid', 'hybrid'], "
+     "'model_type': 'zaya', 'moe_intermediate_size': 48, 'num_experts': 16, 'num_experts_per_tok': 1, "
+     "'num_hidden_layers': 4, 'output_router_logits': false, 'rms_norm_eps': 1e-05, 'router_hidden_size': 256, "
+     "'vocab_size': 1000}"},
 };
 enum { SAVED_CONFIGS = sizeof saved_config / sizeof *saved_config };
 

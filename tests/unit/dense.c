@@ -555,6 +555,8 @@ static void test_route_bwd_dialects(void **state) {
             d.masked_weight = d.select_bias = 1;
             d.renorm = d.renorm == XP_RENORM_SUM ? XP_RENORM_SUM_PLUS_EPS : d.renorm; /* 0 / 0 */
         }
+        d.null_experts = i % 2 ? 3 : 0;
+        d.null_kind = XP_NULL_SKIP;
         const int64_t k = score == XP_SCORE_SPARSEMIXER ? 2 : 1 + i % 3;
         int32_t idx[9] = {0, 3, 1, 4, 7, 2, 1, 5, 6};
         draw_all(l, 24, (uint64_t)i);

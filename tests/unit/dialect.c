@@ -138,7 +138,7 @@ typedef struct {
 } numbers;
 
 static int64_t factors(const xp_dialect *d) {
-    return xp_dialect_factors(d, E - d->shared_rows);
+    return xp_dialect_factors(d, E - d->shared_rows - d->null_experts);
 }
 
 static xp_route_args forward_args(numbers *n, const xp_dialect *d, int replay) {
@@ -301,6 +301,11 @@ static void gradients(void **state) {
         "renorm=none shared_rows=2 aux_coef=0",
         "renorm=sum_plus_eps renorm_eps=0.25 shared_rows=1 aux_coef=0",
         "score=softmax_topk select_on=logit renorm=none shared_rows=2 aux_coef=0",
+        "renorm=none null_experts=5 null_kind=skip",
+        "renorm=sum null_experts=5 null_kind=skip scale=1.5 expert_scale=on",
+        "score=sigmoid renorm=sum_plus_eps renorm_eps=0.25 null_experts=5 null_kind=skip",
+        "score=softmax_topk select_on=logit renorm=none null_experts=5 null_kind=skip",
+        "score=sparsemixer select_on=logit renorm=none sparse_eps=0.3 null_experts=5 null_kind=skip",
     };
     (void)state;
     for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
@@ -397,11 +402,29 @@ static void mixer(void **state) {
     assert_true(n.w[1] == 1.0);
 }
 
+/* Of logits 0, ln 2, ln 4 the largest is an id that adds nothing: it weighs 0, and its score stays in the sum of the
+ * others. An id that returns the block's input keeps its weight. */
+static void skipped_ids(void **state) {
+    (void)state;
+    for (int skip = 0; skip < 2; skip++) {
+        const xp_dialect d = record(skip ? "renorm=sum null_experts=1 null_kind=skip" : "renorm=sum null_experts=1");
+        numbers n;
+        draw(&n, 1);
+        for (int e = 0; e < E; e++)
+            n.logits[e] = e == 7 ? log(4.0) : e == 2 ? log(2.0) : e == 5 ? 0.0 : -30.0;
+        forward(&n, &d, 0);
+        assert_true(n.idx[0] == 7 && n.idx[1] == 2 && n.idx[2] == 5);
+        assert_true(fabs(n.w[0] - (skip ? 0.0 : 4.0 / 7.0)) <= (skip ? 0.0 : 1e-15));
+        assert_true(fabs(n.w[1] - 2.0 / 7.0) < 1e-15 && fabs(n.w[2] - 1.0 / 7.0) < 1e-15);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(fields_round_trip), cmocka_unit_test(fields_refused), cmocka_unit_test(contradictions),
         cmocka_unit_test(gradients),         cmocka_unit_test(choices),        cmocka_unit_test(shared_rows),
         cmocka_unit_test(log_sum),           cmocka_unit_test(by_table),       cmocka_unit_test(mixer),
+        cmocka_unit_test(skipped_ids),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

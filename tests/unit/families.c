@@ -148,11 +148,12 @@ static const char *name_of(const char *list, int n, char *buf, size_t bytes) {
 /* A value that the slot takes. */
 static json_t *good_value(const xp_family *f, xp_slot s) {
     static const double number[XP_NSLOT] = {
-        [XP_SLOT_HIDDEN] = 64,  [XP_SLOT_LAYERS] = 6,  [XP_SLOT_EXPERTS] = 16,     [XP_SLOT_TOPK] = 2,
-        [XP_SLOT_WIDTH] = 48,   [XP_SLOT_SHARED] = 40, [XP_SLOT_SHARED_COUNT] = 2, [XP_SLOT_DENSE] = 96,
-        [XP_SLOT_STEP] = 1,     [XP_SLOT_FIRST] = 1,   [XP_SLOT_LAST] = 4,         [XP_SLOT_PERIOD] = 2,
-        [XP_SLOT_OFFSET] = 1,   [XP_SLOT_GROUPS] = 4,  [XP_SLOT_TOPK_GROUPS] = 3,  [XP_SLOT_NULLS] = 4,
-        [XP_SLOT_VOCAB] = 1000, [XP_SLOT_HASH] = 2,    [XP_SLOT_CAPACITY] = 64,    [XP_SLOT_FURTHER] = 0,
+        [XP_SLOT_HIDDEN] = 64,       [XP_SLOT_LAYERS] = 6,  [XP_SLOT_EXPERTS] = 16,     [XP_SLOT_TOPK] = 2,
+        [XP_SLOT_WIDTH] = 48,        [XP_SLOT_SHARED] = 40, [XP_SLOT_SHARED_COUNT] = 2, [XP_SLOT_DENSE] = 96,
+        [XP_SLOT_STEP] = 1,          [XP_SLOT_FIRST] = 1,   [XP_SLOT_LAST] = 4,         [XP_SLOT_PERIOD] = 2,
+        [XP_SLOT_OFFSET] = 1,        [XP_SLOT_GROUPS] = 4,  [XP_SLOT_TOPK_GROUPS] = 3,  [XP_SLOT_NULLS] = 4,
+        [XP_SLOT_VOCAB] = 1000,      [XP_SLOT_HASH] = 2,    [XP_SLOT_CAPACITY] = 64,    [XP_SLOT_FURTHER] = 0,
+        [XP_SLOT_ROUTER_WIDTH] = 40,
     };
     static const double real[XP_NSLOT] = {
         [XP_SLOT_SCALE] = 1.75,   [XP_SLOT_LIMIT] = 6.5,   [XP_SLOT_ALPHA] = 1.5,    [XP_SLOT_SOFTCAP] = 30.5,
@@ -263,6 +264,7 @@ static void numbers_arrive(const xp_family *f) {
         {XP_SLOT_WIDTH, (double)model.F},
         {XP_SLOT_DENSE, (double)model.dense_F},
         {XP_SLOT_VOCAB, (double)model.vocab},
+        {XP_SLOT_ROUTER_WIDTH, (double)model.router_width},
         {XP_SLOT_EPS, model.norm_eps},
         {XP_SLOT_SCALE, model.dialect.scale},
         {XP_SLOT_LIMIT, model.dialect.limit},
@@ -453,13 +455,8 @@ static void only_what_is_built(void **state) {
 
 static void what_is_not_built_says_so(void **state) {
     static const char *const expected[][2] = {
-        {"doge", "is_moe"},
-        {"gemma4", "enable_moe_block"},
-        {"diffusion_gemma", "num_experts"},
-        {"jetmoe", "bias"},
-        {"muse_spark", "moe_hidden_size"},
-        {"nllb-moe", "num_experts"},
-        {"zaya", "router_hidden_size"},
+        {"doge", "is_moe"}, {"gemma4", "enable_moe_block"},    {"diffusion_gemma", "num_experts"},
+        {"jetmoe", "bias"}, {"muse_spark", "moe_hidden_size"}, {"nllb-moe", "num_experts"},
     };
     int refused = 0;
     (void)state;
@@ -594,6 +591,7 @@ static void read_by_the_class(void **state) {
         {"hy_v4", "swiglu_limit", {"10", "7"}},
         {"cohere2_moe", "shared_expert_combination_strategy", {"\"sum\"", "\"average\""}},
         {"dots3_note", "shared_experts_intermediate_size", {"40", "80"}},
+        {"zaya", "router_hidden_size", {"40", "80"}},
     };
     (void)state;
     for (size_t i = 0; i < sizeof row / sizeof *row; i++) {
@@ -634,6 +632,8 @@ static void names_that_are_no_aliases(void **state) {
         {"inkling2", "num_experts"},
         {"inkling_mm_model", "num_experts"},
         {"deepseek_ocr2", "num_local_experts"},
+        {"zaya", "num_local_experts"},
+        {"zaya", "n_routed_experts"},
     };
     static const char *const taken[][2] = {
         {"deepseek_v32", "num_experts"},
@@ -684,6 +684,20 @@ static void balance_losses(void **state) {
             assert_true(xp_model_dialect(&model, i)->aux_coef == 0);
         json_decref(root);
     }
+}
+
+/* zaya: one expert a token, whether the file says so or not, of E and one class that skips. */
+static void one_of_experts_and_none(void **state) {
+    (void)state;
+    for (int n = 0; n < 2; n++) {
+        assert_int_equal(with("zaya", "num_experts_per_tok", n ? "1" : NULL, &model), XP_OK);
+        assert_true(model.K == 1 && model.E == 16 && model.router_width == 40 && xp_model_moe_layers(&model) == 6);
+        assert_true(model.dialect.null_experts == 1 && model.dialect.null_kind == XP_NULL_SKIP);
+    }
+    assert_int_equal(with("zaya", "num_experts_per_tok", "2", &model), XP_E_FORMAT);
+    has("zaya", "num_experts_per_tok is 2, expected 1: anything else is not built for a zaya");
+    assert_int_equal(with("zaya", "router_hidden_size", "0", &model), XP_E_FORMAT);
+    has("zaya", "router_hidden_size is 0, expected an integer from 1");
 }
 
 /* Groups by both fields or by neither; of at least two experts; k may not exceed E, but may exceed what groups keep. */
@@ -800,6 +814,7 @@ int main(void) {
         cmocka_unit_test(read_by_the_class),
         cmocka_unit_test(names_that_are_no_aliases),
         cmocka_unit_test(balance_losses),
+        cmocka_unit_test(one_of_experts_and_none),
         cmocka_unit_test(groups),
         cmocka_unit_test(two_places),
         cmocka_unit_test(odd_rules),

@@ -346,6 +346,9 @@ static void m_log1p(mpfr_t y, mpfr_t x) {
 static void m_tanh(mpfr_t y, mpfr_t x) {
     mpfr_tanh(y, x, MPFR_RNDN);
 }
+static void m_erf(mpfr_t y, mpfr_t x) {
+    mpfr_erf(y, x, MPFR_RNDN);
+}
 
 /* lo, hi: where the function is dense; edge: beyond |edge| nothing new happens. digest: FNV-1a of the results' bits on
  * the same points, the same for every host and compiler. */
@@ -367,6 +370,7 @@ static const function functions[] = {
     {"silu", xp_ref_silu, m_silu, -6.0, 6.0, 770.0, 60000, 0xFE1F30151DE63F48u},
     {"softplus", xp_ref_softplus, m_softplus, -6.0, 6.0, 760.0, 40000, 0x5A5F73E464E4B828u},
     {"tanh", xp_ref_tanh, m_tanh, -3.0, 3.0, 30.0, 60000, 0xD70AD2A3155A3F3Cu},
+    {"erf", xp_ref_erf, m_erf, -3.0, 3.0, 8.0, 20000, 0x3C04F6FBC7832C6Eu},
 };
 enum { FUNCTIONS = sizeof functions / sizeof functions[0] };
 
@@ -457,6 +461,7 @@ static void test_function_edges(void **state) {
     assert_true(bits_of(xp_ref_silu(-1e4)) == bits_of(-0.0));
     assert_true(xp_ref_softplus(inf) == inf && xp_ref_softplus(-inf) == 0.0);
     assert_true(xp_ref_tanh(inf) == 1.0 && xp_ref_tanh(-inf) == -1.0 && bits_of(xp_ref_tanh(-0.0)) == bits_of(-0.0));
+    assert_true(xp_ref_erf(inf) == 1.0 && xp_ref_erf(-inf) == -1.0 && bits_of(xp_ref_erf(-0.0)) == bits_of(-0.0));
     assert_true(xp_ref_sqrt(2.0) == 0x1.6a09e667f3bcdp+0 && isnan(xp_ref_sqrt(-1.0)));
 }
 

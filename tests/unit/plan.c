@@ -765,6 +765,78 @@ static void latent_width(void **state) {
     has("latent width D: 6, expected none beside experts that return the block's input");
 }
 
+/* A router of width 6 in blocks of width 4: eight parameters more, seven in the first block, and a smaller matrix. */
+static void router_width(void **state) {
+    (void)state;
+    static const struct {
+        xp_weight w;
+        int64_t R, N;
+        int ndim;
+        const char *name;
+    } shape[] = {{XP_W_ROUTER, 5, 6, 2, "model.layers.1.mlp.gate.router_mlp.out_proj.weight"},
+                 {XP_W_ROUTER_DOWN, 6, 4, 2, "model.layers.1.mlp.gate.down_proj.weight"},
+                 {XP_W_ROUTER_DOWN_BIAS, 6, 1, 1, "model.layers.1.mlp.gate.down_proj.bias"},
+                 {XP_W_ROUTER_STATE, 6, 1, 1, "model.layers.1.mlp.gate.router_states_scale"},
+                 {XP_W_ROUTER_NORM, 6, 1, 1, "model.layers.1.mlp.gate.router_mlp.norm.weight"},
+                 {XP_W_ROUTER_FC1, 6, 6, 2, "model.layers.1.mlp.gate.router_mlp.fc1.weight"},
+                 {XP_W_ROUTER_FC1_BIAS, 6, 1, 1, "model.layers.1.mlp.gate.router_mlp.fc1.bias"},
+                 {XP_W_ROUTER_FC2, 6, 6, 2, "model.layers.1.mlp.gate.router_mlp.fc2.weight"},
+                 {XP_W_ROUTER_FC2_BIAS, 6, 1, 1, "model.layers.1.mlp.gate.router_mlp.fc2.bias"}};
+    const double experts = 4 * 3 * 4 * 3,
+                 mlp = 6 * 4 + 6 + 6 + 2 * (6 * 6 + 6) + 5 * 6; /* of a block but its factors */
+    xp_step_options o = xp_step_defaults();
+    xp_plan_cost with, without;
+    double all, active;
+    o.tokens = 8;
+    o.gate = XP_F32;
+    xp_dialect plain = *xp_dialect_find("hf-5.24/zaya");
+    plain.router_in = XP_ROUTER_X;
+    must(xp_model_of("plain", &plain, 2, 4, 3, 4, 1, 0, &model));
+    make("sim:fsdp=2,ep=2", &o);
+    xp_plan_cost_of(&plan, 0, &without);
+    assert_int_equal(xp_plan_find(&plan, XP_W_ROUTER_FC2, 0), -1);
+    assert_int_equal(xp_model_set_router_width(&model, 6), XP_E_ARG);
+    has("router's width R: 6, expected none where router_in is x");
+    xp_plan_close(&plan);
+    must(xp_model_of("mlp", xp_dialect_find("hf-5.24/zaya"), 2, 4, 3, 4, 1, 0, &model));
+    xp_mesh_spec one;
+    must(xp_mesh_spec_parse("sim:fsdp=1", &one));
+    assert_int_equal(xp_plan_make(&model, &one, &o, &plan), XP_E_ARG);
+    has("router's width R: 0, expected 1 to");
+    must(xp_model_set_router_width(&model, 6));
+    xp_model_moe_params(&model, &all, &active);
+    assert_true(all == 2 * (experts + mlp) + 6 && active == 2 * (experts / 4 + mlp) + 6);
+    make("sim:fsdp=2,ep=2", &o);
+    assert_int_equal(xp_plan_find(&plan, XP_W_ROUTER_STATE, 0), -1);
+    for (size_t i = 0; i < sizeof shape / sizeof *shape; i++) {
+        const int n = xp_plan_find(&plan, shape[i].w, 1);
+        assert_true(n >= 0);
+        const xp_plan_param *p = &plan.param[n];
+        assert_true(p->G == 1 && p->R == shape[i].R && p->N == shape[i].N && p->ndim == shape[i].ndim);
+        assert_true(!p->expert && p->gather == XP_FSDP && p->reduce == XP_WORLD && p->decay == (p->ndim == 2));
+        assert_true(p->mean == (shape[i].w == XP_W_ROUTER_STATE || shape[i].w == XP_W_ROUTER_NORM ? 1.0 : 0.0));
+        assert_int_equal(xp_plan_param_dtype(&plan, n), XP_F32);
+        assert_string_equal(p->name, shape[i].name);
+    }
+    xp_plan_cost_of(&plan, 0, &with);
+    /* 4 tokens, two blocks: a map of 4 x 6, two of 6 x 6, the rows of 5 classes of 6 for 4. */
+    assert_true(with.flop_forward - without.flop_forward == 2 * 2 * 4 * (4 * 6 + 2 * 6 * 6 + 5 * (6 - 4)));
+    /* Six rows of 6 in bf16 and 1/rms in f32 that each block keeps; the top of the model needs most beside them. */
+    assert_true(with.bytes[XP_KIND_ACT] - without.bytes[XP_KIND_ACT] == 2 * 4 * (6 * 6 * 2 + 4));
+    if (!strstr(printed(), "k 1, router's width 6;"))
+        fail_msg("no width of the router in:\n%s", printed());
+    xp_plan_close(&plan);
+    must(xp_model_shrink(&model, 1));
+    assert_int_equal(xp_model_shrink(&model, 4), XP_E_ARG);
+    must(xp_model_of("mlp", xp_dialect_find("hf-5.24/zaya"), 2, 4, 4, 4, 1, 0, &model));
+    must(xp_model_set_router_width(&model, 6));
+    must(xp_model_shrink(&model, 2));
+    assert_true(model.router_width == 3);
+    must(xp_model_set_router_width(&model, 5));
+    assert_int_equal(xp_model_shrink(&model, 2), XP_E_ARG);
+    has("router's width R 5");
+}
+
 /* Three blocks choose by a table, two by their scores; the parameters are the same, the balance losses see two. */
 static void layers_have_records(void **state) {
     (void)state;
@@ -949,6 +1021,7 @@ int main(void) {
         cmocka_unit_test(factors_of_experts),
         cmocka_unit_test(weighed_experts),
         cmocka_unit_test(latent_width),
+        cmocka_unit_test(router_width),
         cmocka_unit_test(layers_have_records),
         cmocka_unit_test(dtypes_by_parameter),
         cmocka_unit_test(coefficients_come_from_the_model),
