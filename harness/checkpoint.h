@@ -23,6 +23,10 @@ typedef enum {
     XP_PART_EXPERT_SCALE, /* [Z] or [1] */
     XP_PART_LATENT_DOWN,  /* [D,H], D the experts' width */
     XP_PART_LATENT_UP,    /* [H,D] */
+    XP_PART_LATENT_NORM,  /* [D] */
+    XP_PART_EXPERT_NORM,  /* [D] */
+    XP_PART_OUT_BIAS,     /* [H] */
+    XP_PART_BLOCK_NORM,   /* [H] */
     XP_PART_UP,           /* [E,U,H]; U = 2F rows as the dialect's gate_layout says, F without a gate */
     XP_PART_UP_BIAS,
     XP_PART_DOWN, /* [E,H,F] */
