@@ -592,6 +592,9 @@ static void add_token_cost(const xp_plan *p, const scale *n, xp_plan_cost *out) 
     out->bytes[XP_KIND_ACT] += p->blocks * kept_activations(m, n) + p->balanced * balance + passing_activations(m, n);
     out->bytes[XP_KIND_ACT] += T * (H * n->act + 9); /* position rows, tokens, targets, which are valid */
     out->bytes[XP_KIND_BUFFER] += T * 8 + 8 * (double)(n->blocks + n->group_blocks);
+    out->bytes[XP_KIND_BUFFER] += m->around & XP_OUT_BIAS ? T * 4 : 0;
+    if (m->around & XP_EXPERT_NORM && p->opt.deterministic) /* numbers of its sums, and of each row's */
+        out->bytes[XP_KIND_BUFFER] += 8 * ((double)n->group_blocks * (double)(m->E / p->mesh.ep) + n->room);
     /* There and back, forward and backward; token numbers once. */
     out->sent[XP_EP] += p->opt.micro * p->blocks * remote *
                         (2 * (n->sent + n->got) * (double)xp_model_expert_width(m) * n->act + 8 * n->sent);

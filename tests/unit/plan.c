@@ -817,6 +817,8 @@ static void around_the_experts(void **state) {
     assert_int_equal(with.elements - without.elements, 3 + 3 + 2 + 2);
     assert_true(with.sent[XP_FSDP] - without.sent[XP_FSDP] == (3 + 3 + 2 + 2) * 2);
     assert_true(with.sent[XP_WORLD] - without.sent[XP_WORLD] == (3 + 3 + 2 + 2) * 4);
+    /* A token's row of the bias's table, and of four more parameters the row tables and the segment's border. */
+    assert_true(with.bytes[XP_KIND_BUFFER] - without.bytes[XP_KIND_BUFFER] == 4 * 4 + 4 * (16 * (2 + 2) + 10));
     /* Rows of 4 tokens and of 16 slots in bf16, and a root of each row that is normed. */
     assert_true(kept(&with) - kept(&without) == 4 * (12 + 4) + 16 * (12 + 4) + 4 * 8 + 4 * (8 + 4));
     if (!strstr(printed(), ", around them latent_norm+expert_norm+out_bias+block_norm,"))
@@ -833,6 +835,7 @@ static void around_the_experts(void **state) {
     xp_plan_cost_of(&plan, 0, &without);
     xp_plan_close(&plan);
     assert_true(with.sent[XP_WORLD] - without.sent[XP_WORLD] == 3 * 4 * (2 * 2));
+    assert_true(with.bytes[XP_KIND_BUFFER] - without.bytes[XP_KIND_BUFFER] == 16 * (2 + 2) + 10 + 8 * (2 * 2 + 64));
 }
 
 /* Three blocks choose by a table, two by their scores; the parameters are the same, the balance losses see two. */
