@@ -25,6 +25,7 @@ import safetensors
 import torch
 import transformers
 
+import around
 import blocks
 import capacity
 import formats
@@ -54,6 +55,7 @@ def add_core(out: vectors.Set):
     routes.add_gemma4(out)
     inkling.add_all(out)
     routes.add_balance(out)
+    around.add_all(out)
     capacity.add_all(out)
     training.add_all(out)
     gloo.add_all(out)
