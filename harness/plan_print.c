@@ -111,7 +111,7 @@ static void print_options(const xp_plan *p, FILE *f) {
 }
 
 static void print_params(const xp_plan *p, FILE *f) {
-    fprintf(f, "\n%-52s %-18s %-7s %-6s %s\n", "parameter", "shape", "place", "decay", "initial values");
+    fprintf(f, "\n%-56s %-18s %-7s %-6s %s\n", "parameter", "shape", "place", "decay", "initial values");
     for (int i = 0; i < p->params; i++) {
         const xp_plan_param *q = &p->param[i];
         if (q->block > 0)
@@ -122,7 +122,7 @@ static void print_params(const xp_plan *p, FILE *f) {
             snprintf(name, sizeof name, "model.layers.*.%s (%d)", strchr(q->name + 13, '.') + 1, p->blocks);
         else
             snprintf(name, sizeof name, "%s", q->name);
-        fprintf(f, "%-52s %-18s %-7s %-6s %g +- %.3g\n", name, shape, q->expert ? "expert" : "dense",
+        fprintf(f, "%-56s %-18s %-7s %-6s %g +- %.3g\n", name, shape, q->expert ? "expert" : "dense",
                 q->decay ? "yes" : "no", q->mean, q->std);
     }
 }
