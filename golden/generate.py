@@ -25,6 +25,7 @@ import safetensors
 import torch
 import transformers
 
+import around
 import blocks
 import capacity
 import formats
@@ -56,6 +57,7 @@ def add_core(out: vectors.Set):
     routes.add_zaya(out)
     routes.add_zaya_routers(out)
     routes.add_balance(out)
+    around.add_all(out)
     capacity.add_all(out)
     training.add_all(out)
     gloo.add_all(out)

@@ -264,6 +264,8 @@ static xp_status set_step_key(xp_case *c, const char *key, const char *value, in
         return parse_word(key, value, divide_names, 2, &c->divide);
     if (strcmp(key, "align") == 0)
         return set_int(key, value, 1, 128, &c->align);
+    if (strcmp(key, "around") == 0)
+        return xp_around_parse(value, &c->around);
     *out_known = 0;
     return XP_OK;
 }
@@ -626,6 +628,11 @@ void xp_case_print(const xp_case *c, char *buf, size_t bytes) {
         if (ints[i].value != ints[i].dflt)
             put_int(buf, bytes, ints[i].key, ints[i].value);
     }
+    if (c->around) {
+        char around[64];
+        xp_around_print(c->around, around, sizeof around);
+        put(buf, bytes, "around", around);
+    }
     if (c->order)
         put(buf, bytes, "order", order_names[c->order]);
     if (c->divide)
@@ -660,6 +667,12 @@ xp_status xp_case_check(const xp_case *c) {
     if (c->model[0] && routed && c->dim_set['R' - 'A'])
         return XP_FAIL(XP_E_ARG, "R: %lld, expected none beside model=%s, whose router has its own width",
                        (long long)c->dim['R' - 'A'], c->model);
+    if (c->around && (c->model[0] || (c->around & XP_LATENT_NORM && !c->dim['D' - 'A']))) {
+        char around[64];
+        xp_around_print(c->around, around, sizeof around);
+        return XP_FAIL(XP_E_ARG, "around: %s, expected %s", around,
+                       c->model[0] ? "none beside model=, which has its own" : "no latent_norm without a width D=");
+    }
     /* A line for a vector set has no sizes: they are the tensors'. */
     const int sized = c->kind != XP_CASE_STAGE || c->dim_set['E' - 'A'] || c->dim_set['K' - 'A'];
     if (sized && ((routed && !c->model[0]) || (chooses && stage_param(c, "dialect") >= 0))) {

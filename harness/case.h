@@ -55,7 +55,8 @@ typedef struct {
     xp_expect expect;
     char model[XP_MODEL_NAME]; /* "": the dimensions; else a model's name or path */
     char dialect[64];
-    char with[64]; /* optional operands that are present: names joined by '+' */
+    char with[64];   /* optional operands that are present: names joined by '+' */
+    unsigned around; /* XP_LATENT_NORM ...: what the block has around its experts */
     int shrink, layers, steps, deterministic, order, align, micro, divide;
     int params;
     struct {

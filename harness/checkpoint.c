@@ -707,6 +707,40 @@ static xp_status read_latent(reader *r, xp_tensor *part) {
     return read_plain(r, r->names->latent_up, &v, 2, up, &part[XP_PART_LATENT_UP]);
 }
 
+/* A norm that is stored less 1 becomes f32, where 1 + w rounds to what the class's own sum does in any narrower type.
+ */
+static xp_status center(const reader *r, xp_tensor *part) {
+    xp_tensor whole;
+    XP_TRY(new_part(r->ck->path, part->dtype == XP_F64 ? XP_F64 : XP_F32, 1, part->dim, &whole));
+    for (int64_t i = 0; i < part->dim[0]; i++)
+        xp_fill_store(&whole, i, 1.0 + xp_widen(part->data, part->dtype, i));
+    free(part->data);
+    *part = whole;
+    return XP_OK;
+}
+
+static xp_status read_around(reader *r, xp_tensor *part) {
+    const xp_model *m = r->m;
+    const xp_tensor_names *n = r->names;
+    const struct {
+        unsigned what;
+        const char *name;
+        xp_part part;
+        int64_t width;
+    } row[] = {{XP_LATENT_NORM, n->latent_norm, XP_PART_LATENT_NORM, m->latent},
+               {XP_EXPERT_NORM, n->expert_norm, XP_PART_EXPERT_NORM, xp_model_expert_width(m)},
+               {XP_OUT_BIAS, n->out_bias, XP_PART_OUT_BIAS, m->H},
+               {XP_BLOCK_NORM, n->block_norm, XP_PART_BLOCK_NORM, m->H}};
+    for (size_t i = 0; i < sizeof row / sizeof *row; i++) {
+        if (!(m->around & row[i].what))
+            continue;
+        XP_TRY(read_vector(r, row[i].name, row[i].part, row[i].width, 0, &part[row[i].part]));
+        if (n->centered && row[i].what != XP_OUT_BIAS)
+            XP_TRY(center(r, &part[row[i].part]));
+    }
+    return XP_OK;
+}
+
 static xp_status read_experts(reader *r, xp_tensor *part) {
     const xp_matrix_names *n = choose_layout(r);
     const xp_model *m = r->m;
@@ -903,6 +937,7 @@ static xp_status read_block(reader *r, xp_layer_weights *out) {
     XP_TRY(read_router(r, out->part));
     if (r->m->latent)
         XP_TRY(read_latent(r, out->part));
+    XP_TRY(read_around(r, out->part));
     XP_TRY(read_experts(r, out->part));
     if (r->m->S > 0)
         XP_TRY(read_shared(r, out->part));
@@ -1017,6 +1052,10 @@ const char *xp_part_name(xp_part p) {
         [XP_PART_EXPERT_SCALE] = "factor of an expert's weight",
         [XP_PART_LATENT_DOWN] = "map into the experts' width",
         [XP_PART_LATENT_UP] = "map back from the experts' width",
+        [XP_PART_LATENT_NORM] = "norm of the experts' input",
+        [XP_PART_EXPERT_NORM] = "norm of the experts' output",
+        [XP_PART_OUT_BIAS] = "bias of the block's output",
+        [XP_PART_BLOCK_NORM] = "norm of the block's output",
         [XP_PART_UP] = "experts' first matrix",
         [XP_PART_UP_BIAS] = "experts' first bias",
         [XP_PART_DOWN] = "experts' second matrix",
@@ -1095,6 +1134,14 @@ xp_status xp_checkpoint_expect(const xp_model *m, int layer, xp_expected_fn fn, 
         tell(&t, n->latent_down, XP_PART_LATENT_DOWN, 0, m->latent, m->H, NULL);
         tell(&t, n->latent_up, XP_PART_LATENT_UP, 0, m->H, m->latent, NULL);
     }
+    if (m->around & XP_LATENT_NORM)
+        tell(&t, n->latent_norm, XP_PART_LATENT_NORM, 0, m->latent, 0, NULL);
+    if (m->around & XP_EXPERT_NORM)
+        tell(&t, n->expert_norm, XP_PART_EXPERT_NORM, 0, xp_model_expert_width(m), 0, NULL);
+    if (m->around & XP_OUT_BIAS)
+        tell(&t, n->out_bias, XP_PART_OUT_BIAS, 0, m->H, 0, NULL);
+    if (m->around & XP_BLOCK_NORM)
+        tell(&t, n->block_norm, XP_PART_BLOCK_NORM, 0, m->H, 0, NULL);
     tell_mlp(&t, &n->expert[0], XP_PART_UP, XP_PART_DOWN, m->E, m->F);
     if (d->expert_bias) {
         tell(&t, n->expert[0].up_bias, XP_PART_UP_BIAS, m->E, d->gated ? 2 * m->F : m->F, 0, NULL);

@@ -31,6 +31,11 @@ typedef enum {
     XP_PART_EXPERT_SCALE, /* [Z] or [1] */
     XP_PART_LATENT_DOWN,  /* [D,H], D the experts' width */
     XP_PART_LATENT_UP,    /* [H,D] */
+    XP_PART_LATENT_NORM,  /* [D]; norms by which rows are multiplied: a file's weight, or where its family stores them
+                             less 1, 1 + that in f32 (f64 of f64) */
+    XP_PART_EXPERT_NORM,  /* [D] */
+    XP_PART_OUT_BIAS,     /* [H] */
+    XP_PART_BLOCK_NORM,   /* [H] */
     XP_PART_UP,           /* [E,U,H]; U = 2F rows as the dialect's gate_layout says, F without a gate */
     XP_PART_UP_BIAS,
     XP_PART_DOWN, /* [E,H,F] */

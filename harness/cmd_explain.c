@@ -232,6 +232,9 @@ static xp_status explain_model(sink *s, const char *name) {
                  m.router_width);
         say(s, "router", text);
     }
+    xp_around_print(m.around, text, sizeof text);
+    if (m.around)
+        say(s, "around", text);
     xp_model_moe_params(&m, &all, &active);
     snprintf(text, sizeof text, "%.1f B in MoE blocks, %.2f B of them active for a token", all / 1e9, active / 1e9);
     say(s, "parameters", text);

@@ -35,6 +35,7 @@ static const slot_rule rules[XP_NSLOT] = {
     [XP_SLOT_SHARED_COUNT] = {"shared experts", KIND_INT, 0, 1024},
     [XP_SLOT_LATENT] = {"latent width of the experts", KIND_INT, 1, XP_MAX_WIDTH},
     [XP_SLOT_ROUTER_WIDTH] = {"width of the router", KIND_INT, 1, XP_MAX_WIDTH},
+    [XP_SLOT_AROUND] = {"what is around the experts", KIND_TEXT, 0, 0},
     [XP_SLOT_DENSE] = {"width of the layers without experts", KIND_INT, 1, XP_MAX_WIDTH},
     [XP_SLOT_STEP] = {"every how many layers a MoE block comes", KIND_INT, 1, XP_MAX_LAYERS},
     [XP_SLOT_DENSE_LAYERS] = {"layers without experts", KIND_LIST, 0, XP_MAX_LAYERS - 1},
@@ -56,6 +57,7 @@ static const slot_rule rules[XP_NSLOT] = {
     [XP_SLOT_FURTHER] = {"layers that predict further tokens", KIND_INT, 0, XP_MAX_LAYERS},
     [XP_SLOT_HASH] = {"layers that choose by the token id", KIND_INT, 0, XP_MAX_LAYERS},
     [XP_SLOT_ALPHA] = {"alpha of the activation", KIND_REAL, 1e-6, 1e6},
+    [XP_SLOT_LOGIT_SCALE] = {"factor of the router's logits", KIND_REAL, 1e-6, 1e6},
     [XP_SLOT_SOFTCAP] = {"soft cap of the router's logits", KIND_REAL, 0, 1e6},
     [XP_SLOT_GATE_CAP] = {"soft cap of the gate", KIND_REAL, 1e-6, 1e6},
     [XP_SLOT_UP_CAP] = {"soft cap of the rows that the gate multiplies", KIND_REAL, 1e-6, 1e6},
@@ -69,6 +71,7 @@ static const slot_rule rules[XP_NSLOT] = {
     [XP_SLOT_ACT] = {"activation", KIND_TEXT, 0, 0},
     [XP_SLOT_JITTER] = {"noise on the router's input", KIND_REAL, 0, 0},
     [XP_SLOT_EPS] = {"epsilon of the norms", KIND_REAL, 1e-30, 1},
+    [XP_SLOT_EXPERT_EPS] = {"epsilon of the norm of the experts' rows", KIND_REAL, 1e-30, 1},
     [XP_SLOT_AUX] = {"coefficient of the balance loss", KIND_REAL, 0, 1e6},
     [XP_SLOT_Z] = {"coefficient of the z loss", KIND_REAL, 0, 1e6},
     [XP_SLOT_VOCAB] = {"vocabulary", KIND_INT, 1, 2147483647},
@@ -157,6 +160,8 @@ static void expectation(const reader *in, xp_slot s, char *buf, size_t bytes) {
         snprintf(buf, bytes, "one of %s", in->family->methods);
     else if (s == XP_SLOT_COMBINE)
         snprintf(buf, bytes, "one of sum|average");
+    else if (s == XP_SLOT_AROUND)
+        snprintf(buf, bytes, "names of latent_norm, expert_norm, out_bias, block_norm with + between them");
     else if (s == XP_SLOT_PRESET)
         snprintf(buf, bytes, "a name of `expar list dialects`");
     else if (s == XP_SLOT_TYPES)
@@ -174,7 +179,7 @@ static void expectation(const reader *in, xp_slot s, char *buf, size_t bytes) {
 }
 
 static xp_status wrong(const reader *in, xp_slot s, const json_t *v) {
-    char got[96], want[128];
+    char got[96], want[160];
     show(v, got, sizeof got);
     expectation(in, s, want, sizeof want);
     return XP_FAIL(XP_E_FORMAT, "%s: %.*s is %s, expected %s (%s)", in->path, (int)in->key_bytes[s], in->key[s], got,
@@ -236,6 +241,8 @@ static xp_status take(reader *in, xp_slot s, const json_t *v) {
         if (s == XP_SLOT_COMBINE && !list_has("sum|average", json_string_value(v)))
             return wrong(in, s, v);
         if (s == XP_SLOT_PRESET && !xp_dialect_find(json_string_value(v)))
+            return wrong(in, s, v);
+        if (s == XP_SLOT_AROUND && xp_around_parse(json_string_value(v), &(unsigned){0}) != XP_OK)
             return wrong(in, s, v);
         in->text[s] = json_string_value(v);
         return XP_OK;
@@ -495,6 +502,7 @@ static void take_numbers(const reader *in, xp_dialect *d) {
         {XP_SLOT_LIMIT, NULL, &d->limit},
         {XP_SLOT_ALPHA, NULL, &d->act_alpha},
         {XP_SLOT_SUM_EPS, NULL, &d->renorm_eps},
+        {XP_SLOT_LOGIT_SCALE, NULL, &d->logit_scale},
         {XP_SLOT_SOFTCAP, NULL, &d->logit_softcap},
         {XP_SLOT_GATE_CAP, NULL, &d->gate_cap},
         {XP_SLOT_UP_CAP, NULL, &d->up_cap},
@@ -963,6 +971,21 @@ static xp_status count_layers(const reader *in, xp_model *m) {
     return XP_OK;
 }
 
+/* The width of the experts' rows, and what is around them. */
+static xp_status read_around(const reader *in, xp_model *m) {
+    unsigned around = in->family->around;
+    xp_status st = xp_model_set_latent(m, (int64_t)in->value[XP_SLOT_LATENT]);
+    if (st == XP_OK && in->text[XP_SLOT_AROUND])
+        st = xp_around_parse(in->text[XP_SLOT_AROUND], &around);
+    if (st == XP_OK)
+        st = xp_model_set_around(m, around);
+    if (st != XP_OK)
+        return XP_FAIL(XP_E_FORMAT, "%s: %s", in->path, xp_error_text());
+    m->expert_eps =
+        in->family->slot[XP_SLOT_EXPERT_EPS].from != XP_SLOT_NONE ? in->value[XP_SLOT_EXPERT_EPS] : m->norm_eps;
+    return XP_OK;
+}
+
 static xp_status fill(reader *in, xp_model *m) {
     XP_TRY(find_family(in));
     if (in->family->refused)
@@ -1007,9 +1030,8 @@ static xp_status fill(reader *in, xp_model *m) {
         return XP_FAIL(XP_E_FORMAT,
                        "%s: the shared width is %lld, expected a multiple of the %d experts that %s weighs", in->path,
                        (long long)m->S, m->dialect.shared_rows, m->dialect.name);
-    xp_status st = xp_model_set_latent(m, (int64_t)in->value[XP_SLOT_LATENT]);
-    if (st == XP_OK)
-        st = xp_model_set_router_width(m, (int64_t)in->value[XP_SLOT_ROUTER_WIDTH]);
+    XP_TRY(read_around(in, m));
+    const xp_status st = xp_model_set_router_width(m, (int64_t)in->value[XP_SLOT_ROUTER_WIDTH]);
     if (st != XP_OK)
         return XP_FAIL(XP_E_FORMAT, "%s: %s", in->path, xp_error_text());
     XP_TRY(read_rest(in, in->root, "", m));

@@ -408,9 +408,7 @@ const xp_dialect xp_dialects[] = {
      PLAIN},
     {.name = "hf-5.24/muse_spark",
      .meaning = "sigmoid of f32 logits x 0.1767766952966369, choice with a bias, weights / (sum + 1e-15)",
-     .source =
-         HF "MuseSparkTopkRouter. The class's experts are of another width, with norms before and behind them: the "
-            "record is its router",
+     .source = HF "MuseSparkTopkRouter, MuseSparkExperts. The norms before and behind the experts are the model's",
      .letter = 'G',
      DTYPES(F32, F32, F32),
      .score = XP_SCORE_SIGMOID,

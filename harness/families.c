@@ -6,6 +6,8 @@
 
 #include <stddef.h>
 
+#include "model.h"
+
 #define KEY(names) \
     { XP_SLOT_KEY, (names), 0.0, NULL }
 #define OPTIONAL(names, value, why) \
@@ -281,7 +283,16 @@ const xp_family xp_families[] = {
      .only = "num_experts_per_tok=1,2,4,8,16,32,64",
      .unread = COMMON_UNREAD},
     {.model_type = "jetmoe",
-     .refused = "the bias that the class adds to the block's summed output, beside num_local_experts experts"},
+     .arch = "JetMoe",
+     .preset = {NULL, "hf-5.24/granitemoe"},
+     .note = "the class's attention has experts of its own, whose routers its balance loss counts, too; its layers' "
+             "norms have an eps of 1e-6 whatever rms_norm_eps says",
+     .slot = {SHAPE("num_local_experts", "num_experts_per_tok", "intermediate_size"),
+              [XP_SLOT_ACT] = KEY("activation_function"),
+              [XP_SLOT_EPS] = FIXED(1e-6, "the class gives its layers' norms no other"), ALL_LAYERS,
+              NORM(1, "the softmax runs over the chosen"), AUX("aux_loss_coef")},
+     .around = XP_OUT_BIAS,
+     .unread = COMMON_UNREAD},
     /* ---- dialect C */
     {.model_type = "deepseek_v2",
      .arch = "DeepseekV2",
@@ -478,9 +489,9 @@ const xp_family xp_families[] = {
     {.model_type = "axk1",
      .arch = "AXK1",
      .preset = {"hf-5.24/dots1", "hf-5.24/deepseek_v3"},
-     .note = "the class normalises the block's output (post_mlp_layernorm)",
      .slot = {V3_SHAPE("n_routed_experts|num_local_experts"), V3_ROUTE, V3_TYPES(1), LAYER_FREQ},
      .sparse = "sparse",
+     .around = XP_BLOCK_NORM,
      .unread = V3_UNREAD},
     {.model_type = "axk2",
      .arch = "AXK2",
@@ -671,7 +682,19 @@ const xp_family xp_families[] = {
      .only = "scoring_func=\"sigmoid\"",
      .unread = COMMON_UNREAD "|log_scaling_n_floor|log_scaling_alpha|loop_gate_rank|loop_config"},
     {.model_type = "muse_spark",
-     .refused = "text_config.moe_hidden_size: experts of a width of their own, with norms before and behind them"},
+     .arch = "MuseSpark",
+     .preset = {NULL, "hf-5.24/muse_spark"},
+     .inside = "text_config",
+     .note = "the class normalises the block's output (post_feedforward_layernorm) and mixes it with the residual by a "
+             "gate; the step adds it",
+     .slot = {SHAPE("num_local_experts", "num_experts_per_tok", "moe_intermediate_size"), DENSE,
+              USUAL, [XP_SLOT_LATENT] = KEY("moe_hidden_size"), [XP_SLOT_EXPERT_EPS] = KEY("post_norm_eps"),
+              [XP_SLOT_LOGIT_SCALE] = KEY("output_multiplier"), [XP_SLOT_SCALE] = KEY("routed_scaling_factor"),
+              [XP_SLOT_TYPES] = OPTIONAL("mlp_layer_types", 0, "every layer is a MoE block then"),
+              [XP_SLOT_STEP] = FIXED(1, "a word a layer says which layers"), NORM(1, ALWAYS), WITHOUT_AUX},
+     .sparse = "sparse",
+     .around = XP_LATENT_NORM | XP_EXPERT_NORM,
+     .unread = COMMON_UNREAD "|qk_scale_factor|residual_gate_temperature"},
     /* ---- dialect H */
     {.model_type = "longcat_flash",
      .arch = "LongcatFlash",
@@ -828,6 +851,8 @@ const xp_family xp_families[] = {
               [XP_SLOT_DENSE] = OPTIONAL("intermediate_size", 0, "no layer is dense"),
               [XP_SLOT_LATENT] = OPTIONAL("moe_latent_size", 0, "the experts read the block's own width"),
               [XP_SLOT_ROUTER_WIDTH] = OPTIONAL("router_hidden_size", 0, "the router has no MLP"),
+              [XP_SLOT_AROUND] = OPTIONAL("moe_around", 0, "no norm and no bias lies around the experts"),
+              [XP_SLOT_EXPERT_EPS] = OPTIONAL("expert_norm_eps", 1e-6, "no norm reads it"),
               [XP_SLOT_SHARED] = OPTIONAL("shared_expert_intermediate_size", 0, "there is no shared expert")},
      .unread = COMMON_UNREAD},
     {.model_type = NULL},

@@ -20,6 +20,7 @@ typedef enum {
                              the preset's router weighs them */
     XP_SLOT_LATENT,       /* width that the experts read and write, where it is not H */
     XP_SLOT_ROUTER_WIDTH, /* of the router's MLP, where the record has one */
+    XP_SLOT_AROUND,       /* names of what is around the experts, as xp_around_parse() takes them */
     XP_SLOT_DENSE,        /* width of the layers without experts */
     XP_SLOT_STEP,         /* layer i is a MoE block when (i + 1) % step == 0 ... */
     XP_SLOT_DENSE_LAYERS, /* ... and i is not in this list */
@@ -42,7 +43,8 @@ typedef enum {
     XP_SLOT_FURTHER,       /* layers after the last one that a list a layer may speak of, too */
     XP_SLOT_HASH,          /* the first so many layers have the family's preset `other` */
     XP_SLOT_ALPHA,
-    XP_SLOT_SOFTCAP, /* of the router's logits; 0: none */
+    XP_SLOT_LOGIT_SCALE, /* factor of the router's logits */
+    XP_SLOT_SOFTCAP,     /* of the router's logits; 0: none */
     XP_SLOT_GATE_CAP,
     XP_SLOT_UP_CAP,
     XP_SLOT_COMBINE, /* "sum" or "average" of the routed and the shared output */
@@ -54,6 +56,7 @@ typedef enum {
     XP_SLOT_ACT,         /* activation of the experts */
     XP_SLOT_JITTER,      /* noise on the block's input */
     XP_SLOT_EPS,         /* of RMSNorm */
+    XP_SLOT_EXPERT_EPS,  /* of the norm of the experts' output rows */
     XP_SLOT_AUX,         /* coefficient of the balance loss */
     XP_SLOT_Z,           /* coefficient of the z loss */
     XP_SLOT_VOCAB,
@@ -98,6 +101,7 @@ typedef struct {
                             no groups, which the second of two methods must have */
     const char *refused; /* what of the family is not built, beginning with the fields that speak of it: no file of it
                             is read, and no other member counts. NULL: files are read */
+    unsigned around;     /* XP_LATENT_NORM ...: what the class has around its experts */
     const char *unread;  /* keys, '|' between them, whose names speak of routing and that may be left unread */
 } xp_family;
 

@@ -9,6 +9,7 @@
 typedef struct {
     int norm, router, rbias, scale, down, up, w1, b1, w2, b2, sw1, sw2, sgate;
     int mlp[XP_ROUTER_MLP_WEIGHTS]; /* of the router, from XP_W_ROUTER_DOWN on */
+    int lnorm, enorm, obias, bnorm; /* what is around the experts: XP_LATENT_NORM ... */
 } layer_params;
 
 /* What a layer's forward leaves for its backward. */
@@ -18,6 +19,9 @@ typedef struct {
     xp_tensor recv, recv_tok, recv_counts, recv_offsets;
     xp_tensor pre, act, out, back, y;
     xp_tensor low, high; /* [T,D] the experts' input, [T,H] their output on the way out; absent without latent width */
+    xp_tensor lown, lrstd;       /* the normed latent rows, with 1/rms */
+    xp_tensor erstd;             /* [C] of the experts' rows; out stays for the backward then */
+    xp_tensor biased, bn, brstd; /* [T,H] the sum with its bias, normed; 1/rms */
     xp_tensor spre, sact, smlp, ssig, sy, sum;
     xp_tensor gamma;                /* [T,A] the router's weights of shared experts; absent where it has none */
     xp_tensor state, mnorm, mrstd;  /* [T,R] the router's state; its normed rows and [T] 1/rms */
@@ -50,9 +54,11 @@ typedef struct {
     int efold;                     /* an expert's blocks are all on its rank: they are folded where they are made */
     xp_tensor blocks;              /* [B] numbers of the blocks of this rank's own tokens */
     xp_tensor eblocks;             /* [B] numbers of the blocks whose rows this rank's experts may get */
+    xp_tensor nblocks;             /* [B*L] numbers of the sums of the norm of experts' rows: block * E + expert */
     xp_tensor own_tok;             /* [T] global token numbers */
     xp_tensor ones;                /* [rows,1] of 1: a bias's gradient is the weight gradient of this input */
     xp_tensor token;               /* [T] i32 token ids */
+    xp_tensor first;               /* [T] i32 of 0: the row of a bias, as a table of one; absent without one */
     xp_tensor own_span;            /* [2] i64: 0, T - the one group of a dense weight gradient */
     int64_t M, C;                  /* rows that there is memory for */
     xp_tensor all_logits, all_idx; /* [Y,T,Z], [Y,T,K]; the balance losses see the first layers of both, and */

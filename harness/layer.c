@@ -5,6 +5,7 @@
 #include "xp/capacity.h"
 #include "xp/combine.h"
 #include "xp/dispatch.h"
+#include "xp/embed.h"
 #include "xp/expert.h"
 #include "xp/permute.h"
 #include "xp/residual.h"
@@ -53,10 +54,46 @@ static xp_status add(xp_flow *f, const char *site, const xp_tensor *a, const xp_
     return call(f, &xp_stage_residual, site, &args);
 }
 
+/* The norm of rows of tokens, with the model's eps. */
+static xp_status norm_rows(xp_flow *f, const char *site, int param, const xp_tensor *x, xp_tensor *out,
+                           xp_tensor *out_rstd) {
+    XP_TRY(act2(f, f->T, x->dim[1], out));
+    XP_TRY(flow_new1(f, XP_KIND_ACT, f->wide, f->T, out_rstd));
+    xp_rmsnorm_args a = {.x = *x, .w = vector(f, param), .y = *out, .rstd = *out_rstd, .eps = f->plan->model.norm_eps};
+    return call(f, &xp_stage_rmsnorm, site, &a);
+}
+
+/* dw [parts,R] of a norm, to the shards of its weight. */
+static xp_status scatter_norm(xp_flow *f, int param, const xp_rmsnorm_bwd_args *a) {
+    const int64_t dim[4] = {a->dw.dim[0], 1, a->dw.dim[1], 1};
+    const xp_tensor view = xp_tensor_of(a->dw.data, f->grad, 4, dim);
+    return params_scatter(f, param, 0, &view, &(flow_made){&xp_stage_rmsnorm_bwd, a, "dw"});
+}
+
+/* dx of norm_rows, and the gradient of its weight. */
+static xp_status norm_rows_back(xp_flow *f, const char *site, int param, const xp_tensor *dy, const xp_tensor *x,
+                                const xp_tensor *rstd, xp_tensor *out) {
+    xp_tensor dw;
+    XP_TRY(act2(f, f->T, x->dim[1], out));
+    XP_TRY(flow_new2(f, XP_KIND_GRAD, f->grad, f->block ? f->blocks.dim[0] : 1, x->dim[1], &dw));
+    xp_rmsnorm_bwd_args a = {.dy = *dy,
+                             .x = *x,
+                             .w = vector(f, param),
+                             .rstd = *rstd,
+                             .dx = *out,
+                             .dw = dw,
+                             .token0 = f->token0,
+                             .block = f->block};
+    XP_TRY(call(f, &xp_stage_rmsnorm_bwd, site, &a));
+    XP_TRY(scatter_norm(f, param, &a));
+    flow_drop(f, &dw);
+    return XP_OK;
+}
+
 static xp_status gather_layer(xp_flow *f, int y) {
     const layer_params *p = &f->lp[y];
-    const int all[] = {p->norm, p->router, p->rbias, p->scale, p->down, p->up,   p->w1,
-                       p->b1,   p->w2,     p->b2,    p->sw1,   p->sw2,  p->sgate};
+    const int all[] = {p->norm, p->router, p->rbias, p->scale, p->down,  p->up,    p->w1,    p->b1,   p->w2,
+                       p->b2,   p->sw1,    p->sw2,   p->sgate, p->lnorm, p->enorm, p->obias, p->bnorm};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         if (all[i] >= 0)
             XP_TRY(params_gather(f, all[i]));
@@ -70,8 +107,8 @@ static xp_status gather_layer(xp_flow *f, int y) {
 
 static void release_layer(xp_flow *f, int y) {
     const layer_params *p = &f->lp[y];
-    const int all[] = {p->norm, p->router, p->rbias, p->scale, p->down, p->up,   p->w1,
-                       p->b1,   p->w2,     p->b2,    p->sw1,   p->sw2,  p->sgate};
+    const int all[] = {p->norm, p->router, p->rbias, p->scale, p->down,  p->up,    p->w1,    p->b1,   p->w2,
+                       p->b2,   p->sw1,    p->sw2,   p->sgate, p->lnorm, p->enorm, p->obias, p->bnorm};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         if (all[i] >= 0)
             params_release(f, all[i]);
@@ -100,11 +137,7 @@ static const xp_tensor *router_input(const xp_flow *f, const layer_state *s) {
 
 static xp_status forward_route(xp_flow *f, int y, layer_state *s) {
     const layer_params *p = &f->lp[y];
-    XP_TRY(act2(f, f->T, f->H, &s->xn));
-    XP_TRY(flow_new1(f, XP_KIND_ACT, f->wide, f->T, &s->rstd));
-    xp_rmsnorm_args norm = {
-        .x = s->h, .w = vector(f, p->norm), .y = s->xn, .rstd = s->rstd, .eps = f->plan->model.norm_eps};
-    XP_TRY(call(f, &xp_stage_rmsnorm, "rmsnorm", &norm));
+    XP_TRY(norm_rows(f, "rmsnorm", p->norm, &s->h, &s->xn, &s->rstd));
     if (f->R > 0)
         XP_TRY(router_mlp_forward(f, y));
     s->logits = xp_tensor_2d(xp_tensor_at(&f->all_logits, f->place[y], 0, 0, 0), f->logits, f->T, f->Z);
@@ -175,7 +208,7 @@ int64_t layer_least(const xp_flow *f, int y, int of_group) {
 
 /* What the experts' rows are made of, and what the block adds to them: the latent width lies between two maps. */
 static const xp_tensor *experts_input(const layer_state *s) {
-    return s->low.data ? &s->low : &s->xn;
+    return s->lown.data ? &s->lown : s->low.data ? &s->low : &s->xn;
 }
 
 static const xp_tensor *experts_output(const layer_state *s) {
@@ -240,6 +273,63 @@ static xp_status forward_send(xp_flow *f, int y, layer_state *s) {
     return XP_OK;
 }
 
+/* Rows [0, n) that this rank's experts computed; what lies behind them nobody wrote. */
+static xp_tensor expert_rows(const xp_flow *f, const layer_state *s, const xp_tensor *t) {
+    return xp_tensor_rows(t, 0, 0, *(const int64_t *)xp_tensor_at(&s->recv_offsets, f->L, 0, 0, 0));
+}
+
+static xp_status forward_expert_norm(xp_flow *f, int y, layer_state *s, xp_tensor *out) {
+    XP_TRY(act2(f, f->C, f->D, out));
+    XP_TRY(flow_new1(f, XP_KIND_ACT, f->wide, f->C, &s->erstd));
+    xp_rmsnorm_args a = {.x = expert_rows(f, s, &s->out),
+                         .w = vector(f, f->lp[y].enorm),
+                         .y = expert_rows(f, s, out),
+                         .rstd = expert_rows(f, s, &s->erstd),
+                         .eps = f->plan->model.expert_eps,
+                         .weight_first = 1};
+    return call(f, &xp_stage_rmsnorm, "expert norm", &a);
+}
+
+/* Of each row the sum that it adds to: that of its token's block and its expert, as they lie in nblocks. */
+static xp_status expert_parts(xp_flow *f, const layer_state *s, xp_tensor *out) {
+    const xp_tensor tok = expert_rows(f, s, &s->recv_tok);
+    const int64_t *block = f->eblocks.data, *offset = s->recv_offsets.data;
+    XP_TRY(flow_new1(f, XP_KIND_BUFFER, XP_I64, tok.dim[0], out));
+    for (int64_t r = 0, l = 0; r < tok.dim[0]; r++) {
+        const int64_t t = ((const int64_t *)tok.data)[r];
+        int64_t b = 0;
+        while (r >= offset[l + 1])
+            l++;
+        while (t >= 0 && block[b] != t / f->block)
+            b++;
+        ((int64_t *)out->data)[r] = t < 0 ? -1 : b * f->L + l;
+    }
+    return XP_OK;
+}
+
+/* *dy becomes the gradient of the experts' own rows. */
+static xp_status backward_expert_norm(xp_flow *f, int y, const layer_state *s, xp_tensor *dy) {
+    xp_tensor dx, dw;
+    XP_TRY(act2(f, f->C, f->D, &dx));
+    XP_TRY(flow_new2(f, XP_KIND_GRAD, f->grad, f->block ? f->nblocks.dim[0] : 1, f->D, &dw));
+    xp_rmsnorm_bwd_args a = {.dy = expert_rows(f, s, dy),
+                             .x = expert_rows(f, s, &s->out),
+                             .w = vector(f, f->lp[y].enorm),
+                             .rstd = expert_rows(f, s, &s->erstd),
+                             .dx = expert_rows(f, s, &dx),
+                             .dw = dw,
+                             .weight_first = 1};
+    if (f->block)
+        XP_TRY(expert_parts(f, s, &a.part));
+    XP_TRY(call(f, &xp_stage_rmsnorm_bwd, "expert norm", &a));
+    XP_TRY(scatter_norm(f, f->lp[y].enorm, &a));
+    flow_drop(f, &a.part);
+    flow_drop(f, &dw);
+    flow_drop(f, dy);
+    *dy = dx;
+    return XP_OK;
+}
+
 static xp_status forward_experts(xp_flow *f, int y, layer_state *s) {
     const layer_params *p = &f->lp[y];
     XP_TRY(flow_new2(f, XP_KIND_ACT, f->param, f->C, f->U, &s->pre));
@@ -258,9 +348,12 @@ static xp_status forward_experts(xp_flow *f, int y, layer_state *s) {
         ffn.b2 = expert_bias(f, p->b2);
     }
     XP_TRY(call(f, &xp_stage_expert, "expert", &ffn));
+    xp_tensor normed = {0};
+    if (p->enorm >= 0)
+        XP_TRY(forward_expert_norm(f, y, s, &normed));
     XP_TRY(act2(f, f->M, f->D, &s->back));
     XP_TRY(act2(f, f->T, f->D, &s->y));
-    xp_combine_args sum = {.out = s->out,
+    xp_combine_args sum = {.out = normed.data ? normed : s->out,
                            .recv_counts = s->recv_counts,
                            .recv_offsets = s->recv_offsets,
                            .counts = s->counts,
@@ -274,7 +367,7 @@ static xp_status forward_experts(xp_flow *f, int y, layer_state *s) {
     if (has_identity(f, y))
         sum.x = s->xn;
     XP_TRY(call(f, &xp_stage_combine, "combine", &sum));
-    flow_drop(f, &s->out);
+    flow_drop(f, normed.data ? &normed : &s->out);
     return flow_trace(f, "combine y", y, &s->y);
 }
 
@@ -308,6 +401,19 @@ static xp_status forward_shared(xp_flow *f, int y, layer_state *s) {
     return call(f, &xp_stage_residual, "residual shared", &sum);
 }
 
+/* The sum with its bias: embed's arithmetic on a table of one row. */
+static xp_status forward_bias(xp_flow *f, int y, layer_state *s) {
+    XP_TRY(act2(f, f->T, f->H, &s->biased));
+    const xp_tensor bias = vector(f, f->lp[y].obias);
+    xp_embed_args a = {
+        .token = f->first, .table = xp_tensor_2d(bias.data, bias.dtype, 1, f->H), .pos = s->sum, .y = s->biased};
+    return call(f, &xp_stage_embed, "out bias", &a);
+}
+
+static const xp_tensor *block_sum(const layer_state *s) {
+    return s->biased.data ? &s->biased : &s->sum;
+}
+
 xp_status layer_forward(xp_flow *f, int y, const xp_tensor *h, xp_tensor *out) {
     layer_state *s = &f->ls[y];
     f->r->layer = y;
@@ -322,6 +428,8 @@ xp_status layer_forward(xp_flow *f, int y, const xp_tensor *h, xp_tensor *out) {
     XP_TRY(forward_capacity(f, y, s));
     if (f->lp[y].down >= 0)
         XP_TRY(latent_map(f, "latent down", f->lp[y].down, &s->xn, &s->low));
+    if (f->lp[y].lnorm >= 0)
+        XP_TRY(norm_rows(f, "latent norm", f->lp[y].lnorm, &s->low, &s->lown, &s->lrstd));
     XP_TRY(forward_send(f, y, s));
     XP_TRY(forward_experts(f, y, s));
     if (f->lp[y].up >= 0)
@@ -329,7 +437,11 @@ xp_status layer_forward(xp_flow *f, int y, const xp_tensor *h, xp_tensor *out) {
     s->sum = *experts_output(s);
     if (f->S > 0)
         XP_TRY(forward_shared(f, y, s));
-    XP_TRY(add(f, "residual", h, &s->sum, out));
+    if (f->lp[y].obias >= 0)
+        XP_TRY(forward_bias(f, y, s));
+    if (f->lp[y].bnorm >= 0)
+        XP_TRY(norm_rows(f, "block norm", f->lp[y].bnorm, block_sum(s), &s->bn, &s->brstd));
+    XP_TRY(add(f, "residual", h, s->bn.data ? &s->bn : block_sum(s), out));
     return flow_trace(f, "layer out", y, out);
 }
 
@@ -362,6 +474,8 @@ static xp_status backward_experts(xp_flow *f, int y, const xp_tensor *dh, xp_ten
     }
     XP_TRY(call(f, &xp_stage_combine_bwd, "combine_bwd", &sum));
     flow_drop(f, &s->back);
+    if (p->enorm >= 0)
+        XP_TRY(backward_expert_norm(f, y, s, &dout));
     XP_TRY(flow_new2(f, XP_KIND_ACT, f->param, f->C, f->U, &dpre));
     XP_TRY(act2(f, f->C, f->D, &drecv));
     xp_expert_bwd_args ffn = {.dy = dout,
@@ -400,6 +514,11 @@ static xp_status backward_experts(xp_flow *f, int y, const xp_tensor *dh, xp_ten
     }
     XP_TRY(call(f, &xp_stage_permute_bwd, "permute_bwd", &perm));
     flow_drop(f, &drows);
+    if (p->lnorm >= 0) {
+        xp_tensor dlown = *out;
+        XP_TRY(norm_rows_back(f, "latent norm", p->lnorm, &dlown, &s->low, &s->lrstd, out));
+        flow_drop(f, &dlown);
+    }
     if (p->down >= 0) {
         xp_tensor low = *out;
         flow_drop(f, &dy);
@@ -523,11 +642,12 @@ static void drop_state(xp_flow *f, layer_state *s) {
         s->sum.data = NULL;
     if (s->kept.data == s->idx.data)
         s->kept.data = NULL;
-    xp_tensor *const all[] = {&s->xn,           &s->rstd,   &s->scores,  &s->w,    &s->tok,      &s->src,
-                              &s->pos,          &s->counts, &s->offsets, &s->recv, &s->recv_tok, &s->recv_counts,
-                              &s->recv_offsets, &s->pre,    &s->act,     &s->y,    &s->low,      &s->high,
-                              &s->spre,         &s->sact,   &s->smlp,    &s->ssig, &s->sy,       &s->sum,
-                              &s->kept,         &s->gamma};
+    xp_tensor *const all[] = {&s->xn,           &s->rstd,   &s->scores,  &s->w,     &s->tok,      &s->src,
+                              &s->pos,          &s->counts, &s->offsets, &s->recv,  &s->recv_tok, &s->recv_counts,
+                              &s->recv_offsets, &s->pre,    &s->act,     &s->y,     &s->low,      &s->high,
+                              &s->spre,         &s->sact,   &s->smlp,    &s->ssig,  &s->sy,       &s->sum,
+                              &s->kept,         &s->lown,   &s->lrstd,   &s->erstd, &s->out,      &s->biased,
+                              &s->bn,           &s->brstd,  &s->gamma};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         flow_drop(f, all[i]);
 }
@@ -535,10 +655,18 @@ static void drop_state(xp_flow *f, layer_state *s) {
 xp_status layer_backward(xp_flow *f, int y, const xp_tensor *dh, xp_tensor *out) {
     layer_state *s = &f->ls[y];
     f->r->layer = y;
-    xp_tensor dw, dxe, dxr, dxn, dx, dnorm, dsum = *dh, dhalf = {0}, dgamma = {0}, dxs = {0}, part;
+    xp_tensor dw, dxe, dxr, dxn, dx, dsum = *dh, dhalf = {0}, dbn = {0}, dgamma = {0}, dxs = {0}, part;
+    if (f->lp[y].bnorm >= 0) {
+        XP_TRY(norm_rows_back(f, "block norm", f->lp[y].bnorm, dh, block_sum(s), &s->brstd, &dbn));
+        dsum = dbn;
+    }
+    if (f->lp[y].obias >= 0) {
+        const xp_tensor ones = xp_tensor_rows(&f->ones, 0, 0, f->T);
+        XP_TRY(params_wgrad(f, f->lp[y].obias, "wgrad out bias", &dsum, &ones));
+    }
     if (f->S > 0 && shared_factor(f, y) != 1.0) {
         XP_TRY(act2(f, f->T, f->H, &dhalf));
-        xp_residual_args half = {.a = *dh, .y = dhalf, .factor = shared_factor(f, y)};
+        xp_residual_args half = {.a = dsum, .y = dhalf, .factor = shared_factor(f, y)};
         XP_TRY(call(f, &xp_stage_residual, "residual d half", &half));
         dsum = dhalf;
     }
@@ -552,23 +680,9 @@ xp_status layer_backward(xp_flow *f, int y, const xp_tensor *dh, xp_tensor *out)
         XP_TRY(add(f, "residual d shared", &part, &dxs, &dxn));
         flow_drop(f, &part);
     }
-    XP_TRY(act2(f, f->T, f->H, &dx));
-    const int64_t b = f->block ? f->blocks.dim[0] : 1;
-    XP_TRY(flow_new2(f, XP_KIND_GRAD, f->grad, b, f->H, &dnorm));
-    xp_rmsnorm_bwd_args norm = {.dy = dxn,
-                                .x = s->h,
-                                .w = vector(f, f->lp[y].norm),
-                                .rstd = s->rstd,
-                                .dx = dx,
-                                .dw = dnorm,
-                                .token0 = f->token0,
-                                .block = f->block};
-    XP_TRY(call(f, &xp_stage_rmsnorm_bwd, "rmsnorm_bwd", &norm));
-    const int64_t dim[4] = {b, 1, f->H, 1};
-    xp_tensor view = xp_tensor_of(dnorm.data, f->grad, 4, dim);
-    XP_TRY(params_scatter(f, f->lp[y].norm, 0, &view, &(flow_made){&xp_stage_rmsnorm_bwd, &norm, "dw"}));
+    XP_TRY(norm_rows_back(f, "rmsnorm_bwd", f->lp[y].norm, &dxn, &s->h, &s->rstd, &dx));
     XP_TRY(add(f, "residual d", dh, &dx, out));
-    xp_tensor *const mine[] = {&dw, &dxe, &dxr, &dxn, &dx, &dnorm, &dhalf, &dgamma, &dxs};
+    xp_tensor *const mine[] = {&dw, &dxe, &dxr, &dxn, &dx, &dhalf, &dbn, &dgamma, &dxs};
     for (size_t i = 0; i < sizeof mine / sizeof *mine; i++)
         flow_drop(f, mine[i]);
     drop_state(f, s);

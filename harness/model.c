@@ -108,8 +108,11 @@ void xp_model_moe_params(const xp_model *m, double *out_all, double *out_active)
     const double H = (double)m->H, layers = (double)xp_model_moe_layers(m);
     const double maps = m->dialect.gated ? 3.0 : 2.0;
     const double D = (double)xp_model_expert_width(m), expert = maps * D * (double)m->F;
+    const double of_latent = m->around & XP_LATENT_NORM ? D : 0.0, of_experts = m->around & XP_EXPERT_NORM ? D : 0.0;
+    const double of_sum = (m->around & XP_BLOCK_NORM ? H : 0.0) + (m->around & XP_OUT_BIAS ? H : 0.0);
     const double Z = (double)xp_dialect_rows(&m->dialect, m->E), R = (double)m->router_width;
-    const double router = (R > 0.0 ? (Z + H + 2.0 * R + 5.0) * R : Z * H) + (m->latent ? 2.0 * D * H : 0.0);
+    const double router = (R > 0.0 ? (Z + H + 2.0 * R + 5.0) * R : Z * H) + (m->latent ? 2.0 * D * H : 0.0) +
+                          of_latent + of_experts + of_sum;
     const double shared = maps * H * (double)m->S + (m->S && m->dialect.shared_gate ? H : 0.0);
     /* The first block has no state before it to weigh. */
     *out_all = layers * ((double)m->E * expert + router + shared) - (layers > 0.0 ? R : 0.0);
@@ -149,6 +152,7 @@ xp_status xp_model_of(const char *name, const xp_dialect *d, int layers, int64_t
     out->S = S;
     out->vocab = XP_VOCAB;
     out->norm_eps = 1e-6;
+    out->expert_eps = 1e-6;
     out->shrink = 1;
     out->dialect = *d;
     return XP_OK;
@@ -175,6 +179,48 @@ xp_status xp_model_set_router_width(xp_model *m, int64_t width) {
         return XP_FAIL(XP_E_ARG, "router's width R: %lld, expected none where router_in is x", (long long)width);
     m->router_width = width;
     return XP_OK;
+}
+
+/* ---- what is around the experts ---- */
+
+static const char *const around_names[] = {"latent_norm", "expert_norm", "out_bias", "block_norm"};
+enum { AROUND = sizeof around_names / sizeof *around_names };
+
+xp_status xp_model_set_around(xp_model *m, unsigned around) {
+    if (around >> AROUND)
+        return XP_FAIL(XP_E_ARG, "around: %u, expected bits below %u", around, 1u << AROUND);
+    if ((around & XP_LATENT_NORM) && !m->latent)
+        return XP_FAIL(XP_E_ARG, "around: latent_norm, expected it beside a latent width D alone");
+    m->around = around;
+    return XP_OK;
+}
+
+void xp_around_print(unsigned around, char *buf, size_t bytes) {
+    size_t used = 0;
+    buf[0] = '\0';
+    for (int i = 0; i < AROUND; i++) {
+        if ((around >> i & 1u) && used < bytes)
+            used += (size_t)snprintf(buf + used, bytes - used, "%s%s", used ? "+" : "", around_names[i]);
+    }
+}
+
+xp_status xp_around_parse(const char *text, unsigned *out) {
+    *out = 0;
+    for (const char *p = text;; p++) {
+        const size_t n = strcspn(p, "+");
+        int i = 0;
+        while (i < AROUND && (strlen(around_names[i]) != n || strncmp(p, around_names[i], n) != 0))
+            i++;
+        if (i == AROUND || (*out >> i & 1u))
+            return XP_FAIL(XP_E_ARG,
+                           "around: '%.*s' %s, expected names of latent_norm, expert_norm, out_bias, "
+                           "block_norm with + between them",
+                           (int)n, p, i == AROUND ? "is unknown" : "is given twice");
+        *out |= 1u << i;
+        p += n;
+        if (!*p)
+            return XP_OK;
+    }
 }
 
 xp_status xp_model_shrink(xp_model *m, int n) {

@@ -21,6 +21,15 @@ enum {
     XP_VOCAB = 256      /* the step's tokens are bytes, whatever the model's own vocabulary is */
 };
 
+/* What a block has around its experts, each with one vector of weights; a set of these bits. */
+enum {
+    XP_LATENT_NORM = 1, /* RMSNorm of the latent rows, before they are sent to the experts */
+    XP_EXPERT_NORM = 2, /* RMSNorm of every expert's output row, its weight first, before the row is weighted; one
+                           weight for all experts */
+    XP_OUT_BIAS = 4,    /* added to the sum of the routed and the shared output */
+    XP_BLOCK_NORM = 8   /* RMSNorm of that sum, the bias included, before the residual */
+};
+
 typedef struct {
     char name[XP_MODEL_NAME]; /* file name without .json, or as given */
     char model_type[32];      /* "qwen3_moe"; "" for a model from numbers */
@@ -34,7 +43,9 @@ typedef struct {
     int64_t dense_F;            /* width of the layers that are no MoE blocks; 0 when the model states none */
     int64_t vocab;              /* of the published model; the step uses XP_VOCAB */
     double norm_eps;
-    int shrink; /* the widths were divided by this */
+    unsigned around;   /* XP_LATENT_NORM ... */
+    double expert_eps; /* of XP_EXPERT_NORM; every other norm has norm_eps */
+    int shrink;        /* the widths were divided by this */
     /* A copy of the preset with the file's numbers, the record of the most MoE blocks; and those of the other blocks,
      * which differ in how they choose or in limits, never in what parameters there are. */
     xp_dialect dialect, other[XP_MAX_RECORDS - 1];
@@ -72,6 +83,11 @@ xp_status xp_model_of(const char *name, const xp_dialect *d, int layers, int64_t
 int64_t xp_model_expert_width(const xp_model *m);
 /* Sets the latent width, 0: none. XP_E_ARG: out of range, or beside experts that return the block's input. */
 xp_status xp_model_set_latent(xp_model *m, int64_t width);
+/* Sets what is around the experts; after the latent width. XP_E_ARG: a norm of latent rows without a latent width. */
+xp_status xp_model_set_around(xp_model *m, unsigned around);
+/* "latent_norm+expert_norm", the names in the order of the bits; "" for none. And back: XP_E_ARG naming the word. */
+void xp_around_print(unsigned around, char *buf, size_t bytes);
+xp_status xp_around_parse(const char *text, unsigned *out);
 
 /* Sets the width of the router's MLP. XP_E_ARG: out of range; 0 beside a record that has one, or not 0 beside none. */
 xp_status xp_model_set_router_width(xp_model *m, int64_t width);

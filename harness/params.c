@@ -54,6 +54,10 @@ static xp_part part_of(xp_weight w) {
         [XP_W_EXPERT_SCALE] = XP_PART_EXPERT_SCALE,
         [XP_W_LATENT_DOWN] = XP_PART_LATENT_DOWN,
         [XP_W_LATENT_UP] = XP_PART_LATENT_UP,
+        [XP_W_LATENT_NORM] = XP_PART_LATENT_NORM,
+        [XP_W_EXPERT_NORM] = XP_PART_EXPERT_NORM,
+        [XP_W_OUT_BIAS] = XP_PART_OUT_BIAS,
+        [XP_W_BLOCK_NORM] = XP_PART_BLOCK_NORM,
         [XP_W_UP] = XP_PART_UP,
         [XP_W_UP_BIAS] = XP_PART_UP_BIAS,
         [XP_W_DOWN] = XP_PART_DOWN,
@@ -292,7 +296,7 @@ xp_status params_scatter(xp_flow *f, int i, int64_t g0, const xp_tensor *dw, con
         a.base = flat_groups(f, &f->gbase, i, g0, gc);
     if (f->block && !(expert && f->efold)) {
         a.fold_blocks = 1;
-        a.blocks = expert ? f->eblocks : f->blocks;
+        a.blocks = expert ? f->eblocks : param(f, i)->weight == XP_W_EXPERT_NORM ? f->nblocks : f->blocks;
     }
     XP_TRY(xp_call(f->r, &xp_stage_scatter, param(f, i)->name, &a));
     XP_TRY(trace_shard(f, i, g0, &a, by));

@@ -218,9 +218,11 @@ xp_status xp_parity_rows(xp_parity *p, const char *site, int layer, int step, in
     return XP_OK;
 }
 
-/* 1 when |a - b| <= tol; equal infinities are equal, NaN equals NaN. */
+/* 1 when |a - b| <= tol; equal infinities are equal, NaN equals NaN. An infinite tolerance promises nothing, as in
+ * compare.c: where the exact sum is beyond a format, one run's parts may be infinities of both signs, whose sum is NaN.
+ */
 static int near(double a, double b, double tol, double *ratio) {
-    if (a == b || (isnan(a) && isnan(b)))
+    if (a == b || (isnan(a) && isnan(b)) || (isinf(tol) && tol > 0.0))
         return 1;
     const double err = fabs(a - b), r = tol > 0 ? err / tol : (double)INFINITY;
     *ratio = !(r <= *ratio) ? r : *ratio;

@@ -149,6 +149,10 @@ static xp_status add(xp_plan *p, xp_weight w, int block, int ndim, int64_t G, in
         [XP_W_EXPERT_SCALE] = "mlp.gate.per_expert_scale",
         [XP_W_LATENT_DOWN] = "mlp.fc1_latent_proj.weight",
         [XP_W_LATENT_UP] = "mlp.fc2_latent_proj.weight",
+        [XP_W_LATENT_NORM] = "mlp.pre_expert_norm.weight",
+        [XP_W_EXPERT_NORM] = "mlp.experts.post_expert_norm.weight",
+        [XP_W_OUT_BIAS] = "mlp.bias",
+        [XP_W_BLOCK_NORM] = "mlp.post_mlp_layernorm.weight",
         [XP_W_UP] = "mlp.experts.gate_up_proj",
         [XP_W_UP_BIAS] = "mlp.experts.gate_up_proj_bias",
         [XP_W_DOWN] = "mlp.experts.down_proj",
@@ -173,10 +177,9 @@ static xp_status add(xp_plan *p, xp_weight w, int block, int ndim, int64_t G, in
     q->gather = q->expert ? XP_EP_FSDP : XP_FSDP;
     q->reduce = q->expert ? XP_EDP : XP_WORLD;
     q->decay = ndim > 1;
-    q->mean = w == XP_W_NORM || w == XP_W_FINAL_NORM || w == XP_W_EXPERT_SCALE || w == XP_W_ROUTER_STATE ||
-                      w == XP_W_ROUTER_NORM
-                  ? 1.0
-                  : 0.0;
+    const int norm = w == XP_W_NORM || w == XP_W_FINAL_NORM || w == XP_W_LATENT_NORM || w == XP_W_EXPERT_NORM ||
+                     w == XP_W_BLOCK_NORM || w == XP_W_ROUTER_NORM;
+    q->mean = norm || w == XP_W_EXPERT_SCALE || w == XP_W_ROUTER_STATE ? 1.0 : 0.0;
     q->std = std;
     const int64_t size[3] = {G, R, N};
     for (int d = 0; d < ndim; d++)
@@ -211,6 +214,18 @@ static xp_status add_router_mlp(xp_plan *p, int b) {
     return add(p, XP_W_ROUTER_FC2_BIAS, b, 1, 1, R, 1, BIAS_STD);
 }
 
+static xp_status add_around(xp_plan *p, int b) {
+    const xp_model *m = &p->model;
+    const int64_t D = xp_model_expert_width(m);
+    if (m->around & XP_LATENT_NORM)
+        XP_TRY(add(p, XP_W_LATENT_NORM, b, 1, 1, D, 1, 0.125));
+    if (m->around & XP_EXPERT_NORM)
+        XP_TRY(add(p, XP_W_EXPERT_NORM, b, 1, 1, D, 1, 0.125));
+    if (m->around & XP_OUT_BIAS)
+        XP_TRY(add(p, XP_W_OUT_BIAS, b, 1, 1, m->H, 1, BIAS_STD));
+    return m->around & XP_BLOCK_NORM ? add(p, XP_W_BLOCK_NORM, b, 1, 1, m->H, 1, 0.125) : XP_OK;
+}
+
 static xp_status add_block(xp_plan *p, int b) {
     const xp_model *m = &p->model;
     const double by_h = 1.0 / sqrt((double)m->H), by_f = 1.0 / sqrt((double)m->F);
@@ -229,6 +244,7 @@ static xp_status add_block(xp_plan *p, int b) {
         XP_TRY(add(p, XP_W_LATENT_DOWN, b, 2, 1, D, m->H, by_h));
         XP_TRY(add(p, XP_W_LATENT_UP, b, 2, 1, m->H, D, by_d));
     }
+    XP_TRY(add_around(p, b));
     XP_TRY(add(p, XP_W_UP, b, 3, m->E, maps * m->F, D, by_d));
     if (m->dialect.expert_bias)
         XP_TRY(add(p, XP_W_UP_BIAS, b, 2, m->E, maps * m->F, 1, BIAS_STD));
@@ -262,7 +278,7 @@ static void sort_names(xp_plan *p) {
 }
 
 static xp_status make_params(xp_plan *p) {
-    const size_t room = (size_t)p->blocks * (13 + XP_ROUTER_MLP_WEIGHTS) + 3;
+    const size_t room = (size_t)p->blocks * (17 + XP_ROUTER_MLP_WEIGHTS) + 3;
     p->param = calloc(room, sizeof *p->param);
     p->by_name = calloc(room, sizeof *p->by_name);
     if (!p->param || !p->by_name)
@@ -347,6 +363,7 @@ static xp_status fill(xp_plan *p) {
     XP_TRY(check_options(&p->opt));
     XP_TRY(xp_model_override(&p->model, p->opt.layers, 0, 0));
     XP_TRY(xp_model_shrink(&p->model, p->opt.shrink));
+    XP_TRY(xp_model_set_around(&p->model, p->model.around));
     XP_TRY(check_mesh(&p->mesh, &p->model));
     XP_TRY(xp_model_set_router_width(&p->model, p->model.router_width));
     XP_TRY(xp_dialect_check(&p->model.dialect, p->model.E, p->model.K));
@@ -448,6 +465,8 @@ int xp_plan_find(const xp_plan *p, xp_weight w, int block) {
 /* Gradients of one parameter that some rank may bring to the reduction: one, or one a block of tokens. An expert whose
  * gradient no other rank shares is folded where it lies, unless the fold goes on in the next micro-batch. */
 static int64_t partials(const xp_plan *p, const xp_plan_param *q, int64_t blocks) {
+    if (q->weight == XP_W_EXPERT_NORM) /* of each expert, too: where they lie must not change the fold */
+        return p->opt.deterministic ? blocks * (p->model.E / p->mesh.ep) : 1;
     const int alone = q->expert && p->mesh.ep_fsdp * p->mesh.ep_dp == 1 && p->opt.micro == 1;
     return p->opt.deterministic && !alone ? blocks : 1;
 }
@@ -553,7 +572,14 @@ static double kept_activations(const xp_model *m, const scale *n) {
     const double expert = (n->home + C) * D * n->act + C * maps * F * n->param; /* returned, received; inside */
     const double shared = S > 0 ? 3 * T * H * n->act + T * maps * S * n->shared + T * n->act : 0;
     const double R = (double)m->router_width; /* the state, its norm, two maps before and after their gelu; 1/rms */
-    return model + (R > 0 ? 6 * T * R * n->act + T * n->wide : 0) + latent + route + table + expert + shared;
+    const double router_mlp = R > 0 ? 6 * T * R * n->act + T * n->wide : 0;
+    /* the latent rows before their norm, the experts' rows before theirs, the sum before the bias and before its norm
+     */
+    const double around = (m->around & XP_LATENT_NORM ? T * (D * n->act + n->wide) : 0) +
+                          (m->around & XP_EXPERT_NORM ? C * (D * n->act + n->wide) : 0) +
+                          (m->around & XP_OUT_BIAS ? T * H * n->act : 0) +
+                          (m->around & XP_BLOCK_NORM ? T * (H * n->act + n->wide) : 0);
+    return model + router_mlp + latent + route + table + expert + shared + around;
 }
 
 /* The most that lives beside the kept activations: at the top of the model, or in the backward of one block. */
@@ -582,7 +608,8 @@ static void add_param_cost(const xp_plan *p, int i, const xp_plan_shard *sh, con
     const xp_plan_param *q = &p->param[i];
     const int places = xp_mesh_axis_size(&p->mesh, q->gather), sums = xp_mesh_axis_size(&p->mesh, q->reduce);
     const int64_t chunk = xp_plan_chunk_groups(p, i);
-    const double parts = (double)partials(p, q, q->expert ? n->group_blocks : n->blocks);
+    const int of_group = q->expert || q->weight == XP_W_EXPERT_NORM;
+    const double parts = (double)partials(p, q, of_group ? n->group_blocks : n->blocks);
     const double own = (double)sh->count, group = (double)q->R * (double)q->N, whole = (double)sh->groups * group;
     const double param = (double)xp_dtype_bytes(xp_plan_param_dtype(p, i), 1);
     const double reduce = (double)xp_dtype_bytes(xp_plan_reduce_dtype(p, i), 1);
@@ -606,6 +633,9 @@ static void add_token_cost(const xp_plan *p, const scale *n, xp_plan_cost *out) 
     out->bytes[XP_KIND_ACT] += p->blocks * kept_activations(m, n) + p->balanced * balance + passing_activations(m, n);
     out->bytes[XP_KIND_ACT] += T * (H * n->act + 9); /* position rows, tokens, targets, which are valid */
     out->bytes[XP_KIND_BUFFER] += T * 8 + 8 * (double)(n->blocks + n->group_blocks);
+    out->bytes[XP_KIND_BUFFER] += m->around & XP_OUT_BIAS ? T * 4 : 0;
+    if (m->around & XP_EXPERT_NORM && p->opt.deterministic) /* numbers of its sums, and of each row's */
+        out->bytes[XP_KIND_BUFFER] += 8 * ((double)n->group_blocks * (double)(m->E / p->mesh.ep) + n->room);
     /* There and back, forward and backward; token numbers once. */
     out->sent[XP_EP] += p->opt.micro * p->blocks * remote *
                         (2 * (n->sent + n->got) * (double)xp_model_expert_width(m) * n->act + 8 * n->sent);

@@ -82,6 +82,10 @@ typedef enum {
                           is f64 */
     XP_W_LATENT_DOWN,  /* [D,H] into the experts' width D, where it is not H */
     XP_W_LATENT_UP,    /* [H,D] and back */
+    XP_W_LATENT_NORM,  /* [D] of the rows that the experts read */
+    XP_W_EXPERT_NORM,  /* [D] of the rows that all experts write: each rank's are those of its experts */
+    XP_W_OUT_BIAS,     /* [H] added to the block's sum */
+    XP_W_BLOCK_NORM,   /* [H] of that sum */
     XP_W_UP,           /* [E,2F,H] rows as the dialect lays them out; [E,F,H] without a gate */
     XP_W_UP_BIAS,      /* [E,2F] or [E,F] */
     XP_W_DOWN,         /* [E,H,F] */

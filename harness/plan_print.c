@@ -67,7 +67,7 @@ static int run_of_ranks(const xp_plan *p, int first, xp_plan_cost *out) {
 
 static void print_model(const xp_plan *p, FILE *f) {
     const xp_model *m = &p->model;
-    char a[32];
+    char a[64];
     fprintf(f, "model      %s%s%s, dialect %s\n", m->name, *m->model_type ? ": " : "", m->model_type, m->dialect.name);
     fprintf(f, "           %s\n", m->dialect.meaning);
     for (int n = 1; n <= m->others; n++) {
@@ -81,6 +81,9 @@ static void print_model(const xp_plan *p, FILE *f) {
         fprintf(f, ", experts' width %" PRId64, m->latent);
     if (m->router_width)
         fprintf(f, ", router's width %" PRId64, m->router_width);
+    xp_around_print(m->around, a, sizeof a);
+    if (m->around)
+        fprintf(f, ", around them %s", a);
     if (m->S)
         fprintf(f, ", shared expert %" PRId64 "%s", m->S, m->dialect.shared_gate ? " with gate" : "");
     fprintf(f, "; %s parameters\n", count_text((double)p->elements, a, sizeof a));
@@ -110,7 +113,7 @@ static void print_options(const xp_plan *p, FILE *f) {
 }
 
 static void print_params(const xp_plan *p, FILE *f) {
-    fprintf(f, "\n%-52s %-18s %-7s %-6s %s\n", "parameter", "shape", "place", "decay", "initial values");
+    fprintf(f, "\n%-56s %-18s %-7s %-6s %s\n", "parameter", "shape", "place", "decay", "initial values");
     for (int i = 0; i < p->params; i++) {
         const xp_plan_param *q = &p->param[i];
         if (q->block > 0)
@@ -121,7 +124,7 @@ static void print_params(const xp_plan *p, FILE *f) {
             snprintf(name, sizeof name, "model.layers.*.%s (%d)", strchr(q->name + 13, '.') + 1, p->blocks);
         else
             snprintf(name, sizeof name, "%s", q->name);
-        fprintf(f, "%-52s %-18s %-7s %-6s %g +- %.3g\n", name, shape, q->expert ? "expert" : "dense",
+        fprintf(f, "%-56s %-18s %-7s %-6s %g +- %.3g\n", name, shape, q->expert ? "expert" : "dense",
                 q->decay ? "yes" : "no", q->mean, q->std);
     }
 }
@@ -251,17 +254,19 @@ static json_t *records_json(const xp_model *m) {
 static json_t *model_json(const xp_plan *p) {
     const xp_model *m = &p->model;
     json_t *layers = json_array();
+    char around[64];
+    xp_around_print(m->around, around, sizeof around);
     for (int b = 0; b < p->blocks; b++)
         json_array_append_new(layers, json_integer(p->layer[b]));
     return json_pack(
-        "{s:s, s:s, s:s, s:i, s:o, s:I, s:I, s:I, s:I, s:I, s:b, s:I, s:i, s:f, s:i, s:s, s:I, s:o, s:o, s:o, s:I, s:I}",
+        "{s:s, s:s, s:s, s:i, s:o, s:I, s:I, s:I, s:I, s:I, s:b, s:I, s:i, s:f, s:i, s:s, s:I, s:o, s:o, s:o, s:I, s:I, s:s}",
         "name", m->name, "model_type", m->model_type, "dialect", m->dialect.name, "layers", m->layers, "moe_layers",
         layers, "H", (json_int_t)m->H, "F", (json_int_t)m->F, "E", (json_int_t)m->E, "k", (json_int_t)m->K, "S",
         (json_int_t)m->S, "shared_gate", m->S && m->dialect.shared_gate, "published_vocabulary", (json_int_t)m->vocab,
         "vocabulary", XP_VOCAB, "norm_eps", m->norm_eps, "shrink", m->shrink, "torch_dtype", m->torch_dtype,
         "parameters", (json_int_t)p->elements, "other_dialects", records_json(m), "unread", lines_json(m->unread),
-        "assumed", lines_json(m->assumed), "latent", (json_int_t)m->latent, "router_width",
-        (json_int_t)m->router_width);
+        "assumed", lines_json(m->assumed), "latent", (json_int_t)m->latent, "router_width", (json_int_t)m->router_width,
+        "around", around);
 }
 
 static json_t *mesh_json(const xp_mesh_spec *s) {

@@ -65,7 +65,8 @@ static int64_t dim(const xp_case *c, char letter) {
 
 /* Multiply-adds of the layers' forward and backward, counted as 2. */
 static int64_t layer_flop(const xp_case *c) {
-    const int64_t row = dim(c, 'H') * dim(c, 'F') * 3, gate = dim(c, 'H') * dim(c, 'E');
+    const int64_t D = dim(c, 'D') ? dim(c, 'D') : dim(c, 'H');
+    const int64_t row = D * dim(c, 'F') * 3, gate = dim(c, 'H') * (dim(c, 'E') + 2 * dim(c, 'D'));
     return 6 * c->layers * dim(c, 'T') * (dim(c, 'K') * row + gate + dim(c, 'H') * 3 * dim(c, 'S') + 256 * dim(c, 'H'));
 }
 
@@ -188,6 +189,16 @@ static void draw_parts(dice *d, xp_case *c) {
         set_dim(c, 'S', record.shared_rows * between(d, 1, 16));
 }
 
+/* A width of the experts' own, and norms and a bias around them, each a third of the time. */
+static void draw_around(dice *d, xp_case *c) {
+    xp_dialect record;
+    const int own = xp_case_dialect(c, &record) == XP_OK && !record.null_experts;
+    if (roll(d, 3) == 0 && own)
+        set_dim(c, 'D', size(d, 1, 96));
+    if (roll(d, 3) == 0)
+        c->around = (unsigned)between(d, 1, 15) & (dim(c, 'D') ? ~0u : ~(unsigned)XP_LATENT_NORM);
+}
+
 /* A layer or a step; deterministic half of the time where it is legal. */
 static void draw_layer(dice *d, xp_case *c) {
     c->layers = roll(d, 4) ? 1 : 2;
@@ -198,6 +209,7 @@ static void draw_layer(dice *d, xp_case *c) {
         set_dim(c, 'T', size(d, 1, 96));
     draw_dialect(d, c);
     draw_parts(d, c);
+    draw_around(d, c);
     draw_mesh(d, 1, c);
     while (layer_flop(c) > MAX_FLOP) {
         set_dim(c, 'T', (dim(c, 'T') + 1) / 2);
@@ -215,16 +227,18 @@ static void draw_layer(dice *d, xp_case *c) {
 static void draw_scalars(dice *d, xp_case *c) {
     static const struct {
         const char *stage, *name, *value[3];
-    } scalar[] = {{"cast", "saturate", {"0", "1", "1"}},       {"gradnorm", "p", {"1", "2", "inf"}},
-                  {"clip", "max_norm", {"0", "0.5", "1000"}},  {"adamw", "step", {"1", "2", "1000"}},
-                  {"rmsnorm_bwd", "block", {"0", "16", "16"}}, {"embed_bwd", "block", {"0", "16", "16"}},
+    } scalar[] = {{"cast", "saturate", {"0", "1", "1"}},
+                  {"gradnorm", "p", {"1", "2", "inf"}},
+                  {"clip", "max_norm", {"0", "0.5", "1000"}},
+                  {"adamw", "step", {"1", "2", "1000"}},
+                  {"rmsnorm", "weight_first", {"off", "on", "on"}},
+                  {"rmsnorm_bwd", "weight_first", {"off", "on", "on"}},
+                  {"rmsnorm_bwd", "block", {"0", "16", "16"}},
+                  {"embed_bwd", "block", {"0", "16", "16"}},
                   {"balance", "scope_world", {"0", "1", "1"}}};
     for (size_t i = 0; i < sizeof scalar / sizeof *scalar; i++) {
-        if (strcmp(c->stage->name, scalar[i].stage) != 0)
-            continue;
-        strcpy(c->param[0].name, scalar[i].name);
-        strcpy(c->param[0].value, scalar[i].value[roll(d, 3)]);
-        c->params = 1;
+        if (strcmp(c->stage->name, scalar[i].stage) == 0)
+            set_param(c, scalar[i].name, scalar[i].value[roll(d, 3)]);
     }
 }
 

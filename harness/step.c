@@ -98,6 +98,8 @@ static xp_status take_capacity(xp_flow *f) {
     if (!f->block)
         return XP_OK;
     XP_TRY(flow_new1(f, XP_KIND_BUFFER, XP_I64, blocks, &f->eblocks));
+    if (f->plan->model.around & XP_EXPERT_NORM)
+        XP_TRY(flow_new1(f, XP_KIND_BUFFER, XP_I64, blocks * f->L, &f->nblocks));
     const int64_t own = (f->T + f->block - 1) / f->block;
     return flow_new1(f, XP_KIND_BUFFER, XP_I64, own, &f->blocks);
 }
@@ -121,6 +123,8 @@ static void enter_micro(xp_flow *f, int i) {
         for (int64_t b = 0; b < (t + f->block - 1) / f->block; b++)
             ((int64_t *)f->eblocks.data)[at++] = (first + t0) / f->block + b;
     }
+    for (int64_t n = 0; f->nblocks.data && n < at * f->L; n++)
+        ((int64_t *)f->nblocks.data)[n] = ((int64_t *)f->eblocks.data)[n / f->L] * f->E + ep->rank * f->L + n % f->L;
 }
 
 /* As many as the most rows of any bias's gradient: the router's tokens, the experts' rows. */
@@ -150,6 +154,10 @@ static xp_status take_own(xp_flow *f) {
     ((int64_t *)f->own_span.data)[0] = 0;
     ((int64_t *)f->own_span.data)[1] = f->T;
     XP_TRY(take_ones(f));
+    if (f->plan->model.around & XP_OUT_BIAS) {
+        XP_TRY(flow_new1(f, XP_KIND_BUFFER, XP_I32, f->T, &f->first));
+        memset(f->first.data, 0, (size_t)f->T * sizeof(int32_t));
+    }
     XP_TRY(take_places(f));
     const int64_t scores[3] = {f->Y, f->T, f->Z}, picks[3] = {f->Y, f->T, f->K};
     XP_TRY(xp_rank_tensor(f->r, XP_KIND_ACT, f->logits, 3, scores, &f->all_logits));
@@ -215,6 +223,10 @@ static xp_status find_params(xp_step *st) {
                                   .rbias = xp_plan_find(f->plan, XP_W_ROUTER_BIAS, y),
                                   .down = xp_plan_find(f->plan, XP_W_LATENT_DOWN, y),
                                   .up = xp_plan_find(f->plan, XP_W_LATENT_UP, y),
+                                  .lnorm = xp_plan_find(f->plan, XP_W_LATENT_NORM, y),
+                                  .enorm = xp_plan_find(f->plan, XP_W_EXPERT_NORM, y),
+                                  .obias = xp_plan_find(f->plan, XP_W_OUT_BIAS, y),
+                                  .bnorm = xp_plan_find(f->plan, XP_W_BLOCK_NORM, y),
                                   .scale = xp_plan_find(f->plan, XP_W_EXPERT_SCALE, y),
                                   .b1 = xp_plan_find(f->plan, XP_W_UP_BIAS, y),
                                   .b2 = xp_plan_find(f->plan, XP_W_DOWN_BIAS, y),

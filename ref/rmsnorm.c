@@ -1,19 +1,21 @@
 /* Stages rmsnorm and rmsnorm_bwd: see xp/rmsnorm.h for the meaning.
  *
  * Sums run over ascending columns in double; the normalised row is rounded to the activation dtype before the weight
- * multiplies it. Must not sum across blocks. */
+ * multiplies it, or with the weight first their product before it is normalised. Must not sum across blocks. */
 #include "xp/rmsnorm.h"
 
 #include <math.h>
+#include <string.h>
 
 #include "check.h"
+#include "move.h"
 #include "plane.h"
 #include "ref.h"
 #include "token.h"
 
 /* ---- operands and parameters ---- */
 
-enum { NORM_Y = 2, NORM_RSTD = 3, BWD_DX = 4, BWD_DW = 5 };
+enum { NORM_Y = 2, NORM_RSTD = 3, BWD_DX = 4, BWD_DW = 5, BWD_PART = 6 };
 
 static const xp_operand operands[] = {
     XP_OPERAND(xp_rmsnorm_args, x, "T,H", XP_IN, XP_DT_ACT, XP_UNCOMPARED, "act"),
@@ -29,18 +31,27 @@ static const xp_operand bwd_operands[] = {
     XP_OPERAND(xp_rmsnorm_bwd_args, rstd, "T", XP_IN, XP_DT_WIDE, XP_UNCOMPARED, "wide"),
     [BWD_DX] = XP_OPERAND(xp_rmsnorm_bwd_args, dx, "T,H", XP_OUT, XP_DT_ACT, XP_BOUND, "act"),
     [BWD_DW] = XP_OPERAND(xp_rmsnorm_bwd_args, dw, "B,H", XP_OUT, XP_DT_ACT, XP_BOUND, "grad"),
+    [BWD_PART] = XP_OPTIONAL(xp_rmsnorm_bwd_args, part, "T", XP_IN, XP_BIT(XP_I64), XP_UNCOMPARED, ""),
 };
 
 static const xp_param params[] = {
     {"eps", NULL, "1e-6", XP_P_F64, offsetof(xp_rmsnorm_args, eps)},
+    {"weight_first", "off|on", "off", XP_P_WORD, offsetof(xp_rmsnorm_args, weight_first)},
 };
 
 static const xp_param bwd_params[] = {
     {"token0", NULL, "0", XP_P_I64, offsetof(xp_rmsnorm_bwd_args, token0)},
     {"block", NULL, "0", XP_P_I64, offsetof(xp_rmsnorm_bwd_args, block)},
+    {"weight_first", "off|on", "off", XP_P_WORD, offsetof(xp_rmsnorm_bwd_args, weight_first)},
 };
 
 /* ---- check ---- */
+
+static xp_status first_check(const char *stage, int first) {
+    if (first != 0 && first != 1)
+        return XP_FAIL(XP_E_ARG, "%s: weight_first is %d, expected 0 or 1", stage, first);
+    return XP_OK;
+}
 
 static xp_status check(const void *args, const xp_mesh *m) {
     const xp_rmsnorm_args *a = args;
@@ -51,6 +62,18 @@ static xp_status check(const void *args, const xp_mesh *m) {
         return XP_FAIL(XP_E_ARG, "rmsnorm: eps is %g, expected a finite number above 0", a->eps);
     if (XP_REF_DIM(d, 'H') < 1)
         return XP_FAIL(XP_E_ARG, "rmsnorm: x dim 1 is %lld, expected H >= 1", (long long)XP_REF_DIM(d, 'H'));
+    return first_check("rmsnorm", a->weight_first);
+}
+
+static xp_status part_check(const xp_rmsnorm_bwd_args *a) {
+    if (a->block != 0)
+        return XP_FAIL(XP_E_ARG, "rmsnorm_bwd: block is %lld, expected 0 with part", (long long)a->block);
+    for (int64_t t = 0; t < a->part.dim[0] && xp_ref_readable(&a->part); t++) {
+        const int64_t b = xp_ref_i64(&a->part, t);
+        if (b < -1 || b >= a->dw.dim[0])
+            return XP_FAIL(XP_E_ARG, "rmsnorm_bwd: part[%lld] is %lld, expected -1 to %lld", (long long)t, (long long)b,
+                           (long long)a->dw.dim[0] - 1);
+    }
     return XP_OK;
 }
 
@@ -61,12 +84,13 @@ static xp_status bwd_check(const void *args, const xp_mesh *m) {
     XP_TRY(xp_ref_check(&xp_stage_rmsnorm_bwd, args, &d));
     XP_TRY(xp_ref_blocks_check("rmsnorm_bwd", a->token0, a->block, XP_REF_DIM(d, 'T')));
     const int64_t B = xp_ref_blocks(a->token0, a->block, XP_REF_DIM(d, 'T'));
-    if (XP_REF_DIM(d, 'B') != B)
+    if (!a->part.data && XP_REF_DIM(d, 'B') != B)
         return XP_FAIL(XP_E_ARG, "rmsnorm_bwd: dw dim 0 is %lld, expected B = %lld blocks from token0 %lld",
                        (long long)XP_REF_DIM(d, 'B'), (long long)B, (long long)a->token0);
     if (XP_REF_DIM(d, 'H') < 1)
         return XP_FAIL(XP_E_ARG, "rmsnorm_bwd: x dim 1 is %lld, expected H >= 1", (long long)XP_REF_DIM(d, 'H'));
-    return XP_OK;
+    XP_TRY(first_check("rmsnorm_bwd", a->weight_first));
+    return a->part.data ? part_check(a) : XP_OK;
 }
 
 /* ---- cost ---- */
@@ -87,7 +111,7 @@ static void bwd_cost(const void *args, const xp_mesh *m, xp_cost *out) {
 
 /* ---- workspace ---- */
 
-enum { PLANES = 6 };
+enum { PLANES = 7 };
 typedef struct {
     double *plane[PLANES]; /* [H] each */
 } work;
@@ -122,6 +146,25 @@ static double inverse_root(const double *x, int64_t H, double eps) {
     return 1.0 / xp_ref_sqrt(sum / (double)H + eps);
 }
 
+/* u = r(w x), in place. */
+static void scale_row(const double *w, xp_dtype d, int64_t H, double *x) {
+    for (int64_t h = 0; h < H; h++)
+        x[h] *= w[h];
+    xp_ref_round_row(d, H, x);
+}
+
+/* Rows of sum b: all of [lo, hi), or with part those that say so. */
+static int adds_to(const xp_rmsnorm_bwd_args *a, int64_t t, int64_t b) {
+    return !a->part.data || xp_ref_i64(&a->part, t) == b;
+}
+
+static void rows_of(const xp_rmsnorm_bwd_args *a, int64_t b, int64_t *lo, int64_t *hi) {
+    *lo = 0;
+    *hi = a->x.dim[0];
+    if (!a->part.data)
+        xp_ref_block_tokens(a->token0, a->block, a->x.dim[0], b, lo, hi);
+}
+
 /* ---- bound ---- */
 
 /* Relative error of rstd, one side in op and one in double: a sum of H squares in any order, a division, the addition
@@ -153,6 +196,40 @@ static void bound_y(const xp_rmsnorm_args *a, const work *k, int64_t t, xp_dtype
     xp_ref_rows_store(tol, t, 1, e);
 }
 
+/* Relative error of the root where each u[h] is within e[h]: the sum of squares S moves by d <= sum e (2 |u| + e),
+ * which is q = d / (S + H eps) of what is under the root; 1 / sqrt(1 - q) - 1 <= q (1/2 + q) up to q = 1/2, and more is
+ * not promised. */
+static double root_moved(const double *u, const double *e, int64_t H, double eps) {
+    double sum = (double)H * eps, moved = 0;
+    for (int64_t h = 0; h < H; h++) {
+        sum += u[h] * u[h];
+        moved += e[h] * (2.0 * fabs(u[h]) + e[h]);
+    }
+    const double q = moved / sum * (1.0 + 0x1p-20);
+    return q <= 0.5 ? q * (0.5 + q) : (double)INFINITY;
+}
+
+/* u = r(w x) into x, its errors into e: a rounding point. */
+static void round_product(const xp_ref_rule *rule, const double *w, int64_t H, double *x, double *e) {
+    for (int64_t h = 0; h < H; h++) {
+        const xp_ref_val u = xp_ref_rule_round(rule, xp_ref_val_mul((xp_ref_val){x[h], 0}, (xp_ref_val){w[h], 0}));
+        x[h] = u.v;
+        e[h] = u.e;
+    }
+}
+
+/* y = r(u rstd), with the errors of u in plane 3. */
+static void bound_y_first(const xp_rmsnorm_args *a, const work *k, int64_t t, xp_dtype op, double rel, xp_tensor *tol) {
+    const xp_ref_rule outer = xp_ref_rule_of(a->y.dtype, op);
+    const double *u = k->plane[0], rstd = inverse_root(u, a->x.dim[1], a->eps);
+    double *e = k->plane[3];
+    for (int64_t h = 0; h < a->x.dim[1]; h++) {
+        const xp_ref_val n = xp_ref_val_mul((xp_ref_val){u[h], e[h]}, (xp_ref_val){rstd, rstd * rel});
+        e[h] = xp_ref_rule_out(&outer, n);
+    }
+    xp_ref_rows_store(tol, t, 1, e);
+}
+
 static xp_dtype op_of(const xp_rmsnorm_args *a) {
     const xp_tensor *const t[] = {&a->x, &a->w, &a->y, &a->rstd};
     return xp_ref_op_of(t, 4);
@@ -162,15 +239,21 @@ static xp_status bound(const void *args, const xp_mesh *m, int operand, const xp
                        xp_tensor *tol) {
     const xp_rmsnorm_args *a = args;
     const xp_dtype op = op_of(a);
-    const xp_ref_rule rule = xp_ref_rule_of(a->rstd.dtype, op);
+    const xp_ref_rule rule = xp_ref_rule_of(a->rstd.dtype, op), inner = xp_ref_rule_of(a->x.dtype, op);
     work k;
     (void)m;
     lay(a->x.dim[1], ws, &k);
     load_vector(&a->w, k.plane[1]);
     for (int64_t t = 0; t < a->x.dim[0]; t++) {
         xp_ref_rows_load(&a->x, t, 1, k.plane[0]);
-        const double rel = rstd_error(k.plane[0], a->x.dim[1], a->eps, op);
-        if (operand == NORM_Y) {
+        if (a->weight_first)
+            round_product(&inner, k.plane[1], a->x.dim[1], k.plane[0], k.plane[3]);
+        double rel = rstd_error(k.plane[0], a->x.dim[1], a->eps, op);
+        if (a->weight_first)
+            rel += root_moved(k.plane[0], k.plane[3], a->x.dim[1], a->eps);
+        if (operand == NORM_Y && a->weight_first) {
+            bound_y_first(a, &k, t, op, rel, tol);
+        } else if (operand == NORM_Y) {
             bound_y(a, &k, t, op, rel, tol);
         } else {
             const double v = xp_widen(ref->data, ref->dtype, xp_tensor_offset(ref, t));
@@ -214,6 +297,69 @@ static void bound_dx(const xp_rmsnorm_bwd_args *a, const work *k, int64_t t, xp_
     xp_ref_rows_store(tol, t, 1, e);
 }
 
+/* du = r(rstd (dy - n mean(dy n))) of a row, n = u rstd, u = r(w x): as dx above with dy for u's part, and u's rounding
+ * through n; then a rounding point of its own. Values into v, errors into e; x becomes u. */
+static void bound_du(const xp_rmsnorm_bwd_args *a, const work *k, int64_t t, xp_dtype op, double *v, double *e) {
+    const int64_t H = a->x.dim[1];
+    const xp_ref_rule inner = xp_ref_rule_of(a->x.dtype, op), middle = xp_ref_rule_of(a->dx.dtype, op);
+    const double rstd = xp_widen(a->rstd.data, a->rstd.dtype, xp_tensor_offset(&a->rstd, t)), root = fabs(rstd);
+    const double *dy = k->plane[0], g = xp_ref_both(H + 16, op), largest = xp_ref_largest(op) / 4;
+    double *u = k->plane[1], mean = 0, signed_mean = 0, moved = 0;
+    round_product(&inner, k->plane[2], H, u, e);
+    for (int64_t h = 0; h < H; h++) {
+        mean += fabs(dy[h]) * (fabs(u[h]) + e[h]) * root / (double)H;
+        signed_mean += dy[h] * (u[h] * rstd) / (double)H;
+        moved += fabs(dy[h]) * e[h] * root / (double)H;
+    }
+    for (int64_t h = 0; h < H; h++) {
+        const double n = u[h] * rstd, most = fabs(n) + e[h] * root, gauge = root * (fabs(dy[h]) + most * mean);
+        const double least = 8.0 * xp_ref_format_of(op).least * (1.0 + root * (1.0 + most));
+        const double err = gauge <= largest && mean <= largest / (double)H
+                               ? g * gauge + least + root * (fabs(n) * moved + e[h] * root * mean)
+                               : (double)INFINITY;
+        const xp_ref_val du = xp_ref_rule_round(&middle, (xp_ref_val){rstd * (dy[h] - n * signed_mean), err});
+        v[h] = du.v;
+        e[h] = du.e;
+    }
+}
+
+/* dx = r(w du). */
+static void bound_dx_first(const xp_rmsnorm_bwd_args *a, const work *k, int64_t t, xp_dtype op, xp_tensor *tol) {
+    const xp_ref_rule rule = xp_ref_rule_of(a->dx.dtype, op);
+    double *e = k->plane[3], *v = k->plane[4];
+    bound_du(a, k, t, op, v, e);
+    for (int64_t h = 0; h < a->x.dim[1]; h++)
+        e[h] = xp_ref_rule_out(&rule, xp_ref_val_mul((xp_ref_val){v[h], e[h]}, (xp_ref_val){k->plane[2][h], 0}));
+    xp_ref_rows_store(tol, t, 1, e);
+}
+
+/* dw = sum of du x over the rows of b: gamma of the terms times the gauge, and each du's error times |x|. */
+static void bound_dw_first(const xp_rmsnorm_bwd_args *a, const work *k, int64_t b, xp_dtype op, const xp_tensor *ref,
+                           xp_tensor *tol) {
+    const int64_t H = a->x.dim[1];
+    const xp_ref_rule rule = xp_ref_rule_of(a->dw.dtype, op);
+    double *sum = k->plane[5], *v = k->plane[4], *e = k->plane[3], *x = k->plane[6];
+    int64_t lo, hi;
+    rows_of(a, b, &lo, &hi);
+    for (int64_t h = 0; h < H; h++)
+        sum[h] = 0;
+    const double g = xp_ref_both(hi - lo + 8, op), least = xp_ref_format_of(op).least;
+    for (int64_t t = lo; t < hi; t++) {
+        if (!adds_to(a, t, b))
+            continue;
+        xp_ref_rows_load(&a->dy, t, 1, k->plane[0]);
+        xp_ref_rows_load(&a->x, t, 1, k->plane[1]);
+        xp_ref_rows_load(&a->x, t, 1, x);
+        bound_du(a, k, t, op, v, e);
+        for (int64_t h = 0; h < H; h++)
+            sum[h] += fabs(x[h]) * (e[h] + g * (fabs(v[h]) + e[h])) + 2.0 * least;
+    }
+    xp_ref_rows_load(ref, b, 1, v);
+    for (int64_t h = 0; h < H; h++)
+        sum[h] = xp_ref_rule_out(&rule, (xp_ref_val){v[h], sum[h]});
+    xp_ref_rows_store(tol, b, 1, sum);
+}
+
 /* dw = sum of dy r(n) over the block's tokens: gamma of the terms times the gauge, and each r(n)'s rounding times |dy|.
  */
 static void bound_dw(const xp_rmsnorm_bwd_args *a, const work *k, int64_t b, xp_dtype op, const xp_tensor *ref,
@@ -222,11 +368,13 @@ static void bound_dw(const xp_rmsnorm_bwd_args *a, const work *k, int64_t b, xp_
     const xp_ref_rule rule = xp_ref_rule_of(a->dw.dtype, op), inner = xp_ref_rule_of(a->x.dtype, op);
     double *e = k->plane[3], *v = k->plane[4];
     int64_t lo, hi;
-    xp_ref_block_tokens(a->token0, a->block, a->x.dim[0], b, &lo, &hi);
+    rows_of(a, b, &lo, &hi);
     for (int64_t h = 0; h < H; h++)
         e[h] = 0;
     const double g = xp_ref_both(hi - lo + 8, op), least = xp_ref_format_of(op).least;
     for (int64_t t = lo; t < hi; t++) {
+        if (!adds_to(a, t, b))
+            continue;
         const double rstd = xp_widen(a->rstd.data, a->rstd.dtype, xp_tensor_offset(&a->rstd, t));
         xp_ref_rows_load(&a->dy, t, 1, k->plane[0]);
         xp_ref_rows_load(&a->x, t, 1, k->plane[1]);
@@ -251,11 +399,11 @@ static xp_status bwd_bound(const void *args, const xp_mesh *m, int operand, cons
     lay(a->x.dim[1], ws, &k);
     load_vector(&a->w, k.plane[2]);
     for (int64_t b = 0; operand == BWD_DW && b < a->dw.dim[0]; b++)
-        bound_dw(a, &k, b, op, ref, tol);
+        (a->weight_first ? bound_dw_first : bound_dw)(a, &k, b, op, ref, tol);
     for (int64_t t = 0; operand == BWD_DX && t < a->x.dim[0]; t++) {
         xp_ref_rows_load(&a->dy, t, 1, k.plane[0]);
         xp_ref_rows_load(&a->x, t, 1, k.plane[1]);
-        bound_dx(a, &k, t, op, tol);
+        (a->weight_first ? bound_dx_first : bound_dx)(a, &k, t, op, tol);
     }
     return XP_OK;
 }
@@ -271,12 +419,16 @@ static xp_status run(const xp_exec *ex, const void *args) {
     load_vector(&a->w, w);
     for (int64_t t = 0; t < a->x.dim[0]; t++) {
         xp_ref_rows_load(&a->x, t, 1, x);
+        if (a->weight_first)
+            scale_row(w, a->x.dtype, H, x);
         const double rstd = inverse_root(x, H, a->eps);
         for (int64_t h = 0; h < H; h++)
             x[h] *= rstd;
-        xp_ref_round_row(a->x.dtype, H, x);
-        for (int64_t h = 0; h < H; h++)
-            x[h] *= w[h];
+        if (!a->weight_first) {
+            xp_ref_round_row(a->x.dtype, H, x);
+            for (int64_t h = 0; h < H; h++)
+                x[h] *= w[h];
+        }
         xp_ref_rows_store(&a->y, t, 1, x);
         xp_ref_store(a->rstd.data, a->rstd.dtype, xp_tensor_offset(&a->rstd, t), rstd);
     }
@@ -300,6 +452,38 @@ static void bwd_row(const xp_rmsnorm_bwd_args *a, const work *k, int64_t t) {
     xp_ref_rows_store(&a->dx, t, 1, out);
 }
 
+/* With the weight first: du into plane 0. */
+static void bwd_row_first(const xp_rmsnorm_bwd_args *a, const work *k, int64_t t) {
+    const int64_t H = a->x.dim[1];
+    const double rstd = xp_widen(a->rstd.data, a->rstd.dtype, xp_tensor_offset(&a->rstd, t));
+    double *du = k->plane[0], *n = k->plane[5], *out = k->plane[3], mean = 0;
+    memcpy(n, k->plane[1], (size_t)H * sizeof *n);
+    scale_row(k->plane[2], a->x.dtype, H, n);
+    for (int64_t h = 0; h < H; h++) {
+        n[h] *= rstd;
+        mean += du[h] * n[h];
+    }
+    mean /= (double)H;
+    for (int64_t h = 0; h < H; h++)
+        du[h] = rstd * (du[h] - n[h] * mean);
+    xp_ref_round_row(a->dx.dtype, H, du);
+    for (int64_t h = 0; h < H; h++)
+        out[h] = k->plane[2][h] * du[h];
+    xp_ref_rows_store(&a->dx, t, 1, out);
+}
+
+/* dx of a row; planes 0 and 1 become the factors of what it adds to dw. */
+static void back_row(const xp_rmsnorm_bwd_args *a, const work *k, int64_t t) {
+    xp_ref_rows_load(&a->dy, t, 1, k->plane[0]);
+    xp_ref_rows_load(&a->x, t, 1, k->plane[1]);
+    if (a->weight_first) {
+        bwd_row_first(a, k, t);
+    } else {
+        bwd_row(a, k, t);
+        xp_ref_round_row(a->x.dtype, a->x.dim[1], k->plane[1]);
+    }
+}
+
 static xp_status bwd_run(const xp_exec *ex, const void *args) {
     const xp_rmsnorm_bwd_args *a = args;
     const int64_t H = a->x.dim[1];
@@ -309,25 +493,28 @@ static xp_status bwd_run(const xp_exec *ex, const void *args) {
     for (int64_t b = 0; b < a->dw.dim[0]; b++) {
         int64_t lo, hi;
         double *sum = k.plane[4];
-        xp_ref_block_tokens(a->token0, a->block, a->x.dim[0], b, &lo, &hi);
+        rows_of(a, b, &lo, &hi);
         for (int64_t h = 0; h < H; h++)
             sum[h] = 0;
         for (int64_t t = lo; t < hi; t++) {
-            xp_ref_rows_load(&a->dy, t, 1, k.plane[0]);
-            xp_ref_rows_load(&a->x, t, 1, k.plane[1]);
-            bwd_row(a, &k, t);
-            xp_ref_round_row(a->x.dtype, H, k.plane[1]);
+            if (!adds_to(a, t, b))
+                continue;
+            back_row(a, &k, t);
             for (int64_t h = 0; h < H; h++)
                 sum[h] += k.plane[0][h] * k.plane[1][h];
         }
         xp_ref_rows_store(&a->dw, b, 1, sum);
+    }
+    for (int64_t t = 0; a->part.data && t < a->x.dim[0]; t++) {
+        if (adds_to(a, t, -1))
+            back_row(a, &k, t);
     }
     return XP_OK;
 }
 
 /* ---- fill, slices ---- */
 
-/* rstd as the forward would leave it for x. */
+/* rstd as the forward would leave it for x; every fourth row adds to no sum. */
 static xp_status bwd_fill(void *args, const xp_mesh *m, const char *data, uint64_t seed) {
     xp_rmsnorm_bwd_args *a = args;
     (void)m;
@@ -335,8 +522,12 @@ static xp_status bwd_fill(void *args, const xp_mesh *m, const char *data, uint64
     (void)seed;
     for (int64_t t = 0; t < a->x.dim[0]; t++) {
         double sum = 0;
+        if (a->part.data)
+            ((int64_t *)a->part.data)[t] = t % 4 == 3 || a->dw.dim[0] == 0 ? -1 : t * 5 % a->dw.dim[0];
         for (int64_t h = 0; h < a->x.dim[1]; h++) {
-            const double v = xp_widen(xp_tensor_at(&a->x, t, h, 0, 0), a->x.dtype, 0);
+            double v = xp_widen(xp_tensor_at(&a->x, t, h, 0, 0), a->x.dtype, 0);
+            if (a->weight_first)
+                v = xp_ref_round(v * xp_widen(a->w.data, a->w.dtype, h), a->x.dtype);
             sum += v * v;
         }
         xp_ref_store(a->rstd.data, a->rstd.dtype, xp_tensor_offset(&a->rstd, t),

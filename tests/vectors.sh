@@ -178,6 +178,49 @@ links=$(
     holds "$(nth expected gelu 'router gelu 2' 1)" $state "$(nth prompt router router 2)"
 )
 check "the router's MLP and its state" 0 '^y{34}n$' echo "$links"
+# The same with norms and a bias around the experts: all 32 rows of the one rank's experts are there.
+"$expar" check -q 'layer T=16 E=4 K=2 H=10 F=6 D=8 S=5 dtype=f64 around=latent_norm+expert_norm+out_bias+block_norm dialect=hf-5.24/nemotron_h' --dump around >/dev/null 2>&1
+around() {
+    grep -A6 "\"comment\": \".*, $3\"" "around/groups/$2.json" | sed -n "s/.*\"$1\": \"\(.*\)\",/\1/p"
+}
+# within FROM END BYTES IN: y when the BYTES that begin END bytes before FROM's end are somewhere in IN.
+within() {
+    case $(od -An -v -tx1 "around/$4" | tr -d ' \n') in
+        *"$(tail -c "$2" "around/$1" | head -c "$3" | od -An -v -tx1 | tr -d ' \n')"*) printf y ;;
+        *) printf n ;;
+    esac
+}
+rows=$((32 * 8 * 8)) dw=$((16 * 2 * 8))
+sum=$(around expected residual 'residual shared') biased=$(around expected embed 'out bias')
+outer=$(around expected rmsnorm_bwd 'block norm') inner=$(around expected rmsnorm_bwd 'latent norm')
+links=$(
+    within "$(around expected router 'latent down')" $low $low "$(around prompt rmsnorm 'latent norm')"
+    within "$(around expected rmsnorm 'latent norm')" $low $low "$(around prompt permute permute)"
+    within "$(around expected expert expert)" $rows $rows "$(around prompt rmsnorm 'expert norm')"
+    within "$(around expected rmsnorm 'expert norm')" $rows $rows "$(around prompt combine combine)"
+    within "$(around expected expert expert)" $rows $rows "$(around prompt combine combine)"
+    within "$sum" $high $high "$(around prompt embed 'out bias')"
+    within "$biased" $high $high "$(around prompt rmsnorm 'block norm')"
+    within "$sum" $high $high "$(around prompt residual residual)"
+    within "$(around expected rmsnorm 'block norm')" $high $high "$(around prompt residual residual)"
+)
+check "norms and a bias around the experts" 0 '^yyyynyyny$' echo "$links"
+links=$(
+    within "$biased" $high $high "$(around prompt rmsnorm_bwd 'block norm')"
+    within "$outer" $high $high "$(around prompt wgrad 'wgrad out bias')"
+    within "$outer" $high $high "$(around prompt shared_bwd shared_bwd)"
+    within "$outer" $high $high "$(around prompt router_bwd 'latent up')"
+    within "$outer" $high $high "$(around prompt residual 'residual d')"
+    within "$(around expected combine_bwd combine_bwd)" $((rows + dw)) $rows "$(around prompt rmsnorm_bwd 'expert norm')"
+    within "$(around expected expert expert)" $rows $rows "$(around prompt rmsnorm_bwd 'expert norm')"
+    within "$(around expected rmsnorm_bwd 'expert norm')" $rows $rows "$(around prompt expert_bwd expert_bwd)"
+    within "$(around expected rmsnorm_bwd 'expert norm')" $rows $rows "$(around prompt wgrad 'wgrad w2')"
+    within "$(around expected permute_bwd permute_bwd)" $low $low "$(around prompt rmsnorm_bwd 'latent norm')"
+    within "$(around expected router 'latent down')" $low $low "$(around prompt rmsnorm_bwd 'latent norm')"
+    within "$inner" $low $low "$(around prompt router_bwd 'latent down')"
+    within "$inner" $low $low "$(around prompt wgrad 'wgrad latent down')"
+)
+check "and their gradients" 0 '^yyyynyyyyyyyy$' echo "$links"
 check "gen without a folder" 2 'gen' "$expar" gen 'rmsnorm T=5'
 
 # ---- what no vector covers, and what tells dialects apart

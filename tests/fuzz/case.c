@@ -38,7 +38,7 @@ static void check_same(const xp_case *a, const xp_case *b, const char *line) {
     FUZZ_CHECK(strcmp(a->with, b->with) == 0, "'%s'", line);
     FUZZ_CHECK(a->shrink == b->shrink && a->layers == b->layers && a->steps == b->steps, "'%s'", line);
     FUZZ_CHECK(a->deterministic == b->deterministic && a->order == b->order && a->align == b->align, "'%s'", line);
-    FUZZ_CHECK(a->micro == b->micro, "'%s'", line);
+    FUZZ_CHECK(a->micro == b->micro && a->around == b->around, "'%s'", line);
     FUZZ_CHECK(a->params == b->params, "'%s': %d and %d scalars", line, a->params, b->params);
     for (int i = 0; i < a->params; i++) {
         FUZZ_CHECK(strcmp(a->param[i].name, b->param[i].name) == 0, "'%s'", line);

@@ -19,8 +19,9 @@ static int same_model(const xp_model *a, const xp_model *b) {
            strcmp(a->torch_dtype, b->torch_dtype) == 0 && a->layers == b->layers &&
            memcmp(a->moe, b->moe, sizeof a->moe) == 0 && a->H == b->H && a->F == b->F && a->E == b->E && a->K == b->K &&
            a->S == b->S && a->dense_F == b->dense_F && a->vocab == b->vocab &&
-           memcmp(&a->norm_eps, &b->norm_eps, sizeof a->norm_eps) == 0 && a->shrink == b->shrink &&
-           memcmp(&a->dialect, &b->dialect, sizeof a->dialect) == 0;
+           memcmp(&a->norm_eps, &b->norm_eps, sizeof a->norm_eps) == 0 && a->latent == b->latent &&
+           a->around == b->around && memcmp(&a->expert_eps, &b->expert_eps, sizeof a->expert_eps) == 0 &&
+           a->shrink == b->shrink && memcmp(&a->dialect, &b->dialect, sizeof a->dialect) == 0;
 }
 
 static void check_range(const char *name, int64_t v, int64_t lo, int64_t hi) {
@@ -37,6 +38,9 @@ static void check_model(const xp_model *m) {
     check_range("K", m->K, 1, m->E);
     check_range("vocab", m->vocab, 0, 2147483647);
     FUZZ_CHECK(m->norm_eps >= 0.0 && m->norm_eps <= 1.0, "norm_eps %g", m->norm_eps);
+    FUZZ_CHECK(m->expert_eps > 0.0 && m->expert_eps <= 1.0, "expert_eps %g", m->expert_eps);
+    check_range("latent", m->latent, 0, XP_MAX_WIDTH);
+    check_range("around", m->around, 0, m->latent ? 15 : 15 & ~XP_LATENT_NORM);
     FUZZ_CHECK(strcmp(m->name, "fuzzed") == 0 && m->model_type[0] && m->shrink == 1, "'%s'", m->name);
     FUZZ_CHECK(xp_model_moe_layers(m) >= 1, "%d layers, none a MoE block", m->layers);
     for (int i = 0; i < XP_MAX_LAYERS; i++)

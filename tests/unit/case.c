@@ -167,6 +167,13 @@ static void refusals(void **state) {
         {"rmsnorm gate=f32", "gate: rmsnorm has no such key", ""},
         {"layer shared=u8", "shared: 'u8'", "no float type"},
         {"residual dtype=f32 act=bf16", "act: 'bf16'", "dtype 'f32'"},
+        {"layer around=block_norm+norm", "around: 'norm' is unknown", "latent_norm, expert_norm, out_bias, block_norm"},
+        {"layer around=block_norm+block_norm", "around: 'block_norm' is given twice", ""},
+        {"layer around=block_norm+", "around: '' is unknown", ""},
+        {"layer around=latent_norm", "around: latent_norm", "no latent_norm without a width D="},
+        {"layer around=latent_norm+out_bias D=0", "around: latent_norm+out_bias", "without a width D="},
+        {"layer model=mixtral-8x7b around=out_bias", "around: out_bias", "none beside model="},
+        {"residual around=out_bias", "around: residual has no such key", ""},
         /* words */
         {"residual data=rael", "data", "'rael'"},
         {"residual seed=-1", "seed: '-1'", "2^64-1"},
@@ -295,7 +302,7 @@ static void same_case(const xp_case *a, const xp_case *b, const char *line) {
         strcmp(a->model, b->model) || strcmp(a->dialect, b->dialect) || strcmp(a->with, b->with) ||
         a->shrink != b->shrink || a->layers != b->layers || a->steps != b->steps ||
         a->deterministic != b->deterministic || a->order != b->order || a->align != b->align ||
-        a->params != b->params || a->micro != b->micro)
+        a->params != b->params || a->micro != b->micro || a->around != b->around)
         fail_msg("not the same case after reading '%s' back", line);
     for (int i = 0; i < a->params; i++) {
         assert_string_equal(a->param[i].name, b->param[i].name);
@@ -339,6 +346,10 @@ static void canonical(void **state) {
          "mesh=sim:ep=4,ep_fsdp=1,jitter=3,timeout=2.5",
          "layer model=mixtral-8x7b reduce=bf16 shrink=4 layers=2 deterministic=1 align=128 order=token data=real "
          "mesh=sim:fsdp=4,ep=4,jitter=3,timeout=2.5 seed=1"},
+        {"layer around=block_norm+latent_norm D=4 align=16",
+         "layer D=4 align=16 around=latent_norm+block_norm data=real mesh=sim:fsdp=1 seed=1"},
+        {"wgrad D=4 around=latent_norm+expert_norm+out_bias+block_norm",
+         "wgrad D=4 around=latent_norm+expert_norm+out_bias+block_norm data=real mesh=sim:fsdp=1 seed=1"},
         {"step steps=3 dialect=hf-5.24/qwen2_moe S=4 dtype=bf16",
          "step dialect=hf-5.24/qwen2_moe S=4 act=bf16 steps=3 data=real mesh=sim:fsdp=1 seed=1"},
     };

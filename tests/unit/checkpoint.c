@@ -424,6 +424,93 @@ static void shared_experts_are_joined(void **state) {
     refused("mlp.w13_dn.weight", "asks for it");
 }
 
+#define MUSE "model.language_model.layers.1.mlp."
+
+static void put_muse(xp_dtype norms) {
+    const int64_t width = H;
+    start();
+    put2(MUSE "gate.weight", ROUTER, 0, E, H, 0);
+    put1(MUSE "gate.e_score_correction_bias", BIAS, E);
+    put2(MUSE "pre_expert_proj.weight", SUP, 0, H, H, 0);
+    put2(MUSE "post_expert_proj.weight", SDOWN, 0, H, H, 0);
+    put_fused(MUSE "experts.gate_up_proj", E, F, H, GATE, UP, 0, 0);
+    put_stacked(MUSE "experts.down_proj", DOWN, H, F, 0);
+    for (int which = 0; which < 2; which++) {
+        xp_tensor *t =
+            add(which ? MUSE "experts.post_expert_norm.weight" : MUSE "pre_expert_norm.weight", norms, 1, &width);
+        for (int64_t i = 0; i < H; i++)
+            xp_fill_store(t, i, (double)(which ? -i - 1 : i) / 512);
+    }
+}
+
+/* Norms that are stored less 1, in the files' dtype: 1 + i / 512 has more bits than bf16, and is kept whole. */
+static void norms_around_the_experts(void **state) {
+    static const xp_dtype stored[] = {XP_F32, XP_BF16, XP_F64};
+    (void)state;
+    for (size_t n = 0; n < sizeof stored / sizeof *stored; n++) {
+        make_model("muse_spark", "hf-5.24/muse_spark", 0);
+        assert_int_equal(xp_model_set_latent(&model, H), XP_OK);
+        assert_int_equal(xp_model_set_around(&model, XP_LATENT_NORM | XP_EXPERT_NORM), XP_OK);
+        put_muse(stored[n]);
+        taken();
+        experts_are_right();
+        shape_is(XP_PART_LATENT_NORM, 1, H, 0, 0);
+        shape_is(XP_PART_EXPERT_NORM, 1, H, 0, 0);
+        assert_int_equal(got.part[XP_PART_LATENT_NORM].dtype, stored[n] == XP_F64 ? XP_F64 : XP_F32);
+        for (int64_t i = 0; i < H; i++) {
+            assert_true(at(XP_PART_LATENT_NORM, i) == 1.0 + (double)i / 512);
+            assert_true(at(XP_PART_EXPERT_NORM, i) == 1.0 - (double)(i + 1) / 512);
+            assert_true(at(XP_PART_LATENT_DOWN, i) == value(SUP, 0, 0, i));
+            assert_true(at(XP_PART_LATENT_UP, i) == value(SDOWN, 0, 0, i));
+        }
+        float narrow[H];
+        const xp_tensor rows = xp_tensor_3d(narrow, XP_F32, 1, 3, 1);
+        xp_layer_weights_copy(&got, XP_PART_EXPERT_NORM, 0, 2, &rows);
+        assert_true(narrow[0] == 1.0f - 3.0f / 512 && narrow[2] == 1.0f - 5.0f / 512);
+    }
+    assert_int_equal(xp_model_set_around(&model, XP_LATENT_NORM), XP_OK);
+    refused("'" MUSE "experts.post_expert_norm.weight'", "nothing of tiny");
+    assert_int_equal(xp_model_set_around(&model, XP_LATENT_NORM | XP_EXPERT_NORM | XP_BLOCK_NORM), XP_OK);
+    assert_int_equal(read_file("f.safetensors"), XP_E_ARG);
+    has("norm of the block's output");
+    assert_int_equal(xp_model_set_around(&model, XP_LATENT_NORM | XP_EXPERT_NORM), XP_OK);
+    put_muse(XP_F32);
+    file.item[file.n - 1].name = MUSE "experts.another_norm.weight";
+    refused("no tensor '" MUSE "experts.post_expert_norm.weight' (norm of the experts' output)", "[8]");
+}
+
+/* A norm beside the block, as it is stored, and a bias of the block. */
+static void norm_and_bias_of_the_sum(void **state) {
+    (void)state;
+    make_model("axk1", "hf-5.24/deepseek_v3", S);
+    assert_int_equal(xp_model_set_around(&model, XP_BLOCK_NORM), XP_OK);
+    start();
+    put2("model.layers.1.mlp.gate.weight", ROUTER, 0, E, H, 0);
+    put1("model.layers.1.mlp.gate.e_score_correction_bias", BIAS, E);
+    put_each("model.layers.1.mlp.", "gate_proj", "up_proj", "down_proj", E);
+    put_shared("model.layers.1.mlp.shared_experts", S);
+    put1("model.layers.0.post_mlp_layernorm.weight", BIAS, H); /* of a dense layer, which has no use for it */
+    refused("no tensor 'model.layers.1.post_mlp_layernorm.weight' (norm of the block's output)", "[8]");
+    put1("model.layers.1.post_mlp_layernorm.weight", UP_BIAS, H);
+    taken();
+    experts_are_right();
+    shared_is_right(S);
+    vector_is_right(XP_PART_BLOCK_NORM, UP_BIAS, H);
+
+    make_model("jetmoe", "hf-5.24/granitemoe", 0);
+    assert_int_equal(xp_model_set_around(&model, XP_OUT_BIAS), XP_OK);
+    start();
+    put2("model.layers.1.mlp.router.layer.weight", ROUTER, 0, E, H, 0);
+    put_fused("model.layers.1.mlp.input_linear.weight", E, F, H, GATE, UP, 0, 0);
+    put_stacked("model.layers.1.mlp.output_linear.weight", DOWN, H, F, 0);
+    put1("model.layers.1.mlp.bias", DOWN_BIAS, H);
+    put2("model.layers.1.self_attention.experts.router.layer.weight", BIAS, 0, E, H, 0); /* attention's */
+    taken();
+    router_is_right(E);
+    experts_are_right();
+    vector_is_right(XP_PART_OUT_BIAS, DOWN_BIAS, H);
+}
+
 /* Rows apart in the file, in turn in the record. */
 static void rows_are_put_in_turn(void **state) {
     (void)state;
@@ -772,6 +859,8 @@ static void saved_names_are_asked_for(void **state) {
         assert_int_equal(xp_model_of("saved", xp_dialect_find(preset), 3, 16, 24, 6, 2, saved[group].shared, &model),
                          XP_OK);
         snprintf(model.model_type, sizeof model.model_type, "%s", f->model_type);
+        assert_int_equal(xp_model_set_latent(&model, f->around & XP_LATENT_NORM ? 10 : 0), XP_OK);
+        assert_int_equal(xp_model_set_around(&model, f->around), XP_OK);
         model.dialect.null_experts = saved[group].nulls;
         assert_int_equal(xp_model_set_router_width(&model, model.dialect.router_in == XP_ROUTER_X ? 0 : 10), XP_OK);
         asking a = {.group = group};
@@ -1281,6 +1370,8 @@ int main(void) {
         cmocka_unit_test(rows_in_turn_and_biases),
         cmocka_unit_test(rows_of_its_own_kind),
         cmocka_unit_test(rows_of_all_experts),
+        cmocka_unit_test(norms_around_the_experts),
+        cmocka_unit_test(norm_and_bias_of_the_sum),
         cmocka_unit_test(shared_experts_are_joined),
         cmocka_unit_test(rows_are_put_in_turn),
         cmocka_unit_test(two_layouts_give_the_same_bits),
@@ -1291,8 +1382,8 @@ int main(void) {
         cmocka_unit_test(every_family_has_names),
         cmocka_unit_test(saved_names_are_asked_for),
         cmocka_unit_test(latent_names_are_asked_for),
-        cmocka_unit_test(missing_tensors_are_named),
         cmocka_unit_test(router_with_an_mlp),
+        cmocka_unit_test(missing_tensors_are_named),
         cmocka_unit_test(wrong_tensors_are_named),
         cmocka_unit_test(extra_tensors_are_named),
         cmocka_unit_test(models_are_checked),

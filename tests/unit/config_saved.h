@@ -105,6 +105,17 @@ static const struct {
      "{'hidden_act': 'silu', 'hidden_size': 64, 'intermediate_size': 48, 'logits_scaling': 1.0, 'model_type': "
      "'granitemoe', 'num_experts_per_tok': 4, 'num_hidden_layers': 4, 'num_local_experts': 16, "
      "'output_router_logits': false, 'rms_norm_eps': 1e-06, 'router_aux_loss_coef': 0.001, 'vocab_size': 1000}"},
+    {'B', 4, 16, 4, 48, 0, 1.0, 0.01,
+     "{'activation_function': 'silu', 'aux_loss_coef': 0.01, 'hidden_size': 64, 'intermediate_size': 48, "
+     "'model_type': 'jetmoe', 'num_experts_per_tok': 4, 'num_hidden_layers': 4, 'num_local_experts': 16, "
+     "'output_router_logits': false, 'rms_norm_eps': 1e-06, 'vocab_size': 1000}"},
+    {'G', 4, 16, 4, 48, 0, 1.0, 0.0,
+     "{'model_type': 'muse_spark', 'text_config': {'hidden_act': 'silu', 'hidden_size': 64, 'intermediate_size': "
+     "16384, 'mlp_layer_types': ['sparse', 'sparse', 'sparse', 'sparse'], 'model_type': 'muse_spark_text', "
+     "'moe_hidden_size': 40, 'moe_intermediate_size': 48, 'num_experts_per_tok': 4, 'num_hidden_layers': 4, "
+     "'num_local_experts': 16, 'output_multiplier': 0.1767766952966369, 'output_router_logits': false, "
+     "'post_norm_eps': 1e-08, 'residual_gate_temperature': 0.3, 'rms_norm_eps': 1e-05, 'routed_scaling_factor': "
+     "1.0, 'vocab_size': 1000}}"},
     {'B', 4, 16, 4, 48, 40, 1.0, 0.001,
      "{'hidden_act': 'silu', 'hidden_size': 64, 'intermediate_size': 48, 'logits_scaling': 1.0, 'model_type': "
      "'granitemoeshared', 'num_experts_per_tok': 4, 'num_hidden_layers': 4, 'num_local_experts': 16, "

@@ -148,17 +148,18 @@ static const char *name_of(const char *list, int n, char *buf, size_t bytes) {
 /* A value that the slot takes. */
 static json_t *good_value(const xp_family *f, xp_slot s) {
     static const double number[XP_NSLOT] = {
-        [XP_SLOT_HIDDEN] = 64,       [XP_SLOT_LAYERS] = 6,  [XP_SLOT_EXPERTS] = 16,     [XP_SLOT_TOPK] = 2,
-        [XP_SLOT_WIDTH] = 48,        [XP_SLOT_SHARED] = 40, [XP_SLOT_SHARED_COUNT] = 2, [XP_SLOT_DENSE] = 96,
-        [XP_SLOT_STEP] = 1,          [XP_SLOT_FIRST] = 1,   [XP_SLOT_LAST] = 4,         [XP_SLOT_PERIOD] = 2,
-        [XP_SLOT_OFFSET] = 1,        [XP_SLOT_GROUPS] = 4,  [XP_SLOT_TOPK_GROUPS] = 3,  [XP_SLOT_NULLS] = 4,
-        [XP_SLOT_VOCAB] = 1000,      [XP_SLOT_HASH] = 2,    [XP_SLOT_CAPACITY] = 64,    [XP_SLOT_FURTHER] = 0,
-        [XP_SLOT_ROUTER_WIDTH] = 40,
+        [XP_SLOT_HIDDEN] = 64, [XP_SLOT_LAYERS] = 6,        [XP_SLOT_EXPERTS] = 16,     [XP_SLOT_TOPK] = 2,
+        [XP_SLOT_WIDTH] = 48,  [XP_SLOT_SHARED] = 40,       [XP_SLOT_SHARED_COUNT] = 2, [XP_SLOT_DENSE] = 96,
+        [XP_SLOT_STEP] = 1,    [XP_SLOT_FIRST] = 1,         [XP_SLOT_LAST] = 4,         [XP_SLOT_PERIOD] = 2,
+        [XP_SLOT_OFFSET] = 1,  [XP_SLOT_GROUPS] = 4,        [XP_SLOT_TOPK_GROUPS] = 3,  [XP_SLOT_NULLS] = 4,
+        [XP_SLOT_LATENT] = 32, [XP_SLOT_VOCAB] = 1000,      [XP_SLOT_HASH] = 2,         [XP_SLOT_CAPACITY] = 64,
+        [XP_SLOT_FURTHER] = 0, [XP_SLOT_ROUTER_WIDTH] = 40,
     };
     static const double real[XP_NSLOT] = {
-        [XP_SLOT_SCALE] = 1.75,   [XP_SLOT_LIMIT] = 6.5,   [XP_SLOT_ALPHA] = 1.5,    [XP_SLOT_SOFTCAP] = 30.5,
-        [XP_SLOT_GATE_CAP] = 3.5, [XP_SLOT_UP_CAP] = 20.5, [XP_SLOT_SUM_EPS] = 1e-9, [XP_SLOT_MARGIN] = 0.25,
-        [XP_SLOT_EPS] = 3e-6,     [XP_SLOT_AUX] = 0.125,   [XP_SLOT_Z] = 0.375,
+        [XP_SLOT_SCALE] = 1.75,        [XP_SLOT_LIMIT] = 6.5,   [XP_SLOT_ALPHA] = 1.5,    [XP_SLOT_SOFTCAP] = 30.5,
+        [XP_SLOT_GATE_CAP] = 3.5,      [XP_SLOT_UP_CAP] = 20.5, [XP_SLOT_SUM_EPS] = 1e-9, [XP_SLOT_MARGIN] = 0.25,
+        [XP_SLOT_EPS] = 3e-6,          [XP_SLOT_AUX] = 0.125,   [XP_SLOT_Z] = 0.375,      [XP_SLOT_EXPERT_EPS] = 5e-8,
+        [XP_SLOT_LOGIT_SCALE] = 0.625,
     };
     char word[64];
     switch (s) {
@@ -266,6 +267,9 @@ static void numbers_arrive(const xp_family *f) {
         {XP_SLOT_VOCAB, (double)model.vocab},
         {XP_SLOT_ROUTER_WIDTH, (double)model.router_width},
         {XP_SLOT_EPS, model.norm_eps},
+        {XP_SLOT_EXPERT_EPS, model.expert_eps},
+        {XP_SLOT_LATENT, (double)model.latent},
+        {XP_SLOT_LOGIT_SCALE, model.dialect.logit_scale},
         {XP_SLOT_SCALE, model.dialect.scale},
         {XP_SLOT_LIMIT, model.dialect.limit},
         {XP_SLOT_ALPHA, model.dialect.act_alpha},
@@ -288,6 +292,7 @@ static void numbers_arrive(const xp_family *f) {
         if (slot[s].from == XP_SLOT_OPTIONAL && field[i].got != want)
             fail_msg("%s: %s absent gives %g, expected %g", f->model_type, slot[s].keys, field[i].got, want);
     }
+    assert_true(slot[XP_SLOT_AROUND].from != XP_SLOT_NONE || model.around == f->around);
     if (slot[XP_SLOT_GROUPS].from == XP_SLOT_KEY && model.dialect.group_reduce != XP_GROUP_NONE)
         assert_true(model.dialect.n_group == 4 && model.dialect.topk_group == 3);
 }
@@ -455,8 +460,10 @@ static void only_what_is_built(void **state) {
 
 static void what_is_not_built_says_so(void **state) {
     static const char *const expected[][2] = {
-        {"doge", "is_moe"}, {"gemma4", "enable_moe_block"},    {"diffusion_gemma", "num_experts"},
-        {"jetmoe", "bias"}, {"muse_spark", "moe_hidden_size"}, {"nllb-moe", "num_experts"},
+        {"doge", "is_moe"},
+        {"gemma4", "enable_moe_block"},
+        {"diffusion_gemma", "num_experts"},
+        {"nllb-moe", "num_experts"},
     };
     int refused = 0;
     (void)state;
@@ -516,6 +523,8 @@ static void unread_by_the_class(void **state) {
         {"minimax_m3_vl", "n_shared_experts", {"1", "5"}},
         {"inkling_mm_model", "shared_expert_sink", {"true", "false"}},
         {"inkling_mm_model", "rms_norm_eps_moe_gate", {"1e-6", "0.5"}},
+        {"jetmoe", "rms_norm_eps", {"1e-5", "0.5"}},
+        {"muse_spark", "qk_scale_factor", {"1", "5.5"}},
     };
     (void)state;
     for (size_t i = 0; i < sizeof row / sizeof *row; i++) {
@@ -592,6 +601,12 @@ static void read_by_the_class(void **state) {
         {"cohere2_moe", "shared_expert_combination_strategy", {"\"sum\"", "\"average\""}},
         {"dots3_note", "shared_experts_intermediate_size", {"40", "80"}},
         {"zaya", "router_hidden_size", {"40", "80"}},
+        {"muse_spark", "moe_hidden_size", {"40", "64"}}, /* as wide as the block, and two maps all the same */
+        {"muse_spark", "output_multiplier", {"1", "0.5"}},
+        {"muse_spark", "post_norm_eps", {"1e-8", "1e-5"}},
+        {"muse_spark", "routed_scaling_factor", {"1", "2.5"}},
+        {"jetmoe", "aux_loss_coef", {"0", "0.01"}},
+        {"expar", "moe_around", {"\"expert_norm\"", "\"out_bias+expert_norm\""}},
     };
     (void)state;
     for (size_t i = 0; i < sizeof row / sizeof *row; i++) {
@@ -634,6 +649,10 @@ static void names_that_are_no_aliases(void **state) {
         {"deepseek_ocr2", "num_local_experts"},
         {"zaya", "num_local_experts"},
         {"zaya", "n_routed_experts"},
+        {"jetmoe", "num_experts"},
+        {"jetmoe", "router_aux_loss_coef"},
+        {"muse_spark", "num_experts"},
+        {"muse_spark", "n_routed_experts"},
     };
     static const char *const taken[][2] = {
         {"deepseek_v32", "num_experts"},
@@ -798,6 +817,34 @@ static void odd_rules(void **state) {
     json_decref(root);
 }
 
+/* What lies around the experts: fixed by the class, or the word of a file of our own. */
+static void around_the_experts(void **state) {
+    json_t *fields, *root;
+    (void)state;
+    assert_int_equal(with("axk1", "x", NULL, &model), XP_OK);
+    assert_true(model.around == XP_BLOCK_NORM && model.latent == 0 && model.expert_eps == model.norm_eps);
+    assert_null(strstr(model.assumed, "post_mlp_layernorm"));
+    assert_int_equal(with("jetmoe", "rms_norm_eps", "1e-5", &model), XP_OK);
+    assert_true(model.around == XP_OUT_BIAS && model.norm_eps == 1e-6);
+    assert_non_null(strstr(model.assumed, "the class's attention has experts of its own"));
+    assert_int_equal(with("muse_spark", "post_norm_eps", "1e-8", &model), XP_OK);
+    assert_true(model.around == (XP_LATENT_NORM | XP_EXPERT_NORM) && model.latent == 32);
+    assert_true(model.expert_eps == 1e-8 && model.norm_eps == 3e-6 && model.dialect.logit_scale == 0.625);
+    assert_non_null(strstr(model.assumed, "post_feedforward_layernorm"));
+    assert_int_equal(with("muse_spark", "moe_hidden_size", "null", &model), XP_E_FORMAT);
+    has("muse_spark", "moe_hidden_size is null, expected an integer from 1");
+    root = made_file(family_of("muse_spark"), &fields);
+    json_object_set_new(root, "moe_hidden_size", json_integer(40));
+    refuse("muse_spark", root, "key 'moe_hidden_size' (40) lies beside 'text_config'");
+    json_decref(root);
+    assert_int_equal(with("expar", "moe_around", "\"block_norm+out_bias\"", &model), XP_OK);
+    assert_true(model.around == (XP_BLOCK_NORM | XP_OUT_BIAS));
+    assert_int_equal(with("expar", "moe_around", "\"latent_norm\"", &model), XP_E_FORMAT);
+    has("expar", "around: latent_norm, expected it beside a latent width D alone");
+    assert_int_equal(with("expar", "moe_around", "\"block_norm+norm\"", &model), XP_E_FORMAT);
+    has("expar", "moe_around is \"block_norm+norm\", expected names of latent_norm, expert_norm, out_bias, block_norm");
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(files_of_the_classes),
@@ -818,6 +865,7 @@ int main(void) {
         cmocka_unit_test(groups),
         cmocka_unit_test(two_places),
         cmocka_unit_test(odd_rules),
+        cmocka_unit_test(around_the_experts),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -44,6 +44,24 @@ static void norm_by_hand(void **state) {
     }
 }
 
+/* r(3 (1 + 2^-7)) = 3.03125 in bf16, whose square and eps are 16; the product itself would make 0.2504 of the root. */
+static void weight_first_by_hand(void **state) {
+    (void)state;
+    const xp_mesh m = lone_mesh(1);
+    xp_rmsnorm_args a = {.x = matrix(XP_BF16, 1, 1),
+                         .w = vector(XP_BF16, 1),
+                         .y = matrix(XP_BF16, 1, 1),
+                         .rstd = vector(XP_F32, 1),
+                         .eps = 16 - 3.03125 * 3.03125,
+                         .weight_first = 1};
+    set(&a.x, 0, 0, 3);
+    set(&a.w, 0, 0, 1.0078125);
+    assert_int_equal(run_kernel(&xp_ref_rmsnorm, &m, &a), XP_OK);
+    assert_true(xp_widen(a.rstd.data, XP_F32, 0) == 0.25);
+    assert_true(get(&a.y, 0, 0) == 0.7578125);
+    done();
+}
+
 typedef struct {
     const xp_rmsnorm_args *a;
     const xp_tensor *dy;
@@ -63,15 +81,15 @@ static double norm_value(void *ctx, double *out_err) {
     return sum;
 }
 
-static void norm_slopes(void **state) {
+static void norm_slopes_of(int weight_first) {
     enum { T = 4, H = 7 };
-    (void)state;
     const xp_mesh m = lone_mesh(1);
     xp_rmsnorm_args a = {.x = matrix(XP_F64, T, H),
                          .w = vector(XP_F64, H),
                          .y = matrix(XP_F64, T, H),
                          .rstd = vector(XP_F64, T),
-                         .eps = 0.5};
+                         .eps = 0.5,
+                         .weight_first = weight_first};
     const xp_tensor dy = matrix(XP_F64, T, H);
     scatter_values(&a.x, 1);
     scatter_values(&a.w, 2);
@@ -82,7 +100,8 @@ static void norm_slopes(void **state) {
                              .w = a.w,
                              .rstd = vector(XP_F64, T),
                              .dx = matrix(XP_F64, T, H),
-                             .dw = matrix(XP_F64, 1, H)};
+                             .dw = matrix(XP_F64, 1, H),
+                             .weight_first = weight_first};
     memcpy(b.rstd.data, a.rstd.data, T * sizeof(double));
     assert_int_equal(run_kernel(&xp_ref_rmsnorm_bwd, &m, &b), XP_OK);
     norm_objective o = {&a, &dy, slope_exec(&xp_ref_rmsnorm, &m, &a)};
@@ -92,6 +111,58 @@ static void norm_slopes(void **state) {
         slope_expect("w", &a.w, &dw, seed, norm_value, &o);
     }
     done();
+}
+
+static void norm_slopes(void **state) {
+    (void)state;
+    norm_slopes_of(0);
+    norm_slopes_of(1);
+}
+
+/* Rows 0 and 3 add to sum 1, rows 2 and 4 to sum 0, row 1 to none; nothing adds to sum 2. */
+static void norm_parts_of(int weight_first) {
+    enum { T = 5, H = 4, B = 3 };
+    static const int64_t part[T] = {1, -1, 0, 1, 0};
+    const xp_mesh m = lone_mesh(1);
+    xp_rmsnorm_bwd_args b = {.dy = matrix(XP_F64, T, H),
+                             .x = matrix(XP_F64, T, H),
+                             .w = vector(XP_F64, H),
+                             .rstd = vector(XP_F64, T),
+                             .dx = matrix(XP_F64, T, H),
+                             .dw = matrix(XP_F64, B, H),
+                             .weight_first = weight_first,
+                             .part = vector(XP_I64, T)};
+    scatter_values(&b.dy, 1);
+    scatter_values(&b.x, 2);
+    scatter_values(&b.w, 3);
+    scatter_values(&b.rstd, 4);
+    memcpy(b.part.data, part, sizeof part);
+    assert_int_equal(run_kernel(&xp_ref_rmsnorm_bwd, &m, &b), XP_OK);
+    double sum[B][H] = {{0}};
+    for (int64_t t = 0; t < T; t++) {
+        xp_rmsnorm_bwd_args row = b;
+        row.dy = xp_tensor_rows(&b.dy, 0, t, t + 1);
+        row.x = xp_tensor_rows(&b.x, 0, t, t + 1);
+        row.rstd = xp_tensor_rows(&b.rstd, 0, t, t + 1);
+        row.dx = matrix(XP_F64, 1, H);
+        row.dw = matrix(XP_F64, 1, H);
+        row.part.data = NULL;
+        assert_int_equal(run_kernel(&xp_ref_rmsnorm_bwd, &m, &row), XP_OK);
+        for (int64_t h = 0; h < H; h++) {
+            assert_true(get(&b.dx, t, h) == get(&row.dx, 0, h));
+            if (part[t] >= 0)
+                sum[part[t]][h] += get(&row.dw, 0, h);
+        }
+    }
+    for (int64_t i = 0; i < B * H; i++)
+        assert_true(get(&b.dw, i / H, i % H) == sum[i / H][i % H]);
+    done();
+}
+
+static void norm_parts(void **state) {
+    (void)state;
+    norm_parts_of(0);
+    norm_parts_of(1);
 }
 
 /* Blocks of 3 tokens from token 4 on: borders at 6 and 9; the blocks' sums add up to the single one. */
@@ -149,6 +220,23 @@ static void norm_refusals(void **state) {
                              .block = 16};
     assert_int_equal(xp_stage_rmsnorm_bwd.check(&b, &m), XP_E_ARG);
     assert_non_null(strstr(xp_error_text(), "expected B = 1"));
+    a.w = vector(XP_F32, 3);
+    a.weight_first = 2;
+    assert_int_equal(xp_stage_rmsnorm.check(&a, &m), XP_E_ARG);
+    assert_non_null(strstr(xp_error_text(), "weight_first is 2, expected 0 or 1"));
+    b.part = vector(XP_I64, 2);
+    memset(b.part.data, 0, 2 * sizeof(int64_t));
+    assert_int_equal(xp_stage_rmsnorm_bwd.check(&b, &m), XP_E_ARG);
+    assert_non_null(strstr(xp_error_text(), "block is 16, expected 0 with part"));
+    b.block = 0;
+    assert_int_equal(xp_stage_rmsnorm_bwd.check(&b, &m), XP_OK);
+    ((int64_t *)b.part.data)[1] = 2;
+    assert_int_equal(xp_stage_rmsnorm_bwd.check(&b, &m), XP_E_ARG);
+    assert_non_null(strstr(xp_error_text(), "part[1] is 2, expected -1 to 1"));
+    ((int64_t *)b.part.data)[1] = -1;
+    b.weight_first = -1;
+    assert_int_equal(xp_stage_rmsnorm_bwd.check(&b, &m), XP_E_ARG);
+    assert_non_null(strstr(xp_error_text(), "weight_first is -1"));
     done();
 }
 
@@ -234,9 +322,9 @@ static void loss_refusals(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(norm_by_hand),  cmocka_unit_test(norm_slopes),  cmocka_unit_test(norm_blocks),
-        cmocka_unit_test(norm_refusals), cmocka_unit_test(loss_by_hand), cmocka_unit_test(loss_slopes),
-        cmocka_unit_test(loss_refusals),
+        cmocka_unit_test(norm_by_hand), cmocka_unit_test(weight_first_by_hand), cmocka_unit_test(norm_slopes),
+        cmocka_unit_test(norm_parts),   cmocka_unit_test(norm_blocks),          cmocka_unit_test(norm_refusals),
+        cmocka_unit_test(loss_by_hand), cmocka_unit_test(loss_slopes),          cmocka_unit_test(loss_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

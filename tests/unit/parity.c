@@ -237,6 +237,28 @@ static void values_by_bound(void **state) {
     }
 }
 
+/* Where a sum may overflow nothing is promised, neither a number nor a NaN; a NaN within a finite tolerance differs. */
+static void values_without_a_bound(void **state) {
+    (void)state;
+    float one[3] = {605.0f, INFINITY, 1.0f}, many[3] = {NAN, NAN, 1.0f};
+    double far[3] = {INFINITY, 0, 0.5}, near[3] = {0.25, INFINITY, 0.25};
+    xp_parity_line l;
+    for (int wrong = 0; wrong < 2; wrong++) {
+        xp_parity *p;
+        xp_tensor t = xp_tensor_2d(one, XP_F32, 3, 1), tol = xp_tensor_2d(far, XP_F64, 3, 1);
+        assert_int_equal(xp_parity_open(&p), XP_OK);
+        assert_int_equal(xp_parity_values(p, "g", 1, 0, 0, &t, &tol, 0, 3), XP_OK);
+        xp_parity_compare(p);
+        t.data = many;
+        tol.data = near;
+        many[2] = wrong ? NAN : 1.0f;
+        assert_int_equal(xp_parity_values(p, "g", 1, 0, 0, &t, &tol, 0, 3), XP_OK);
+        assert_int_equal(xp_parity_result(p, 0, &l), 1);
+        assert_true(l.rows == 3 && l.different == wrong && l.first == (wrong ? 2 : -1));
+        xp_parity_close(p);
+    }
+}
+
 static void values_missing_or_misplaced(void **state) {
     (void)state;
     float a[4] = {1, 2, 3, 4};
@@ -286,11 +308,17 @@ static void values_sampled(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(same_bits),       cmocka_unit_test(one_bit),
-        cmocka_unit_test(nan_rows),        cmocka_unit_test(one_sided),
-        cmocka_unit_test(deep_rows),       cmocka_unit_test(kept_apart),
-        cmocka_unit_test(out_of_range),    cmocka_unit_test(faults),
-        cmocka_unit_test(values_by_bound), cmocka_unit_test(values_missing_or_misplaced),
+        cmocka_unit_test(same_bits),
+        cmocka_unit_test(one_bit),
+        cmocka_unit_test(nan_rows),
+        cmocka_unit_test(one_sided),
+        cmocka_unit_test(deep_rows),
+        cmocka_unit_test(kept_apart),
+        cmocka_unit_test(out_of_range),
+        cmocka_unit_test(faults),
+        cmocka_unit_test(values_by_bound),
+        cmocka_unit_test(values_without_a_bound),
+        cmocka_unit_test(values_missing_or_misplaced),
         cmocka_unit_test(values_sampled),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -837,6 +837,79 @@ static void router_width(void **state) {
     has("router's width R 5");
 }
 
+static double kept(const xp_plan_cost *c) {
+    return c->bytes[XP_KIND_ACT];
+}
+
+/* Norms and a bias around experts of width 6 in a block of width 4: vectors that start near 1 or 0, without decay,
+ * whose gradients all ranks sum. */
+static void around_the_experts(void **state) {
+    (void)state;
+    static const struct {
+        xp_weight w;
+        int64_t R;
+        double mean;
+        const char *name;
+    } vector[] = {{XP_W_LATENT_NORM, 6, 1, "model.layers.0.mlp.pre_expert_norm.weight"},
+                  {XP_W_EXPERT_NORM, 6, 1, "model.layers.0.mlp.experts.post_expert_norm.weight"},
+                  {XP_W_OUT_BIAS, 4, 0, "model.layers.0.mlp.bias"},
+                  {XP_W_BLOCK_NORM, 4, 1, "model.layers.0.mlp.post_mlp_layernorm.weight"}};
+    xp_step_options o = xp_step_defaults();
+    xp_plan_cost with, without;
+    double all, active, more, more_active;
+    unsigned around;
+    o.tokens = 8;
+    must(xp_model_of("around", xp_dialect_find("hf-5.24/nemotron_h"), 1, 4, 3, 4, 2, 5, &model));
+    assert_int_equal(xp_model_set_around(&model, XP_LATENT_NORM), XP_E_ARG);
+    has("around: latent_norm, expected it beside a latent width D alone");
+    must(xp_model_set_latent(&model, 6));
+    make("sim:fsdp=2,ep=2", &o);
+    xp_plan_cost_of(&plan, 0, &without);
+    for (size_t i = 0; i < sizeof vector / sizeof *vector; i++)
+        assert_int_equal(xp_plan_find(&plan, vector[i].w, 0), -1);
+    xp_plan_close(&plan);
+    xp_model_moe_params(&model, &all, &active);
+    must(xp_around_parse("block_norm+expert_norm+out_bias+latent_norm", &around));
+    assert_int_equal(xp_model_set_around(&model, around + 1u), XP_E_ARG);
+    must(xp_model_set_around(&model, around));
+    xp_model_moe_params(&model, &more, &more_active);
+    assert_true(more - all == 6 + 6 + 4 + 4 && more_active - active == 6 + 6 + 4 + 4);
+    make("sim:fsdp=2,ep=2", &o);
+    for (size_t i = 0; i < sizeof vector / sizeof *vector; i++) {
+        const int n = xp_plan_find(&plan, vector[i].w, 0);
+        assert_true(n > xp_plan_find(&plan, XP_W_ROUTER, 0) && n < xp_plan_find(&plan, XP_W_UP, 0));
+        const xp_plan_param *p = &plan.param[n];
+        assert_string_equal(p->name, vector[i].name);
+        assert_true(p->G == 1 && p->R == vector[i].R && p->N == 1 && p->ndim == 1 && p->shape[0] == p->R);
+        assert_true(!p->expert && !p->decay && p->mean == vector[i].mean && p->std > 0);
+        assert_true(p->gather == XP_FSDP && p->reduce == XP_WORLD);
+        assert_int_equal(xp_plan_param_dtype(&plan, n), XP_BF16);
+    }
+    xp_plan_cost_of(&plan, 0, &with);
+    assert_int_equal(with.elements - without.elements, 3 + 3 + 2 + 2);
+    assert_true(with.sent[XP_FSDP] - without.sent[XP_FSDP] == (3 + 3 + 2 + 2) * 2);
+    assert_true(with.sent[XP_WORLD] - without.sent[XP_WORLD] == (3 + 3 + 2 + 2) * 4);
+    /* A token's row of the bias's table, and of four more parameters the row tables and the segment's border. */
+    assert_true(with.bytes[XP_KIND_BUFFER] - without.bytes[XP_KIND_BUFFER] == 4 * 4 + 4 * (16 * (2 + 2) + 10));
+    /* Rows of 4 tokens and of 16 slots in bf16, and a root of each row that is normed. */
+    assert_true(kept(&with) - kept(&without) == 4 * (12 + 4) + 16 * (12 + 4) + 4 * 8 + 4 * (8 + 4));
+    if (!strstr(printed(), ", around them latent_norm+expert_norm+out_bias+block_norm,"))
+        fail_msg("nothing around in:\n%s", printed());
+    xp_plan_close(&plan);
+    /* Two blocks of tokens; the norm of the experts' rows brings a sum of each of its two experts for either. */
+    o.tokens = 32;
+    o.deterministic = 1;
+    make("sim:fsdp=2,ep=2", &o);
+    xp_plan_cost_of(&plan, 0, &with);
+    xp_plan_close(&plan);
+    must(xp_model_set_around(&model, around & ~(unsigned)XP_EXPERT_NORM));
+    make("sim:fsdp=2,ep=2", &o);
+    xp_plan_cost_of(&plan, 0, &without);
+    xp_plan_close(&plan);
+    assert_true(with.sent[XP_WORLD] - without.sent[XP_WORLD] == 3 * 4 * (2 * 2));
+    assert_true(with.bytes[XP_KIND_BUFFER] - without.bytes[XP_KIND_BUFFER] == 16 * (2 + 2) + 10 + 8 * (2 * 2 + 64));
+}
+
 /* Three blocks choose by a table, two by their scores; the parameters are the same, the balance losses see two. */
 static void layers_have_records(void **state) {
     (void)state;
@@ -1022,6 +1095,7 @@ int main(void) {
         cmocka_unit_test(weighed_experts),
         cmocka_unit_test(latent_width),
         cmocka_unit_test(router_width),
+        cmocka_unit_test(around_the_experts),
         cmocka_unit_test(layers_have_records),
         cmocka_unit_test(dtypes_by_parameter),
         cmocka_unit_test(coefficients_come_from_the_model),
