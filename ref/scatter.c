@@ -225,8 +225,8 @@ static void part_scale(const fold *f, int64_t columns) {
         xp_ref_round_row(f->a->reduce_dtype, columns, f->row);
 }
 
-/* acc = acc + v from +0 on, rounded to wide. A sum that begins with +0 has no -0, whether or not a block or a rank that
- * brings only zeros takes part. */
+/* acc = v for the first part, else acc + v, rounded to wide. Blocks are added to +0: such a sum has no -0, whether or
+ * not a block of zeros takes part. */
 static void part_add(const fold *f, int64_t g0, int64_t g1, const char *part, int first) {
     const int64_t columns = f->a->grad.dim[3];
     const size_t bytes = xp_dtype_bytes(f->a->grad.dtype, columns);
@@ -238,12 +238,14 @@ static void part_add(const fold *f, int64_t g0, int64_t g1, const char *part, in
                 f->row[n] = fabs(f->row[n]);
             if (f->factor != 1.0)
                 part_scale(f, columns);
-            if (!first)
+            if (!first) {
                 xp_widen_row(acc, f->acc->dtype, 0, columns, f->sum);
-            for (int64_t n = 0; n < columns; n++)
-                f->row[n] = (first ? 0.0 : f->sum[n]) + f->row[n];
-            if (!first)
+                for (int64_t n = 0; n < columns; n++)
+                    f->row[n] = f->sum[n] + f->row[n];
                 xp_ref_round_row(f->wide, columns, f->row);
+            }
+            for (int64_t n = 0; n < columns && first && f->a->fold_blocks; n++)
+                f->row[n] = 0.0 + f->row[n];
             xp_ref_store_row(acc, f->acc->dtype, 0, columns, f->row);
         }
     }

@@ -4,14 +4,14 @@
  * Rank q receives rows [start[q], start[q]+rows[q]) of every group, summed over all ranks of the axis:
  *   default (fold_blocks 0; B is 1): widened to f32, left fold over rank 0..P-1 in f32, rounded once to reduce_dtype,
  * widened to f32, then one f32 division by the divisor (none when the divisor is 1); fold_blocks 1 (deterministic
- * mode): blocks[b] is the global number of block b, ascending; the left fold runs in f32 over all blocks of all ranks
- * in ascending global number (a number that two ranks bring is an error), then one f32 division. The bits depend on no
- * mesh. reduce_dtype must be f32. A rank whose gradient is missing passes zeros (default) or B = 0 (deterministic): it
- * still joins. base: what earlier micro-batches left in the shard with divisor 1. With fold_blocks the fold starts from
- * it; by default it is added, in f32, to the rounded sum before the division. When grad is f64 every f32 above reads
- * f64. pre: a divisor on the way in, as FSDP2 hands it to the collective: each rank's partial sum g becomes r(g c) with
- * c = r(1 / pre), r to reduce_dtype, and then joins the fold. Source: FSDP2 reduce-scatter for the collective; order,
- * rounding and divisor are stated here. */
+ * mode): blocks[b] is the global number of block b, ascending; the left fold runs in f32 from +0 over all blocks of all
+ * ranks in ascending global number (a number that two ranks bring is an error), then one f32 division. The bits depend
+ * on no mesh. reduce_dtype must be f32. A rank whose gradient is missing passes zeros (default) or B = 0
+ * (deterministic): it still joins. base: what earlier micro-batches left in the shard with divisor 1. With fold_blocks
+ * the fold starts from it; by default it is added, in f32, to the rounded sum before the division. When grad is f64
+ * every f32 above reads f64. pre: a divisor on the way in, as FSDP2 hands it to the collective: each rank's partial sum
+ * g becomes r(g c) with c = r(1 / pre), r to reduce_dtype, and then joins the fold. Source: FSDP2 reduce-scatter for
+ * the collective; order, rounding and divisor are stated here. */
 #ifndef XP_SCATTER_H
 #define XP_SCATTER_H
 

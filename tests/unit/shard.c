@@ -321,6 +321,30 @@ static void scatter_finish(void **state) {
     suite_expect_ok("fsdp=3", &report);
 }
 
+/* One block of -0: blocks are added to +0, so that one of zeros more or less changes no bit. */
+static xp_status signs_rank(const xp_mesh *m, int rank, void *arg) {
+    const scatter_case *c = arg;
+    xp_scatter_args a = scatter_open(c, rank);
+    for (int64_t n = 0; n < c->columns * a.grad.dim[0]; n++)
+        xp_ref_store(a.grad.data, XP_F32, (int)n, -0.0);
+    XP_TRY(run_unchecked(&xp_ref_scatter, m, &a));
+    for (int64_t n = 0; n < c->columns; n++) {
+        const double v = xp_widen(a.shard.data, a.shard.dtype, n);
+        MUST(v == 0.0 && !signbit(v), "-0 is %g", v);
+    }
+    return pool_close();
+}
+
+static void scatter_blocks_begin_with_zero(void **state) {
+    scatter_case c = {.axis = XP_WORLD, .ranks = 3, .how = WHOLE, .groups = 1, .rows0 = 1, .columns = 3, .divisor = 7};
+    (void)state;
+    c.grad = c.reduce = XP_F32;
+    c.fold = c.total = 1;
+    scatter_deal(&c);
+    suite_run("fsdp=3", signs_rank, &c, &report);
+    suite_expect_ok("fsdp=3", &report);
+}
+
 /* A divisor on the way in: c = r(1/3) = 171/512, not 1/3, and each product is rounded before the fold. */
 static xp_status first_rank(const xp_mesh *m, int rank, void *arg) {
     const scatter_case *c = arg;
@@ -574,12 +598,12 @@ static void shard_refusals(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(gather_meshes),         cmocka_unit_test(scatter_meshes),
-        cmocka_unit_test(scatter_blocks),        cmocka_unit_test(scatter_block_twice),
-        cmocka_unit_test(scatter_finish),        cmocka_unit_test(scatter_bounds),
-        cmocka_unit_test(scatter_chunks),        cmocka_unit_test(replicas_see),
-        cmocka_unit_test(shard_costs),           cmocka_unit_test(shard_refusals),
-        cmocka_unit_test(scatter_divides_first),
+        cmocka_unit_test(gather_meshes),  cmocka_unit_test(scatter_meshes),
+        cmocka_unit_test(scatter_blocks), cmocka_unit_test(scatter_block_twice),
+        cmocka_unit_test(scatter_finish), cmocka_unit_test(scatter_blocks_begin_with_zero),
+        cmocka_unit_test(scatter_bounds), cmocka_unit_test(scatter_chunks),
+        cmocka_unit_test(replicas_see),   cmocka_unit_test(shard_costs),
+        cmocka_unit_test(shard_refusals), cmocka_unit_test(scatter_divides_first),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
