@@ -339,7 +339,8 @@ static void scatter_blocks_begin_with_zero(void **state) {
     scatter_case c = {.axis = XP_WORLD, .ranks = 3, .how = WHOLE, .groups = 1, .rows0 = 1, .columns = 3, .divisor = 7};
     (void)state;
     c.grad = c.reduce = XP_F32;
-    c.fold = c.total = 1;
+    c.fold = 1;
+    c.total = 1;
     scatter_deal(&c);
     suite_run("fsdp=3", signs_rank, &c, &report);
     suite_expect_ok("fsdp=3", &report);
