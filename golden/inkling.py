@@ -144,12 +144,29 @@ def operands(block, of=lambda p: p.detach()) -> dict:
             "sw2": columns(of(shared.down_proj))}
 
 
-def add_block(out, shared: int, dtype: torch.dtype, exact: bool, kernels: str):
+def make_hard(block, x: torch.Tensor, dy: torch.Tensor, how: str):
+    """Errors that little else is as large as; routed experts are too small to hide them. far: logits near -3000, whose
+    weights are off by what such a logit is. cancels: W2^T dy, and so the weights' gradients, are small differences."""
+    with torch.no_grad():
+        block.experts.down_proj.mul_(2.0 ** -12)
+        if how == "far":
+            x[:, 0] = 1
+            block.gate.weight[:, 0] -= 3000
+        else:
+            down = block.shared_experts.down_proj
+            down[:, 1::2] = down[:, 0::2] * -(1 + 2.0 ** -14)
+            dy[:, 1::2] = dy[:, 0::2]
+
+
+def add_block(out, shared: int, dtype: torch.dtype, exact: bool, kernels: str, how: str = ""):
     block = built(InklingMoE, config_of(shared), dtype, kernels)
     fill(block, f"block.{shared}", exact)
     tag = f"inkling.block.{shared}"
-    x = (draw.whole(tag, (T, H), -1, 1, dtype) if exact else draw.real(tag, (T, H), dtype=dtype)).requires_grad_(True)
+    x = draw.whole(tag, (T, H), -1, 1, dtype) if exact else draw.real(tag, (T, H), dtype=dtype)
     dy = draw.real(tag + ".dy", (T, H), dtype=dtype)
+    if how:
+        make_hard(block, x, dy, how)
+    x.requires_grad_(True)
     y = block(x[None])[0]
     expected = {"y": y}
     if not exact:
@@ -162,8 +179,10 @@ def add_block(out, shared: int, dtype: torch.dtype, exact: bool, kernels: str):
     line += " accumulate=eager_act" if kernels == "eager" else ""
     flags = (["RoundingPoints"] if exact else []) + (["EagerSum"] if exact and kernels == "eager" else [])
     unchecked = [d for d in ("dx", "dwr", "dw1", "dw2", "dsw1", "dsw2") if d not in expected]
-    out.add("moe-inkling", f"{SOURCE}InklingMoE, {kernels}", f"{shared} shared, {'exact' if exact else 'real'} data",
-            line, prompt, expected, compare="bits" if exact else "bound", unchecked=unchecked, flags=flags)
+    kind = {"far": "logits near -3000", "cancels": "gradients of weights that cancel"}.get(how, "real data")
+    kind = "exact data" if exact else kind
+    out.add("moe-inkling", f"{SOURCE}InklingMoE, {kernels}", f"{shared} shared, {kind}", line, prompt, expected,
+            compare="bits" if exact else "bound", unchecked=unchecked, flags=flags)
 
 
 def add_all(out):
@@ -181,3 +200,5 @@ def add_all(out):
     add_route(out, 2, torch.float32, 1, "real")
     add_route(out, 2, torch.float32, 2, "ties")
     add_block(out, 2, torch.bfloat16, False, "grouped_mm")
+    add_block(out, 2, torch.float32, False, "grouped_mm", "far")
+    add_block(out, 2, torch.float32, False, "grouped_mm", "cancels")

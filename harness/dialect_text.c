@@ -160,7 +160,8 @@ static void shared(const xp_dialect *d, char *text) {
         append(text, " with limit %g", d->limit_shared);
     else if (d->limit > 0.0 && !d->shared_limit)
         append(text, " without limit");
-    append(text, "%s, where the model has one", d->shared_gate ? ", z = r(r(sigmoid(r(x v))) z)" : "");
+    append(text, "%s%s", d->shared_gate ? ", z = r(r(sigmoid(r(x v))) z)" : "",
+           d->shared_rows > 0 ? "" : ", where the model has one");
     append(text, d->shared_combine == XP_COMBINE_AVERAGE ? "; y = r(r(y + z) / 2)" : "; y = r(y + z)");
 }
 

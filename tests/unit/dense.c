@@ -545,7 +545,7 @@ static void test_route_bwd_dialects(void **state) {
         d.renorm = free ? (xp_renorm)(i / 5 % 4) : XP_RENORM_NONE;
         d.renorm_eps = .25;
         d.scale = 1.5;
-        d.expert_scale = i / 5 % 2;
+        d.expert_scale = i / 5 % 2 ? XP_FACTOR_EACH : XP_FACTOR_NONE;
         d.logit_softcap = i / 10 % 2 ? 1.25 : 0;
         d.logit_scale = i / 10 % 2 ? .75 : 1;
         if (i >= 20 && free) {
