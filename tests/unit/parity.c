@@ -241,7 +241,7 @@ static void values_by_bound(void **state) {
 static void values_without_a_bound(void **state) {
     (void)state;
     float one[3] = {605.0f, INFINITY, 1.0f}, many[3] = {NAN, NAN, 1.0f};
-    double far[3] = {INFINITY, 0, 0.5}, near[3] = {0.25, INFINITY, 0.25};
+    double far[3] = {(double)INFINITY, 0, 0.5}, near[3] = {0.25, (double)INFINITY, 0.25};
     xp_parity_line l;
     for (int wrong = 0; wrong < 2; wrong++) {
         xp_parity *p;
