@@ -212,13 +212,16 @@ static size_t plan(const xp_route_args *a, int bounds, void *ws, xp_ref_routing 
     return l.bytes;
 }
 
-static size_t bwd_plan(const xp_route_bwd_args *a, void *ws, xp_ref_routing *r, double **out_dw, double **out_g) {
+/* bounds: the errors of what is made again of the logits. Keys have none: the stored scores are operands. */
+static size_t bwd_plan(const xp_route_bwd_args *a, int bounds, void *ws, xp_ref_routing *r, double **out_dw,
+                       double **out_g) {
     const int64_t Z = a->scores.dim[1], K = a->idx.dim[1];
     const xp_tensor *const all[] = {&a->scores, &a->dw, &a->daux, &a->dlogits};
     xp_ref_layout l = {ws, 0};
     /* A judge's dlogits are f64 whatever the logits were. */
     const xp_dtype act = a->logits.data ? a->logits.dtype : a->dlogits.dtype;
-    xp_ref_routing_plan(&l, a->dialect, Z, K, act, xp_ref_op_of(all, 4), 0, r);
+    xp_ref_routing_plan(&l, a->dialect, Z, K, act, xp_ref_op_of(all, 4), bounds, r);
+    r->key_e = r->gscore_e = NULL;
     r->bias = xp_ref_take_widened(&l, &a->bias);
     r->scale_e = xp_ref_take_widened(&l, &a->scale_e);
     *out_dw = xp_ref_take(&l, (size_t)r->K * sizeof(double));
@@ -326,17 +329,29 @@ static size_t bwd_workspace(const void *args, const xp_mesh *m) {
     (void)m;
     xp_ref_routing r;
     double *dw, *g;
-    return bwd_plan(args, NULL, &r, &dw, &g);
+    return bwd_plan(args, 0, NULL, &r, &dw, &g);
 }
 
-/* What the forward left of token t: the scores as stored, logits and groups where they are needed. */
+static size_t bwd_bound_workspace(const void *args, const xp_mesh *m) {
+    (void)m;
+    xp_ref_routing r;
+    double *dw, *g;
+    return bwd_plan(args, 1, NULL, &r, &dw, &g);
+}
+
+/* What the forward left of token t: the scores as stored, which have no error, logits and groups where they are needed.
+ */
 static void bwd_load(const xp_route_bwd_args *a, xp_ref_routing *r, int64_t t, double *dw) {
     if (a->logits.data) {
         xp_ref_rows_load(&a->logits, t, 1, r->l);
         xp_ref_routing_scores(r, NULL);
     } else {
         memset(r->l, 0, (size_t)r->E * sizeof *r->l);
+        if (r->seen_e)
+            memset(r->seen_e, 0, (size_t)r->E * sizeof *r->seen_e);
     }
+    if (r->score_e)
+        memset(r->score_e, 0, (size_t)r->E * sizeof *r->score_e);
     xp_ref_rows_load(&a->scores, t, 1, r->score);
     xp_ref_rows_load(&a->dw, t, 1, dw);
     for (int64_t k = 0; k < r->chosen; k++) {
@@ -358,7 +373,7 @@ static xp_status bwd_bound(const void *args, const xp_mesh *m, int operand, cons
     double *dw, *e;
     if (operand != BWD_DLOGITS)
         return XP_FAIL(XP_E_BUG, "route_bwd: operand %d has no bound", operand);
-    bwd_plan(a, ws, &r, &dw, &e);
+    bwd_plan(a, 1, ws, &r, &dw, &e);
     const xp_ref_rule rule = xp_ref_rule_of(a->dlogits.dtype, r.op);
     for (int64_t t = 0; t < a->scores.dim[0]; t++) {
         bwd_load(a, &r, t, dw);
@@ -393,8 +408,6 @@ static void scale_load(const xp_route_scale_bwd_args *a, xp_ref_routing *r, int6
                                  .bias = a->bias,
                                  .dgamma = a->dgamma};
     bwd_load(&b, r, t, dw);
-    if (r->score_e)
-        memset(r->score_e, 0, (size_t)r->E * sizeof *r->score_e);
     xp_ref_routing_weights(r, slots_at(r, &a->idx, t));
 }
 
@@ -485,7 +498,7 @@ static xp_status bwd_run(const xp_exec *x, const void *args) {
     const xp_route_bwd_args *a = args;
     xp_ref_routing r;
     double *dw, *g;
-    bwd_plan(a, x->ws, &r, &dw, &g);
+    bwd_plan(a, 0, x->ws, &r, &dw, &g);
     for (int64_t t = 0; t < a->scores.dim[0]; t++) {
         bwd_load(a, &r, t, dw);
         xp_ref_routing_back(&r, slots_at(&r, &a->idx, t), dw, g);
@@ -788,7 +801,7 @@ const xp_stage xp_stage_route_bwd = {
     .check = bwd_check,
     .cost = bwd_cost,
     .bound = bwd_bound,
-    .bound_workspace = bwd_workspace,
+    .bound_workspace = bwd_bound_workspace,
     .fill = bwd_fill,
     .extent = bwd_extent,
     .slice = bwd_slice,
