@@ -258,8 +258,10 @@ static void through_division(const xp_route_bwd_args *a, int64_t t, const token 
     for (int64_t m = 0; m < k_n; m++) {
         double f = d->scale_at == XP_SCALE_WEIGHT ? d->scale : 1;
         f *= d->expert_scale ? scale_of(&a->scale_e, row_of(d, &a->idx, z_n, t, m)) : 1;
-        for (int64_t k = 0; k < k_n; k++)
-            r->slot[k] += dw[m] * (f * (((k == m) - slope * (r->w[m] / by)) / by));
+        for (int64_t k = 0; k < k_n; k++) {
+            if (k == m || slope != 0) /* without a division a weight is its own slot's alone */
+                r->slot[k] += dw[m] * (f * (((k == m) - slope * (r->w[m] / by)) / by));
+        }
     }
 }
 
