@@ -93,6 +93,8 @@ typedef struct {
 } flow_made;
 /* Scatters dw [B,gc,R0,N], the gradient of groups [g0, g0+gc) of parameter i, into its shard. */
 xp_status params_scatter(xp_flow *f, int i, int64_t g0, const xp_tensor *dw, const flow_made *by);
+/* The same for a vector's gradient, [B,R0]. */
+xp_status params_scatter_vector(xp_flow *f, int i, const xp_tensor *dw, const flow_made *by);
 /* The weight gradient of parameter i from dy [C,R0] and x [C,N] over the groups of offsets, scattered as it is made. */
 xp_status params_wgrad(xp_flow *f, int i, const char *site, const xp_tensor *dy, const xp_tensor *x);
 xp_status params_wgrad_experts(xp_flow *f, int i, const char *site, const xp_tensor *dy, const xp_tensor *x,
@@ -103,6 +105,17 @@ xp_status params_segments(xp_flow *f, xp_tensor *out_seg, xp_tensor *out_owner, 
 xp_tensor params_matrix(const xp_flow *f, int i);
 xp_tensor params_vector(const xp_flow *f, int i);
 xp_status params_digest(xp_flow *f, char out_hex[65]);
+
+/* rows.c. The norm of rows of tokens by parameter i, with the model's eps: out like x and out_rstd [T], both new. */
+xp_status rows_norm(xp_flow *f, const char *site, int i, const xp_tensor *x, xp_tensor *out, xp_tensor *out_rstd);
+/* out: gradient of x, new; the weight's is scattered. */
+xp_status rows_norm_back(xp_flow *f, const char *site, int i, const xp_tensor *dy, const xp_tensor *x,
+                         const xp_tensor *rstd, xp_tensor *out);
+/* out [T,R0] = r(x W^T + b), new: the router's arithmetic. bias: a parameter, -1 for none. */
+xp_status rows_map(xp_flow *f, const char *site, int i, int bias, const xp_tensor *x, xp_tensor *out);
+/* out: gradient of x, new; the matrix's is made at wsite and scattered, the bias's is not. */
+xp_status rows_map_back(xp_flow *f, const char *site, const char *wsite, int i, const xp_tensor *dy, const xp_tensor *x,
+                        xp_tensor *out);
 
 /* layer.c. Rows that every expert of block y has, pads among them: of this rank's tokens, or with of_group of the ep
  * group's; 0 where experts are not padded to their capacity. */

@@ -1,6 +1,8 @@
 /* One MoE layer of the step, forward and backward, as a list of stage calls.
  *
  * It allocates what the stages write and nothing else: no arithmetic happens here. */
+#include <string.h>
+
 #include "flow.h"
 #include "xp/capacity.h"
 #include "xp/combine.h"
@@ -20,14 +22,6 @@ static xp_status act2(xp_flow *f, int64_t n0, int64_t n1, xp_tensor *out) {
 
 static const xp_tensor *full(const xp_flow *f, int i) {
     return &f->ps[i].full;
-}
-
-static xp_tensor matrix(const xp_flow *f, int i) {
-    return params_matrix(f, i);
-}
-
-static xp_tensor vector(const xp_flow *f, int i) {
-    return params_vector(f, i);
 }
 
 /* An expert parameter's [L,R0,1] as [L,R0]. */
@@ -54,68 +48,33 @@ static xp_status add(xp_flow *f, const char *site, const xp_tensor *a, const xp_
     return call(f, &xp_stage_residual, site, &args);
 }
 
-/* The norm of rows of tokens, with the model's eps. */
-static xp_status norm_rows(xp_flow *f, const char *site, int param, const xp_tensor *x, xp_tensor *out,
-                           xp_tensor *out_rstd) {
-    XP_TRY(act2(f, f->T, x->dim[1], out));
-    XP_TRY(flow_new1(f, XP_KIND_ACT, f->wide, f->T, out_rstd));
-    xp_rmsnorm_args a = {.x = *x, .w = vector(f, param), .y = *out, .rstd = *out_rstd, .eps = f->plan->model.norm_eps};
-    return call(f, &xp_stage_rmsnorm, site, &a);
-}
+enum { LAYER_PARAMS = 17 + XP_ROUTER_MLP_WEIGHTS };
 
-/* dw [parts,R] of a norm, to the shards of its weight. */
-static xp_status scatter_norm(xp_flow *f, int param, const xp_rmsnorm_bwd_args *a) {
-    const int64_t dim[4] = {a->dw.dim[0], 1, a->dw.dim[1], 1};
-    const xp_tensor view = xp_tensor_of(a->dw.data, f->grad, 4, dim);
-    return params_scatter(f, param, 0, &view, &(flow_made){&xp_stage_rmsnorm_bwd, a, "dw"});
-}
-
-/* dx of norm_rows, and the gradient of its weight. */
-static xp_status norm_rows_back(xp_flow *f, const char *site, int param, const xp_tensor *dy, const xp_tensor *x,
-                                const xp_tensor *rstd, xp_tensor *out) {
-    xp_tensor dw;
-    XP_TRY(act2(f, f->T, x->dim[1], out));
-    XP_TRY(flow_new2(f, XP_KIND_GRAD, f->grad, f->block ? f->blocks.dim[0] : 1, x->dim[1], &dw));
-    xp_rmsnorm_bwd_args a = {.dy = *dy,
-                             .x = *x,
-                             .w = vector(f, param),
-                             .rstd = *rstd,
-                             .dx = *out,
-                             .dw = dw,
-                             .token0 = f->token0,
-                             .block = f->block};
-    XP_TRY(call(f, &xp_stage_rmsnorm_bwd, site, &a));
-    XP_TRY(scatter_norm(f, param, &a));
-    flow_drop(f, &dw);
-    return XP_OK;
-}
-
-static xp_status gather_layer(xp_flow *f, int y) {
+/* Parameters of block y; -1: it has none of the kind. */
+static void list_params(const xp_flow *f, int y, int out[LAYER_PARAMS]) {
     const layer_params *p = &f->lp[y];
     const int all[] = {p->norm, p->router, p->rbias, p->scale, p->down,  p->up,    p->w1,    p->b1,   p->w2,
                        p->b2,   p->sw1,    p->sw2,   p->sgate, p->lnorm, p->enorm, p->obias, p->bnorm};
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+    memcpy(out, all, sizeof all);
+    memcpy(out + sizeof all / sizeof *all, p->mlp, sizeof p->mlp);
+}
+
+static xp_status gather_layer(xp_flow *f, int y) {
+    int all[LAYER_PARAMS];
+    list_params(f, y, all);
+    for (int i = 0; i < LAYER_PARAMS; i++) {
         if (all[i] >= 0)
             XP_TRY(params_gather(f, all[i]));
-    }
-    for (int i = 0; i < XP_ROUTER_MLP_WEIGHTS; i++) {
-        if (p->mlp[i] >= 0)
-            XP_TRY(params_gather(f, p->mlp[i]));
     }
     return XP_OK;
 }
 
 static void release_layer(xp_flow *f, int y) {
-    const layer_params *p = &f->lp[y];
-    const int all[] = {p->norm, p->router, p->rbias, p->scale, p->down,  p->up,    p->w1,    p->b1,   p->w2,
-                       p->b2,   p->sw1,    p->sw2,   p->sgate, p->lnorm, p->enorm, p->obias, p->bnorm};
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+    int all[LAYER_PARAMS];
+    list_params(f, y, all);
+    for (int i = 0; i < LAYER_PARAMS; i++) {
         if (all[i] >= 0)
             params_release(f, all[i]);
-    }
-    for (int i = 0; i < XP_ROUTER_MLP_WEIGHTS; i++) {
-        if (p->mlp[i] >= 0)
-            params_release(f, p->mlp[i]);
     }
 }
 
@@ -137,14 +96,14 @@ static const xp_tensor *router_input(const xp_flow *f, const layer_state *s) {
 
 static xp_status forward_route(xp_flow *f, int y, layer_state *s) {
     const layer_params *p = &f->lp[y];
-    XP_TRY(norm_rows(f, "rmsnorm", p->norm, &s->h, &s->xn, &s->rstd));
+    XP_TRY(rows_norm(f, "rmsnorm", p->norm, &s->h, &s->xn, &s->rstd));
     if (f->R > 0)
         XP_TRY(router_mlp_forward(f, y));
     s->logits = xp_tensor_2d(xp_tensor_at(&f->all_logits, f->place[y], 0, 0, 0), f->logits, f->T, f->Z);
     s->idx = xp_tensor_2d(xp_tensor_at(&f->all_idx, f->place[y], 0, 0, 0), XP_I32, f->T, f->K);
-    xp_router_args gate = {.x = *router_input(f, s), .w = matrix(f, p->router), .logits = s->logits};
+    xp_router_args gate = {.x = *router_input(f, s), .w = params_matrix(f, p->router), .logits = s->logits};
     if (p->rbias >= 0)
-        gate.bias = vector(f, p->rbias);
+        gate.bias = params_vector(f, p->rbias);
     XP_TRY(call(f, &xp_stage_router, "router", &gate));
     if (f->src->data == XP_DATA_SKEW)
         skew_logits(f, &s->logits);
@@ -160,7 +119,7 @@ static xp_status forward_route(xp_flow *f, int y, layer_state *s) {
     if (s->table.data)
         route.token = f->token;
     if (p->scale >= 0)
-        route.scale_e = vector(f, p->scale);
+        route.scale_e = params_vector(f, p->scale);
     if (dialect(f, y)->shared_rows > 0) {
         XP_TRY(flow_new2(f, XP_KIND_ACT, f->weight, f->T, dialect(f, y)->shared_rows, &s->gamma));
         route.gamma = s->gamma;
@@ -215,22 +174,6 @@ static const xp_tensor *experts_output(const layer_state *s) {
     return s->high.data ? &s->high : &s->y;
 }
 
-/* y = r(x W^T): the router's arithmetic on other weights. */
-static xp_status latent_map(xp_flow *f, const char *site, int param, const xp_tensor *x, xp_tensor *out) {
-    XP_TRY(act2(f, f->T, f->plan->param[param].R, out));
-    xp_router_args a = {.x = *x, .w = matrix(f, param), .logits = *out};
-    return call(f, &xp_stage_router, site, &a);
-}
-
-/* dx = r(dy W), and the map's weight gradient. */
-static xp_status latent_map_back(xp_flow *f, const char *site, const char *wsite, int param, const xp_tensor *dy,
-                                 const xp_tensor *x, xp_tensor *out) {
-    XP_TRY(act2(f, f->T, f->plan->param[param].N, out));
-    xp_router_bwd_args a = {.dlogits = *dy, .w = matrix(f, param), .dx = *out};
-    XP_TRY(call(f, &xp_stage_router_bwd, site, &a));
-    return params_wgrad(f, param, wsite, dy, x);
-}
-
 static xp_status forward_send(xp_flow *f, int y, layer_state *s) {
     XP_TRY(act2(f, f->M, f->D, &s->rows));
     XP_TRY(flow_new1(f, XP_KIND_ACT, XP_I64, f->M, &s->tok));
@@ -282,7 +225,7 @@ static xp_status forward_expert_norm(xp_flow *f, int y, layer_state *s, xp_tenso
     XP_TRY(act2(f, f->C, f->D, out));
     XP_TRY(flow_new1(f, XP_KIND_ACT, f->wide, f->C, &s->erstd));
     xp_rmsnorm_args a = {.x = expert_rows(f, s, &s->out),
-                         .w = vector(f, f->lp[y].enorm),
+                         .w = params_vector(f, f->lp[y].enorm),
                          .y = expert_rows(f, s, out),
                          .rstd = expert_rows(f, s, &s->erstd),
                          .eps = f->plan->model.expert_eps,
@@ -314,7 +257,7 @@ static xp_status backward_expert_norm(xp_flow *f, int y, const layer_state *s, x
     XP_TRY(flow_new2(f, XP_KIND_GRAD, f->grad, f->block ? f->nblocks.dim[0] : 1, f->D, &dw));
     xp_rmsnorm_bwd_args a = {.dy = expert_rows(f, s, dy),
                              .x = expert_rows(f, s, &s->out),
-                             .w = vector(f, f->lp[y].enorm),
+                             .w = params_vector(f, f->lp[y].enorm),
                              .rstd = expert_rows(f, s, &s->erstd),
                              .dx = expert_rows(f, s, &dx),
                              .dw = dw,
@@ -322,7 +265,7 @@ static xp_status backward_expert_norm(xp_flow *f, int y, const layer_state *s, x
     if (f->block)
         XP_TRY(expert_parts(f, s, &a.part));
     XP_TRY(call(f, &xp_stage_rmsnorm_bwd, "expert norm", &a));
-    XP_TRY(scatter_norm(f, f->lp[y].enorm, &a));
+    XP_TRY(params_scatter_vector(f, f->lp[y].enorm, &dw, &(flow_made){&xp_stage_rmsnorm_bwd, &a, "dw"}));
     flow_drop(f, &a.part);
     flow_drop(f, &dw);
     flow_drop(f, dy);
@@ -382,8 +325,8 @@ static xp_status forward_shared(xp_flow *f, int y, layer_state *s) {
     XP_TRY(act2(f, f->T, f->H, &s->smlp));
     XP_TRY(act2(f, f->T, f->H, &s->sy));
     xp_shared_args a = {.x = s->xn,
-                        .w1 = matrix(f, p->sw1),
-                        .w2 = matrix(f, p->sw2),
+                        .w1 = params_matrix(f, p->sw1),
+                        .w2 = params_matrix(f, p->sw2),
                         .pre = s->spre,
                         .act = s->sact,
                         .mlp = s->smlp,
@@ -392,7 +335,7 @@ static xp_status forward_shared(xp_flow *f, int y, layer_state *s) {
                         .gamma = s->gamma};
     if (p->sgate >= 0) {
         XP_TRY(act2(f, f->T, 1, &s->ssig));
-        a.gate = matrix(f, p->sgate);
+        a.gate = params_matrix(f, p->sgate);
         a.sig = s->ssig;
     }
     XP_TRY(call(f, &xp_stage_shared, "shared", &a));
@@ -404,7 +347,7 @@ static xp_status forward_shared(xp_flow *f, int y, layer_state *s) {
 /* The sum with its bias: embed's arithmetic on a table of one row. */
 static xp_status forward_bias(xp_flow *f, int y, layer_state *s) {
     XP_TRY(act2(f, f->T, f->H, &s->biased));
-    const xp_tensor bias = vector(f, f->lp[y].obias);
+    const xp_tensor bias = params_vector(f, f->lp[y].obias);
     xp_embed_args a = {
         .token = f->first, .table = xp_tensor_2d(bias.data, bias.dtype, 1, f->H), .pos = s->sum, .y = s->biased};
     return call(f, &xp_stage_embed, "out bias", &a);
@@ -427,35 +370,34 @@ xp_status layer_forward(xp_flow *f, int y, const xp_tensor *h, xp_tensor *out) {
         XP_TRY(flow_trace(f, "route gamma", y, &s->gamma));
     XP_TRY(forward_capacity(f, y, s));
     if (f->lp[y].down >= 0)
-        XP_TRY(latent_map(f, "latent down", f->lp[y].down, &s->xn, &s->low));
+        XP_TRY(rows_map(f, "latent down", f->lp[y].down, -1, &s->xn, &s->low));
     if (f->lp[y].lnorm >= 0)
-        XP_TRY(norm_rows(f, "latent norm", f->lp[y].lnorm, &s->low, &s->lown, &s->lrstd));
+        XP_TRY(rows_norm(f, "latent norm", f->lp[y].lnorm, &s->low, &s->lown, &s->lrstd));
     XP_TRY(forward_send(f, y, s));
     XP_TRY(forward_experts(f, y, s));
     if (f->lp[y].up >= 0)
-        XP_TRY(latent_map(f, "latent up", f->lp[y].up, &s->y, &s->high));
+        XP_TRY(rows_map(f, "latent up", f->lp[y].up, -1, &s->y, &s->high));
     s->sum = *experts_output(s);
     if (f->S > 0)
         XP_TRY(forward_shared(f, y, s));
     if (f->lp[y].obias >= 0)
         XP_TRY(forward_bias(f, y, s));
     if (f->lp[y].bnorm >= 0)
-        XP_TRY(norm_rows(f, "block norm", f->lp[y].bnorm, block_sum(s), &s->bn, &s->brstd));
+        XP_TRY(rows_norm(f, "block norm", f->lp[y].bnorm, block_sum(s), &s->bn, &s->brstd));
     XP_TRY(add(f, "residual", h, s->bn.data ? &s->bn : block_sum(s), out));
     return flow_trace(f, "layer out", y, out);
 }
 
-/* The experts' side of the backward: out holds the gradient of the normed rows through the experts; dw of the weights.
- */
-static xp_status backward_experts(xp_flow *f, int y, const xp_tensor *dh, xp_tensor *out_dw, xp_tensor *out) {
+/* dy [T,D] -> drecv [C,D], gradient of the rows that this rank's experts took; dw [T,K] of the weights; of x in dnull
+ * where an id returns its token, absent elsewhere. */
+static xp_status backward_ffn(xp_flow *f, int y, const xp_tensor *dy, xp_tensor *out_dw, xp_tensor *out_dnull,
+                              xp_tensor *out_drecv) {
     const layer_params *p = &f->lp[y];
     layer_state *s = &f->ls[y];
-    xp_tensor dout, dpre, drecv, drows, dnull = {0}, dy = *dh;
-    if (p->up >= 0)
-        XP_TRY(latent_map_back(f, "latent up", "wgrad latent up", p->up, dh, &s->y, &dy));
+    xp_tensor dout, dpre;
     XP_TRY(flow_new2(f, XP_KIND_ACT, f->wide, f->T, f->K, out_dw));
     XP_TRY(act2(f, f->C, f->D, &dout));
-    xp_combine_bwd_args sum = {.dy = dy,
+    xp_combine_bwd_args sum = {.dy = *dy,
                                .back = s->back,
                                .w = s->w,
                                .pos = s->pos,
@@ -467,24 +409,24 @@ static xp_status backward_experts(xp_flow *f, int y, const xp_tensor *dh, xp_ten
                                .dout = dout,
                                .dialect = dialect(f, y)};
     if (has_identity(f, y)) {
-        XP_TRY(act2(f, f->T, f->H, &dnull));
+        XP_TRY(act2(f, f->T, f->H, out_dnull));
         sum.x = s->xn;
         sum.idx = s->kept;
-        sum.dx = dnull;
+        sum.dx = *out_dnull;
     }
     XP_TRY(call(f, &xp_stage_combine_bwd, "combine_bwd", &sum));
     flow_drop(f, &s->back);
     if (p->enorm >= 0)
         XP_TRY(backward_expert_norm(f, y, s, &dout));
     XP_TRY(flow_new2(f, XP_KIND_ACT, f->param, f->C, f->U, &dpre));
-    XP_TRY(act2(f, f->C, f->D, &drecv));
+    XP_TRY(act2(f, f->C, f->D, out_drecv));
     xp_expert_bwd_args ffn = {.dy = dout,
                               .pre = s->pre,
                               .offsets = s->recv_offsets,
                               .w1 = *full(f, p->w1),
                               .w2 = *full(f, p->w2),
                               .dpre = dpre,
-                              .dx = drecv,
+                              .dx = *out_drecv,
                               .dialect = dialect(f, y)};
     XP_TRY(call(f, &xp_stage_expert_bwd, "expert_bwd", &ffn));
     XP_TRY(params_wgrad_experts(f, p->w1, "wgrad w1", &dpre, &s->recv, &s->recv_offsets, &s->recv_tok));
@@ -496,49 +438,68 @@ static xp_status backward_experts(xp_flow *f, int y, const xp_tensor *dh, xp_ten
     }
     flow_drop(f, &dpre);
     flow_drop(f, &dout);
+    return XP_OK;
+}
+
+/* drecv goes home and is dropped; out [T,D]: gradient of the experts' input. dw takes what an input's weight gets. */
+static xp_status backward_send(xp_flow *f, int y, xp_tensor *drecv, xp_tensor *dw, xp_tensor *out) {
+    const layer_state *s = &f->ls[y];
+    xp_tensor drows;
     XP_TRY(act2(f, f->M, f->D, &drows));
-    xp_dispatch_bwd_args send = {.drecv = drecv,
+    xp_dispatch_bwd_args send = {.drecv = *drecv,
                                  .recv_counts = s->recv_counts,
                                  .recv_offsets = s->recv_offsets,
                                  .counts = s->counts,
                                  .offsets = s->offsets,
                                  .drows = drows};
     XP_TRY(call(f, &xp_stage_dispatch_bwd, "dispatch_bwd", &send));
-    flow_drop(f, &drecv);
+    flow_drop(f, drecv);
     XP_TRY(act2(f, f->T, f->D, out));
     xp_permute_bwd_args perm = {.drows = drows, .pos = s->pos, .dx = *out, .dialect = dialect(f, y)};
     if (dialect(f, y)->weight_at == XP_AT_INPUT) {
         perm.w = s->w;
         perm.x = *experts_input(s);
-        perm.dw = *out_dw; /* combine's was 0: the weight is not in the output */
+        perm.dw = *dw; /* combine's was 0: the weight is not in the output */
     }
     XP_TRY(call(f, &xp_stage_permute_bwd, "permute_bwd", &perm));
     flow_drop(f, &drows);
+    return XP_OK;
+}
+
+/* The experts' side of the backward: out holds the gradient of the normed rows through the experts; dw of the weights.
+ */
+static xp_status backward_experts(xp_flow *f, int y, const xp_tensor *dh, xp_tensor *out_dw, xp_tensor *out) {
+    const layer_params *p = &f->lp[y];
+    const layer_state *s = &f->ls[y];
+    xp_tensor drecv, dnull = {0}, dy = *dh, din;
+    if (p->up >= 0)
+        XP_TRY(rows_map_back(f, "latent up", "wgrad latent up", p->up, dh, &s->y, &dy));
+    XP_TRY(backward_ffn(f, y, &dy, out_dw, &dnull, &drecv));
+    XP_TRY(backward_send(f, y, &drecv, out_dw, out));
+    if (p->up >= 0)
+        flow_drop(f, &dy);
     if (p->lnorm >= 0) {
-        xp_tensor dlown = *out;
-        XP_TRY(norm_rows_back(f, "latent norm", p->lnorm, &dlown, &s->low, &s->lrstd, out));
-        flow_drop(f, &dlown);
+        din = *out;
+        XP_TRY(rows_norm_back(f, "latent norm", p->lnorm, &din, &s->low, &s->lrstd, out));
+        flow_drop(f, &din);
     }
     if (p->down >= 0) {
-        xp_tensor low = *out;
-        flow_drop(f, &dy);
-        XP_TRY(latent_map_back(f, "latent down", "wgrad latent down", p->down, &low, &s->xn, out));
-        flow_drop(f, &low);
+        din = *out;
+        XP_TRY(rows_map_back(f, "latent down", "wgrad latent down", p->down, &din, &s->xn, out));
+        flow_drop(f, &din);
     }
     if (!dnull.data)
         return XP_OK;
-    const xp_tensor dx = *out;
-    XP_TRY(add(f, "residual d null", &dx, &dnull, out));
+    din = *out;
+    XP_TRY(add(f, "residual d null", &din, &dnull, out));
     flow_drop(f, &dnull);
-    xp_tensor done = dx;
-    flow_drop(f, &done);
+    flow_drop(f, &din);
     return XP_OK;
 }
 
 static xp_status backward_scale(xp_flow *f, int y, const xp_tensor *dw, const xp_tensor *dgamma) {
     const layer_state *s = &f->ls[y];
     const int64_t n = xp_dialect_factors(dialect(f, y), f->E), b = f->block ? f->blocks.dim[0] : 1;
-    const int64_t dim[4] = {b, 1, n, 1};
     xp_tensor dscale;
     XP_TRY(flow_new2(f, XP_KIND_GRAD, f->grad, b, n, &dscale));
     xp_route_scale_bwd_args a = {.scores = s->scores,
@@ -553,8 +514,7 @@ static xp_status backward_scale(xp_flow *f, int y, const xp_tensor *dw, const xp
     if (dialect(f, y)->masked_weight)
         a.bias = s->cbias;
     XP_TRY(call(f, &xp_stage_route_scale_bwd, "route_scale_bwd", &a));
-    const xp_tensor view = xp_tensor_of(dscale.data, f->grad, 4, dim);
-    XP_TRY(params_scatter(f, f->lp[y].scale, 0, &view, &(flow_made){&xp_stage_route_scale_bwd, &a, "dscale"}));
+    XP_TRY(params_scatter_vector(f, f->lp[y].scale, &dscale, &(flow_made){&xp_stage_route_scale_bwd, &a, "dscale"}));
     flow_drop(f, &dscale);
     return XP_OK;
 }
@@ -576,12 +536,12 @@ static xp_status backward_route(xp_flow *f, int y, const xp_tensor *dw, const xp
     if (f->daux.data && xp_plan_is_balanced(f->plan, y))
         route.daux = xp_tensor_2d(xp_tensor_at(&f->daux, f->place[y], 0, 0, 0), f->wide, f->T, f->Z);
     if (p->scale >= 0)
-        route.scale_e = vector(f, p->scale);
+        route.scale_e = params_vector(f, p->scale);
     XP_TRY(call(f, &xp_stage_route_bwd, "route_bwd", &route));
     if (p->scale >= 0)
         XP_TRY(backward_scale(f, y, dw, dgamma));
     XP_TRY(act2(f, f->T, router_input(f, s)->dim[1], out));
-    xp_router_bwd_args gate = {.dlogits = dlogits, .w = matrix(f, p->router), .dx = *out};
+    xp_router_bwd_args gate = {.dlogits = dlogits, .w = params_matrix(f, p->router), .dx = *out};
     XP_TRY(call(f, &xp_stage_router_bwd, "router_bwd", &gate));
     XP_TRY(flow_trace(f, "route dlogits", y, &dlogits));
     XP_TRY(params_wgrad(f, p->router, "wgrad router", &dlogits, router_input(f, s)));
@@ -608,8 +568,8 @@ static xp_status backward_shared(xp_flow *f, int y, const xp_tensor *dh, xp_tens
     XP_TRY(act2(f, f->T, f->H, out));
     xp_shared_bwd_args a = {.dy = *dh,
                             .pre = s->spre,
-                            .w1 = matrix(f, p->sw1),
-                            .w2 = matrix(f, p->sw2),
+                            .w1 = params_matrix(f, p->sw1),
+                            .w2 = params_matrix(f, p->sw2),
                             .dmlp = dmlp,
                             .dpre = dpre,
                             .dx = *out,
@@ -623,7 +583,7 @@ static xp_status backward_shared(xp_flow *f, int y, const xp_tensor *dh, xp_tens
         XP_TRY(act2(f, f->T, 1, &dz));
         a.mlp = s->smlp;
         a.sig = s->ssig;
-        a.gate = matrix(f, p->sgate);
+        a.gate = params_matrix(f, p->sgate);
         a.dz = dz;
     }
     XP_TRY(call(f, &xp_stage_shared_bwd, "shared_bwd", &a));
@@ -657,7 +617,7 @@ xp_status layer_backward(xp_flow *f, int y, const xp_tensor *dh, xp_tensor *out)
     f->r->layer = y;
     xp_tensor dw, dxe, dxr, dxn, dx, dsum = *dh, dhalf = {0}, dbn = {0}, dgamma = {0}, dxs = {0}, part;
     if (f->lp[y].bnorm >= 0) {
-        XP_TRY(norm_rows_back(f, "block norm", f->lp[y].bnorm, dh, block_sum(s), &s->brstd, &dbn));
+        XP_TRY(rows_norm_back(f, "block norm", f->lp[y].bnorm, dh, block_sum(s), &s->brstd, &dbn));
         dsum = dbn;
     }
     if (f->lp[y].obias >= 0) {
@@ -680,7 +640,7 @@ xp_status layer_backward(xp_flow *f, int y, const xp_tensor *dh, xp_tensor *out)
         XP_TRY(add(f, "residual d shared", &part, &dxs, &dxn));
         flow_drop(f, &part);
     }
-    XP_TRY(norm_rows_back(f, "rmsnorm_bwd", f->lp[y].norm, &dxn, &s->h, &s->rstd, &dx));
+    XP_TRY(rows_norm_back(f, "rmsnorm_bwd", f->lp[y].norm, &dxn, &s->h, &s->rstd, &dx));
     XP_TRY(add(f, "residual d", dh, &dx, out));
     xp_tensor *const mine[] = {&dw, &dxe, &dxr, &dxn, &dx, &dhalf, &dbn, &dgamma, &dxs};
     for (size_t i = 0; i < sizeof mine / sizeof *mine; i++)

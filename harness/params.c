@@ -305,6 +305,12 @@ xp_status params_scatter(xp_flow *f, int i, int64_t g0, const xp_tensor *dw, con
     return XP_OK;
 }
 
+xp_status params_scatter_vector(xp_flow *f, int i, const xp_tensor *dw, const flow_made *by) {
+    const int64_t dim[4] = {dw->dim[0], 1, dw->dim[1], 1};
+    const xp_tensor view = xp_tensor_of(dw->data, dw->dtype, 4, dim);
+    return params_scatter(f, i, 0, &view, by);
+}
+
 static xp_status wgrad_chunk(xp_flow *f, int i, const char *site, int64_t g0, xp_wgrad_args *a) {
     const int expert = param(f, i)->expert;
     const int64_t blocks = !f->block || (expert && f->efold) ? 1 : expert ? f->eblocks.dim[0] : f->blocks.dim[0];

@@ -6,8 +6,6 @@
 #include "xp/carry.h"
 #include "xp/gelu.h"
 #include "xp/residual.h"
-#include "xp/rmsnorm.h"
-#include "xp/router.h"
 
 static int param(const xp_flow *f, int y, xp_weight w) {
     return f->lp[y].mlp[w - XP_W_ROUTER_DOWN];
@@ -17,12 +15,9 @@ static xp_status rows(xp_flow *f, xp_tensor *out) {
     return flow_new2(f, XP_KIND_ACT, f->act, f->T, f->R, out);
 }
 
-/* y = r(x W^T + b); the bias follows the matrix in the list of weights. */
+/* The bias follows the matrix in the list of weights. */
 static xp_status map(xp_flow *f, int y, const char *site, xp_weight w, const xp_tensor *x, xp_tensor *out) {
-    XP_TRY(rows(f, out));
-    xp_router_args a = {
-        .x = *x, .w = params_matrix(f, param(f, y, w)), .bias = params_vector(f, param(f, y, w + 1)), .logits = *out};
-    return xp_call(f->r, &xp_stage_router, site, &a);
+    return rows_map(f, site, param(f, y, w), param(f, y, w + 1), x, out);
 }
 
 static xp_status gelu(xp_flow *f, const char *site, const xp_tensor *x, xp_tensor *out) {
@@ -49,29 +44,18 @@ xp_status router_mlp_forward(xp_flow *f, int y) {
     layer_state *s = &f->ls[y];
     XP_TRY(forward_state(f, y));
     XP_TRY(flow_trace(f, "router state", y, &s->state));
-    XP_TRY(rows(f, &s->mnorm));
-    XP_TRY(flow_new1(f, XP_KIND_ACT, f->wide, f->T, &s->mrstd));
-    xp_rmsnorm_args norm = {.x = s->state,
-                            .w = params_vector(f, param(f, y, XP_W_ROUTER_NORM)),
-                            .y = s->mnorm,
-                            .rstd = s->mrstd,
-                            .eps = f->plan->model.norm_eps};
-    XP_TRY(xp_call(f->r, &xp_stage_rmsnorm, "router rmsnorm", &norm));
+    XP_TRY(rows_norm(f, "router rmsnorm", param(f, y, XP_W_ROUTER_NORM), &s->state, &s->mnorm, &s->mrstd));
     XP_TRY(map(f, y, "router fc1", XP_W_ROUTER_FC1, &s->mnorm, &s->fc1));
     XP_TRY(gelu(f, "router gelu 1", &s->fc1, &s->act1));
     XP_TRY(map(f, y, "router fc2", XP_W_ROUTER_FC2, &s->act1, &s->fc2));
     return gelu(f, "router gelu 2", &s->fc2, &s->act2);
 }
 
-/* dx = r(dy W), and the gradients of the map's matrix and bias. */
+/* And the gradient of the map's bias. */
 static xp_status map_back(xp_flow *f, int y, const char *site, const char *wsite, const char *bsite, xp_weight w,
                           const xp_tensor *dy, const xp_tensor *x, xp_tensor *out) {
-    const int i = param(f, y, w);
     const xp_tensor ones = xp_tensor_rows(&f->ones, 0, 0, f->T);
-    XP_TRY(flow_new2(f, XP_KIND_ACT, f->act, f->T, f->plan->param[i].N, out));
-    xp_router_bwd_args a = {.dlogits = *dy, .w = params_matrix(f, i), .dx = *out};
-    XP_TRY(xp_call(f->r, &xp_stage_router_bwd, site, &a));
-    XP_TRY(params_wgrad(f, i, wsite, dy, x));
+    XP_TRY(rows_map_back(f, site, wsite, param(f, y, w), dy, x, out));
     return params_wgrad(f, param(f, y, w + 1), bsite, dy, &ones);
 }
 
@@ -79,33 +63,6 @@ static xp_status gelu_back(xp_flow *f, const char *site, const xp_tensor *dy, co
     XP_TRY(rows(f, out));
     xp_gelu_bwd_args a = {.dy = *dy, .x = *x, .dx = *out};
     return xp_call(f->r, &xp_stage_gelu_bwd, site, &a);
-}
-
-/* A vector's gradient [B,R], made by a stage for each block of tokens. */
-static xp_status scatter_vector(xp_flow *f, int i, const xp_tensor *dw, const flow_made *by) {
-    const int64_t dim[4] = {dw->dim[0], 1, f->R, 1};
-    const xp_tensor view = xp_tensor_of(dw->data, dw->dtype, 4, dim);
-    return params_scatter(f, i, 0, &view, by);
-}
-
-static xp_status norm_back(xp_flow *f, int y, const xp_tensor *dy, xp_tensor *out) {
-    const layer_state *s = &f->ls[y];
-    const int i = param(f, y, XP_W_ROUTER_NORM);
-    xp_tensor dw;
-    XP_TRY(rows(f, out));
-    XP_TRY(flow_new2(f, XP_KIND_GRAD, f->grad, f->block ? f->blocks.dim[0] : 1, f->R, &dw));
-    xp_rmsnorm_bwd_args a = {.dy = *dy,
-                             .x = s->state,
-                             .w = params_vector(f, i),
-                             .rstd = s->mrstd,
-                             .dx = *out,
-                             .dw = dw,
-                             .token0 = f->token0,
-                             .block = f->block};
-    XP_TRY(xp_call(f->r, &xp_stage_rmsnorm_bwd, "router rmsnorm_bwd", &a));
-    XP_TRY(scatter_vector(f, i, &dw, &(flow_made){&xp_stage_rmsnorm_bwd, &a, "dw"}));
-    flow_drop(f, &dw);
-    return XP_OK;
 }
 
 /* The state of the block before gets its gradient, f->dstate, and so do the factors. */
@@ -122,7 +79,7 @@ static xp_status carry_back(xp_flow *f, int y, const xp_tensor *dstate) {
                            .token0 = f->token0,
                            .block = f->block};
     XP_TRY(xp_call(f->r, &xp_stage_carry_bwd, "carry_bwd", &a));
-    XP_TRY(scatter_vector(f, i, &dscale, &(flow_made){&xp_stage_carry_bwd, &a, "dscale"}));
+    XP_TRY(params_scatter_vector(f, i, &dscale, &(flow_made){&xp_stage_carry_bwd, &a, "dscale"}));
     flow_drop(f, &dscale);
     return XP_OK;
 }
@@ -153,7 +110,8 @@ xp_status router_mlp_backward(xp_flow *f, int y, const xp_tensor *da, xp_tensor 
     XP_TRY(map_back(f, y, "router fc1", "wgrad router fc1", "wgrad router fc1 bias", XP_W_ROUTER_FC1, &dfc1, &s->mnorm,
                     &dnorm));
     flow_drop(f, &dfc1);
-    XP_TRY(norm_back(f, y, &dnorm, &dstate));
+    XP_TRY(
+        rows_norm_back(f, "router rmsnorm_bwd", param(f, y, XP_W_ROUTER_NORM), &dnorm, &s->state, &s->mrstd, &dstate));
     flow_drop(f, &dnorm);
     XP_TRY(add_state(f, &dstate));
     XP_TRY(flow_trace(f, "router d state", y, &dstate));

@@ -11,7 +11,6 @@
 #include "xp/embed.h"
 #include "xp/gradnorm.h"
 #include "xp/head.h"
-#include "xp/rmsnorm.h"
 #include "xp/sgd.h"
 #include "xp/xent.h"
 
@@ -311,16 +310,11 @@ static xp_status take_tokens(xp_step *st, int64_t s) {
                           "position", base, full, 0.5);
 }
 
-static xp_tensor top_matrix(const xp_flow *f, int i) {
-    const xp_tensor *t = &f->ps[i].full;
-    return xp_tensor_2d(t->data, t->dtype, t->dim[1], t->dim[2]);
-}
-
 static xp_status forward_embed(xp_step *st, xp_tensor *out) {
     xp_flow *f = &st->f;
     XP_TRY(params_gather(f, st->embed));
     XP_TRY(flow_new2(f, XP_KIND_ACT, f->act, f->T, f->H, out));
-    xp_embed_args a = {.token = f->token, .table = top_matrix(f, st->embed), .pos = st->pos, .y = *out};
+    xp_embed_args a = {.token = f->token, .table = params_matrix(f, st->embed), .pos = st->pos, .y = *out};
     XP_TRY(xp_call(f->r, &xp_stage_embed, "embed", &a));
     params_release(f, st->embed);
     return flow_trace(f, "embed", -1, out);
@@ -331,13 +325,9 @@ static xp_status forward_top(xp_step *st, const xp_tensor *h, xp_step_result *re
     XP_TRY(params_gather(f, st->norm));
     XP_TRY(params_gather(f, st->head));
     st->h_last = *h;
-    XP_TRY(flow_new2(f, XP_KIND_ACT, f->act, f->T, f->H, &st->xn));
-    XP_TRY(flow_new1(f, XP_KIND_ACT, f->wide, f->T, &st->rstd));
-    const xp_tensor w = xp_tensor_1d(f->ps[st->norm].full.data, f->ps[st->norm].full.dtype, f->H);
-    xp_rmsnorm_args n = {.x = *h, .w = w, .y = st->xn, .rstd = st->rstd, .eps = f->plan->model.norm_eps};
-    XP_TRY(xp_call(f->r, &xp_stage_rmsnorm, "rmsnorm", &n));
+    XP_TRY(rows_norm(f, "rmsnorm", st->norm, h, &st->xn, &st->rstd));
     XP_TRY(flow_new2(f, XP_KIND_ACT, f->wide, f->T, f->V, &st->logits));
-    xp_head_args head = {.x = st->xn, .w = top_matrix(f, st->head), .logits = st->logits};
+    xp_head_args head = {.x = st->xn, .w = params_matrix(f, st->head), .logits = st->logits};
     XP_TRY(xp_call(f->r, &xp_stage_head, "head", &head));
     XP_TRY(flow_new1(f, XP_KIND_ACT, f->wide, f->T, &st->lse));
     XP_TRY(flow_new1(f, XP_KIND_ACT, f->wide, f->T, &st->tloss));
@@ -399,30 +389,16 @@ static xp_status balance(xp_step *st, xp_step_result *res) {
 
 static xp_status backward_top(xp_step *st, xp_tensor *out) {
     xp_flow *f = &st->f;
-    xp_tensor dlogits, dx, dnorm;
+    xp_tensor dlogits, dx;
     XP_TRY(flow_new2(f, XP_KIND_ACT, f->wide, f->T, f->V, &dlogits));
     xp_xent_bwd_args x = {.logits = st->logits, .target = st->target, .lse = st->lse, .dlogits = dlogits};
     XP_TRY(xp_call(f->r, &xp_stage_xent_bwd, "xent_bwd", &x));
     XP_TRY(flow_new2(f, XP_KIND_ACT, f->act, f->T, f->H, &dx));
-    xp_head_bwd_args h = {.dlogits = dlogits, .w = top_matrix(f, st->head), .dx = dx};
+    xp_head_bwd_args h = {.dlogits = dlogits, .w = params_matrix(f, st->head), .dx = dx};
     XP_TRY(xp_call(f->r, &xp_stage_head_bwd, "head_bwd", &h));
     XP_TRY(params_wgrad(f, st->head, "wgrad head", &dlogits, &st->xn));
-    XP_TRY(flow_new2(f, XP_KIND_ACT, f->act, f->T, f->H, out));
-    const int64_t b = f->block ? f->blocks.dim[0] : 1, dim[4] = {b, 1, f->H, 1};
-    XP_TRY(flow_new2(f, XP_KIND_GRAD, f->grad, b, f->H, &dnorm));
-    const xp_tensor w = xp_tensor_1d(f->ps[st->norm].full.data, f->ps[st->norm].full.dtype, f->H);
-    xp_rmsnorm_bwd_args n = {.dy = dx,
-                             .x = st->h_last,
-                             .w = w,
-                             .rstd = st->rstd,
-                             .dx = *out,
-                             .dw = dnorm,
-                             .token0 = f->token0,
-                             .block = f->block};
-    XP_TRY(xp_call(f->r, &xp_stage_rmsnorm_bwd, "rmsnorm_bwd", &n));
-    xp_tensor view = xp_tensor_of(dnorm.data, f->grad, 4, dim);
-    XP_TRY(params_scatter(f, st->norm, 0, &view, &(flow_made){&xp_stage_rmsnorm_bwd, &n, "dw"}));
-    xp_tensor *const mine[] = {&dlogits, &dx, &dnorm, &st->xn, &st->rstd, &st->logits, &st->lse, &st->tloss};
+    XP_TRY(rows_norm_back(f, "rmsnorm_bwd", st->norm, &dx, &st->h_last, &st->rstd, out));
+    xp_tensor *const mine[] = {&dlogits, &dx, &st->xn, &st->rstd, &st->logits, &st->lse, &st->tloss};
     for (size_t i = 0; i < sizeof mine / sizeof *mine; i++)
         flow_drop(f, mine[i]);
     params_release(f, st->norm);
