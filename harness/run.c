@@ -136,21 +136,20 @@ static void close_judges(job *j) {
     }
 }
 
-/* The one-rank run whose rows the mesh must reproduce. Where micro-batches owe the bits of one batch, it takes one:
- * deterministic, and no loss that is not linear in the batch. */
-static xp_status record(job *j, const xp_model *model, const xp_step_options *options) {
+/* The one-rank run whose rows the mesh must reproduce; one that fails ends the case as the mesh's own run would. Where
+ * micro-batches owe the bits of one batch, it takes one: deterministic, and no loss that is not linear in the batch. */
+static xp_status record(job *j, const xp_model *model, const xp_step_options *options, xp_mesh_report *out) {
     xp_mesh_spec one;
     xp_plan p1;
     xp_step_options opt_one = *options;
     const xp_step_options *opt = &opt_one;
     if (options->deterministic && (isnan(options->aux_coef) ? model->dialect.aux_coef : options->aux_coef) == 0)
         opt_one.micro = 1;
-    xp_mesh_report end;
     XP_TRY(xp_mesh_spec_parse("sim:fsdp=1", &one));
     XP_TRY(xp_plan_make(model, &one, opt, &p1));
     j->plan = &p1;
     j->judged = 0;
-    const xp_status st = xp_mesh_run(&one, rank_main, j, &end);
+    const xp_status st = xp_mesh_run(&one, rank_main, j, out);
     xp_plan_close(&p1);
     j->judged = 1;
     xp_parity_compare(j->parity);
@@ -174,7 +173,7 @@ static xp_status run_planned(job *j, xp_run_result *out) {
     if (against && j->o->impl == xp_backend_ref()) {
         XP_GOTO(out, xp_parity_open(&out->parity));
         j->parity = out->parity;
-        XP_GOTO(out, record(j, &model, &opt));
+        XP_GOTO(out, record(j, &model, &opt, &out->end));
     }
     j->plan = &plan;
     j->judged = 1;

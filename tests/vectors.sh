@@ -178,6 +178,20 @@ links=$(
     holds "$(nth expected gelu 'router gelu 2' 1)" $state "$(nth prompt router router 2)"
 )
 check "the router's MLP and its state" 0 '^y{34}n$' echo "$links"
+# has PATH OPERAND: y when the file has that operand.
+has() {
+    grep -aqF "\"in.$2\"" "$calls/$1" && printf y || printf n
+}
+biases=$(
+    for site in 'router down' 'router fc1' 'router fc2' router; do
+        has "$(nth prompt router "$site" 2)" bias
+    done
+)
+check "biases of the router's maps" 0 '^yyyn$' echo "$biases"
+"$expar" check -q 'layer T=16 E=4 K=2 H=10 F=6 dtype=f64 dialect=hf-5.24/gpt_oss' --dump biased >/dev/null 2>&1
+calls=biased
+check "the gate's bias" 0 '^yyy$' echo "$(has "$(file prompt router router)" bias)$(has "$(file prompt expert expert)" b1)$(has "$(file prompt expert expert)" b2)"
+
 # The same with norms and a bias around the experts: all 32 rows of the one rank's experts are there.
 "$expar" check -q 'layer T=16 E=4 K=2 H=10 F=6 D=8 S=5 dtype=f64 around=latent_norm+expert_norm+out_bias+block_norm dialect=hf-5.24/nemotron_h' --dump around >/dev/null 2>&1
 around() {
