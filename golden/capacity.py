@@ -19,26 +19,29 @@ SWITCH, NLLB = "hf-5.24/switch_transformers", "hf-5.24/nllb_moe"
 SOURCE = "transformers 5.24.0 "
 
 
-# ---- routers over ROUTE_E experts with the identity as their matrix, so that their input is the logits ----
+# ---- routers over ROUTE_E experts whose matrix is the identity, so that their input is the logits; or beside it a
+# second one that adds what a bf16 input cannot hold ----
+
+FINE = 1 / 1024
 
 
-def identity(router):
+def transparent(router, width: int):
     with torch.no_grad():
-        router.classifier.weight.copy_(torch.eye(ROUTE_E))
+        router.classifier.weight.copy_(torch.cat([torch.eye(ROUTE_E), FINE * torch.eye(ROUTE_E)], 1)[:, :width])
     return router
 
 
-def switch_router(capacity: int):
+def switch_router(capacity: int, width: int):
     """It counts each sequence by itself."""
-    config = SwitchTransformersConfig(d_model=ROUTE_E, num_experts=ROUTE_E, expert_capacity=capacity)
-    return identity(SwitchTransformersTop1Router(config)).eval()
+    config = SwitchTransformersConfig(d_model=width, num_experts=ROUTE_E, expert_capacity=capacity)
+    return transparent(SwitchTransformersTop1Router(config), width).eval()
 
 
-def nllb_router(capacity: int):
+def nllb_router(capacity: int, width: int):
     """Training takes the configuration's capacity (one eval call would overwrite it), and nothing here is random."""
-    config = NllbMoeConfig(d_model=ROUTE_E, num_experts=ROUTE_E, expert_capacity=capacity,
+    config = NllbMoeConfig(d_model=width, num_experts=ROUTE_E, expert_capacity=capacity,
                            normalize_router_prob_before_dropping=True)
-    return identity(NllbMoeTop2Router(config)).train()
+    return transparent(NllbMoeTop2Router(config), width).train()
 
 
 def crowded(name: str, dtype: torch.dtype) -> torch.Tensor:
@@ -46,25 +49,30 @@ def crowded(name: str, dtype: torch.dtype) -> torch.Tensor:
     return draw.real(name, (SEQUENCES * LENGTH, ROUTE_E), dtype=dtype) - torch.arange(ROUTE_E).to(dtype) / 2
 
 
-def switch_choice(logits: torch.Tensor, capacity: int, length: int):
-    """Experts [T,1] with -1 where the mask is empty, and weights."""
-    mask, weight, _ = switch_router(capacity)(logits.reshape(-1, length, ROUTE_E))
+def close(name: str, dtype: torch.dtype) -> torch.Tensor:
+    """Logits of -1 to 1 that differ by a few FINE: probabilities that round alike in bf16."""
+    shape = (SEQUENCES * LENGTH, ROUTE_E)
+    return torch.cat([draw.whole(name, shape, -1, 1, dtype), draw.whole(name + ".fine", shape, -2, 2, dtype)], 1)
+
+
+def switch_choice(x: torch.Tensor, capacity: int, length: int):
+    """Experts [T,1] with -1 where the mask is empty, weights, and the logits."""
+    mask, weight, seen = switch_router(capacity, x.shape[1])(x.reshape(-1, length, x.shape[1]))
     mask = mask.reshape(-1, ROUTE_E)
     kept = torch.where(mask.sum(1) > 0, mask.argmax(1), -1)
-    return kept[:, None].to(torch.int32), weight.reshape(-1, 1)
+    return kept[:, None].to(torch.int32), weight.reshape(-1, 1), seen
 
 
-def nllb_choice(logits: torch.Tensor, capacity: int):
-    """First choices and the weights of all experts, 0 where dropped."""
-    first, weights, _ = nllb_router(capacity)(logits)
-    return first, weights
+def nllb_choice(x: torch.Tensor, capacity: int):
+    """First choices, the weights of all experts, 0 where dropped, and the logits."""
+    return nllb_router(capacity, x.shape[1])(x)
 
 
-def nllb_slots(logits: torch.Tensor):
-    first, weights = nllb_choice(logits, ABOVE)
-    rest = torch.where(first.bool(), torch.zeros(()), weights)
+def nllb_slots(x: torch.Tensor):
+    first, weights, seen = nllb_choice(x, ABOVE)
+    rest = torch.where(first.bool(), torch.zeros((), dtype=weights.dtype), weights)
     idx = torch.stack([first.argmax(1), rest.argmax(1)], 1)
-    return idx, weights.gather(1, idx)
+    return idx, weights.gather(1, idx), seen
 
 
 def dropped(idx: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
@@ -75,23 +83,26 @@ def flags_of(kept: torch.Tensor, capacity: int, tokens: int) -> list:
     return (["FullExperts"] if (kept < 0).any() else []) + (["CapacityAboveTokens"] if capacity > tokens else [])
 
 
-def add_route(out, name: str, preset: str, block: str, dtype: torch.dtype, choose):
-    """The class's choice and weights without a limit, and in f32 the gradient of its weights."""
-    logits = crowded(f"{preset}.{LETTER[dtype]}", dtype).requires_grad_(True)
-    idx, w = choose(logits)
+def add_route(out, name: str, block: str, dtype: torch.dtype, choose, inputs=crowded):
+    """The class's choice and weights without a limit, and the gradient of its weights."""
+    preset, tied = f"hf-5.24/{name}", inputs is close
+    x = inputs(f"{preset}.{LETTER[dtype]}", dtype).requires_grad_(True)
+    idx, w, seen = choose(x)
     idx = idx.to(torch.int32)
     line = f"dtype={LETTER[dtype]} dialect={preset} logits=f32"
-    given = {"logits": logits.detach().float()}
-    out.add(f"route-{name}", SOURCE + block, f"k {idx.shape[1]}", f"route {line} weight={LETTER[dtype]}", given,
+    given = {"logits": seen.detach().reshape(-1, ROUTE_E)}
+    comment = f"k {idx.shape[1]}" + (", probabilities that round alike" if tied else "")
+    out.add(f"route-{name}", SOURCE + block, comment, f"route {line} weight={LETTER[dtype]}", given,
             {"idx": idx, "w": w}, compare="classes", unchecked=["scores"],
-            flags=["OneSlot"] if idx.shape[1] == 1 else [])
-    if dtype == torch.float32:
-        dw = draw.real(preset + ".dw", tuple(w.shape))
-        w.backward(dw)
-        out.add(f"route_bwd-{name}", SOURCE + block, f"k {idx.shape[1]}", f"route_bwd {line}",
-                {"scores": torch.softmax(logits.detach(), -1), "idx": idx, "dw": dw, **given},
-                {"dlogits": logits.grad})
-    return logits.detach(), idx, w.detach()
+            flags=(["OneSlot"] if idx.shape[1] == 1 else []) + (["Ties"] if tied else []))
+    dw = draw.real(preset + ".dw", tuple(w.shape), dtype=dtype)
+    seen.retain_grad()
+    w.backward(dw)
+    scores = torch.softmax(given["logits"], -1).to(dtype).float()
+    out.add(f"route_bwd-{name}", SOURCE + block, comment, f"route_bwd {line}",
+            {"scores": scores, "idx": idx, "dw": dw.float(), **given},
+            {"dlogits": seen.grad.reshape(-1, ROUTE_E)}, flags=["Ties"] if tied else [])
+    return x.detach(), idx, w.detach()
 
 
 def add_kept(out, name: str, block: str, line: str, idx, w, kept, capacity: int, tokens: int):
@@ -103,21 +114,22 @@ def add_kept(out, name: str, block: str, line: str, idx, w, kept, capacity: int,
 
 def add_switch(out, dtype: torch.dtype):
     name, block = "switch_transformers", "SwitchTransformersTop1Router"
-    logits, idx, w = add_route(out, name, SWITCH, block, dtype, lambda x: switch_choice(x, ABOVE, LENGTH))
+    x, idx, w = add_route(out, name, block, dtype, lambda x: switch_choice(x, ABOVE, LENGTH))
     for capacity in (1, 2, LENGTH, ABOVE) if dtype == torch.float32 else (2,):
         for length in (LENGTH, SEQUENCES * LENGTH):
-            kept = switch_choice(logits, capacity, length)[0]
+            kept = switch_choice(x, capacity, length)[0]
             sequence = f"dialect={SWITCH} sequence={length}"
             add_kept(out, name, block, sequence, idx, w, kept, capacity, length)
 
 
 def add_nllb(out):
     name, block = "nllb_moe", "NllbMoeTop2Router"
-    logits, idx, w = add_route(out, name, NLLB, block, torch.float32, nllb_slots)
-    for capacity in (1, 3, 6, len(logits), ABOVE):
-        left = nllb_choice(logits, capacity)[1].detach().gather(1, idx.to(torch.int64))
+    add_route(out, name, block, torch.bfloat16, nllb_slots)
+    x, idx, w = add_route(out, name, block, torch.float32, nllb_slots)
+    for capacity in (1, 3, 6, len(x), ABOVE):
+        left = nllb_choice(x, capacity)[1].detach().gather(1, idx.to(torch.int64))
         kept = torch.where(left > 0, idx, -1)
-        add_kept(out, name, block, f"dialect={NLLB}", idx, w, kept, capacity, len(logits))
+        add_kept(out, name, block, f"dialect={NLLB}", idx, w, kept, capacity, len(x))
 
 
 # ---- a block ----
@@ -175,6 +187,9 @@ def add_all(out):
     add_switch(out, torch.float32)
     add_switch(out, torch.bfloat16)
     add_nllb(out)
+    add_route(out, "switch_transformers", "SwitchTransformersTop1Router", torch.bfloat16,
+              lambda x: switch_choice(x, ABOVE, LENGTH), close)
+    add_route(out, "nllb_moe", "NllbMoeTop2Router", torch.bfloat16, nllb_slots, close)
     add_switch_block(out, torch.float32, False, 2)
     add_switch_block(out, torch.float32, False, ABOVE)
     add_switch_block(out, torch.bfloat16, True, 2)

@@ -67,12 +67,11 @@ FAMILIES = [
            {**SIZES, "moe_num_experts": E, "intermediate_size": 3 * F, "moe_num_shared_experts": 1},
            config_name="aria_text", topk="moe_topk", gate="router", shared="shared_experts", in_out=True,
            score="softmax_topk", tests="f32"),
-    # Divided by k and multiplied by k: no bit of the block where k is a power of two, but other weights; the loop over
-    # experts is in f32 from end to end.
+    # The loop over experts is in f32 from end to end.
     family("openai_privacy_filter", "OpenAIPrivacyFilterMLP", "openai_privacy_filter",
            {**IN_OUT, "head_dim": 8, "swiglu_limit": 7.0, "swiglu_alpha": 1.702}, gate="router", router_bias=True,
-           in_out=True, expert_biases=True, score="softmax_topk", logits32=True, k=4, kernels=("grouped_mm",),
-           stages=("router", "moe"), tests="f32"),
+           in_out=True, expert_biases=True, score="softmax_topk", logits32=True, kernels=("grouped_mm",),
+           tests="f32"),
     # C: softmax of f32 logits, times a factor
     family("deepseek_v2", "DeepseekV2Moe", "deepseek_v2", {**V2, "topk_method": "greedy"}, shared="shared_experts",
            fields="scale=1.5", logits32=True, tests="f32"),

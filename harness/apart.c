@@ -150,7 +150,8 @@ static xp_status routed(bench *b, const xp_dialect *d, side *out) {
                                  .idx = tensor(b, XP_I32, 2, T, b->k, 1),
                                  .w = tensor(b, wide(d->weight_dtype), 2, T, b->k, 1),
                                  .dialect = d,
-                                 .scale_e = out->scale_e};
+                                 .scale_e = out->scale_e,
+                                 .act = XP_BF16};
     if (d->shared_rows > 0)
         out->route.gamma = tensor(b, wide(d->weight_dtype), 2, T, d->shared_rows, 1);
     if (d->select_on == XP_ON_TOKEN_TABLE) {

@@ -293,6 +293,10 @@ static xp_status bind_param(binding *b, const xp_param *p) {
         *(const xp_dialect **)at = &b->dialect;
         return XP_OK;
     }
+    if (p->type == XP_P_DTYPE && strcmp(p->name, "act") == 0) {
+        *(xp_dtype *)at = b->c->dtype[XP_G_ACT];
+        return XP_OK;
+    }
     if (strcmp(p->name, "token0") == 0) {
         *(int64_t *)at = *slot(b->base, 'T');
         return XP_OK;

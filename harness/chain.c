@@ -143,7 +143,8 @@ static xp_status forward_route(flow *f) {
                            .w = f->run->out[XP_CHAIN_W],
                            .dialect = in->d,
                            .replay = in->replay.data != NULL,
-                           .scale_e = in->scale_e};
+                           .scale_e = in->scale_e,
+                           .act = f->act};
     if (in->d->shared_rows > 0) {
         XP_TRY(fresh(f, ruled(f, in->d->weight_dtype), 2, f->T, in->d->shared_rows, &f->gamma));
         route.gamma = f->gamma;
@@ -369,7 +370,8 @@ static xp_status backward_route(flow *f) {
                                .dialect = in->d,
                                .logits = f->run->out[XP_CHAIN_LOGITS],
                                .scale_e = in->scale_e,
-                               .dgamma = f->dgamma};
+                               .dgamma = f->dgamma,
+                               .act = f->act};
     if (in->d->masked_weight)
         route.bias = in->bias;
     XP_TRY(call(f, &xp_stage_route_bwd, &route));

@@ -195,7 +195,7 @@ static xp_status bias_add(xp_bias *b, xp_dtype d, double got, double ref, double
     const double ulp = xp_ulp(d, ref);
     const double units = tol / ulp;
     uint64_t key;
-    if (xp_dtype_bits(d) > 16 || !(ulp > 0.0) || !(units <= 2.0) || ref == 0.0)
+    if (xp_dtype_bits(d) > 16 || !(ulp > 0.0) || !(units <= 2.0) || fabs(ref) < ulp)
         return XP_OK;
     if (2 * (b->n + 1) > b->room)
         XP_TRY(bias_grow(b));

@@ -129,7 +129,8 @@ static xp_status weights_of(xp_rank *r, const xp_moe_args *a, xp_tensor *w) {
     const int64_t logits[2] = {a->x.dim[0], a->wr.dim[0]}, slots[2] = {a->x.dim[0], a->idx.dim[1]};
     const xp_dtype wide = a->x.dtype == XP_F64 ? XP_F64 : XP_F32;
     xp_router_args g = {.x = a->x, .w = a->wr, .bias = a->rbias};
-    xp_route_args route = {.bias = a->bias, .idx = a->idx, .dialect = a->dialect, .replay = 1, .scale_e = a->scale_e};
+    xp_route_args route = {
+        .bias = a->bias, .idx = a->idx, .dialect = a->dialect, .replay = 1, .scale_e = a->scale_e, .act = a->x.dtype};
     XP_TRY(xp_rank_tensor(r, XP_KIND_JUDGE, a->dialect->logits_dtype == XP_WIDE_ACT ? a->x.dtype : wide, 2, logits,
                           &g.logits));
     XP_TRY(run_row(r, &xp_stage_router, &g));

@@ -27,7 +27,8 @@ const xp_dialect_field xp_dialect_fields[] = {
     WORD(score, "softmax|softmax_topk|sigmoid|sqrt_softplus|sparsemixer", "how logits become scores"),
     WORD(score_dtype, DTYPE_RULE, "dtype of scores and of each step from there to the weight"),
     NUMBER(sparse_eps, "margin of the sparsemixer"),
-    WORD(select_on, "score|logit|token_table", "what the choice looks at"),
+    WORD(select_on, "score|logit|token_table|first_score",
+         "what the choice looks at; first_score: the first expert on scores, the others on logits"),
     WORD(select_bias, SWITCH, "a bias an expert that the choice alone sees"),
     WORD(group_reduce, "none|max|top2sum", "how a group's score is made"),
     WORD(group_mask, "0|-inf", "what the choice sees of experts outside the kept groups"),
@@ -36,6 +37,7 @@ const xp_dialect_field xp_dialect_fields[] = {
     INT(topk_group, "groups that are kept"),
     WORD(renorm, "none|sum|sum_plus_eps|max_eps|log_sum", "what the chosen scores are divided by"),
     NUMBER(renorm_eps, "eps of the division"),
+    WORD(weight_div_k, SWITCH, "weights are divided by k, the summed output is multiplied by it"),
     NUMBER(scale, "factor of the weights or of the output"),
     WORD(scale_at, "weight|output", "where the factor goes"),
     WORD(expert_scale, "off|on|one", "weights are multiplied by a number an expert, or by one for all"),
@@ -168,15 +170,27 @@ static xp_status check_groups(const xp_dialect *d, int64_t E, int64_t K) {
 }
 
 static xp_status check_scores(const xp_dialect *d, int64_t K) {
-    if (d->score_dtype == XP_WIDE_ACT && d->logits_dtype != XP_WIDE_ACT)
-        return XP_FAIL(XP_E_ARG, "score_dtype: act, expected f32 beside logits_dtype f32");
     if (d->score == XP_SCORE_SPARSEMIXER && K != 2)
         return XP_FAIL(XP_E_ARG, "score: sparsemixer chooses 2 experts a token, not k = %" PRId64, K);
     if (d->score == XP_SCORE_SPARSEMIXER && (d->renorm != XP_RENORM_NONE || d->select_bias))
         return XP_FAIL(XP_E_ARG, "%s: nothing is possible with score sparsemixer",
                        d->select_bias ? "select_bias" : "renorm");
-    if (d->score == XP_SCORE_SOFTMAX_TOPK && (d->renorm != XP_RENORM_NONE || d->select_on == XP_ON_SCORE))
+    if (d->score == XP_SCORE_SOFTMAX_TOPK &&
+        (d->renorm != XP_RENORM_NONE || d->select_on == XP_ON_SCORE || d->select_on == XP_ON_FIRST_SCORE))
         return XP_FAIL(XP_E_ARG, "score: softmax_topk chooses on logits and needs no renorm");
+    if (d->select_on == XP_ON_FIRST_SCORE &&
+        (d->score == XP_SCORE_SPARSEMIXER || d->group_reduce != XP_GROUP_NONE || d->select_bias))
+        return XP_FAIL(XP_E_ARG, "select_on: first_score, expected no %s beside it",
+                       d->score == XP_SCORE_SPARSEMIXER   ? "sparsemixer"
+                       : d->group_reduce != XP_GROUP_NONE ? "group_reduce"
+                                                          : "select_bias");
+    return XP_OK;
+}
+
+static xp_status check_factors(const xp_dialect *d) {
+    if (d->weight_div_k && (d->shared_rows > 0 || (d->scale_at == XP_SCALE_OUTPUT && d->scale != 1.0)))
+        return XP_FAIL(XP_E_ARG, "weight_div_k: on, expected off beside %s",
+                       d->shared_rows > 0 ? "shared_rows" : "a scale of the output");
     return XP_OK;
 }
 
@@ -259,6 +273,7 @@ xp_status xp_dialect_check(const xp_dialect *d, int64_t E, int64_t K) {
     XP_TRY(check_groups(d, E + d->null_experts, K));
     XP_TRY(check_shared_rows(d));
     XP_TRY(check_scores(d, K));
+    XP_TRY(check_factors(d));
     XP_TRY(check_capacity(d));
     return check_numbers(d);
 }
@@ -275,6 +290,12 @@ double xp_dialect_shared_limit(const xp_dialect *d) {
     if (!d->shared_limit)
         return 0.0;
     return d->limit_shared > 0.0 ? d->limit_shared : d->limit;
+}
+
+double xp_dialect_output_factor(const xp_dialect *d, int64_t K) {
+    if (d->weight_div_k)
+        return (double)K;
+    return d->scale_at == XP_SCALE_OUTPUT ? d->scale : 1.0;
 }
 
 int xp_dialect_equal(const xp_dialect *a, const xp_dialect *b) {

@@ -64,7 +64,10 @@ static void choice(const xp_dialect *d, char *text) {
         append(text, "of %d groups the %d with the largest %s of %s%s stay, others count as %s; ", d->n_group,
                d->topk_group, d->group_reduce == XP_GROUP_MAX ? "member" : "sum of two members", key,
                d->select_bias ? " + c" : "", d->group_mask == XP_MASK_ZERO ? "0" : "-inf");
-    append(text, "S = top-k of %s%s", key, d->select_bias ? " + c" : "");
+    if (d->select_on == XP_ON_FIRST_SCORE)
+        append(text, "S = the largest s, then the largest l of the others");
+    else
+        append(text, "S = top-k of %s%s", key, d->select_bias ? " + c" : "");
     append(text, "%s; equal: the lower index", d->shared_rows > 0 ? " of the first E" : "");
 }
 
@@ -86,6 +89,8 @@ static void weights(const xp_dialect *d, char *text) {
         append(text, "; w = %sw / %s%ssum w%s + %g%s%s", o, o, o, c, d->renorm_eps, c, c);
     else if (d->renorm == XP_RENORM_MAX_EPS)
         append(text, "; w = %sw / max(%ssum w%s, %g)%s", o, o, c, d->renorm_eps, c);
+    if (d->weight_div_k)
+        append(text, "; w = %sw / k%s", o, c);
     if (d->scale != 1.0 && d->scale_at == XP_SCALE_WEIGHT)
         append(text, "; w = %s%g w%s", o, d->scale, c);
     if (d->expert_scale != XP_FACTOR_NONE)
@@ -145,6 +150,8 @@ static void sum(const xp_dialect *d, char *text) {
         append(text, " with w = 1");
     if (d->scale_at == XP_SCALE_OUTPUT && d->scale != 1.0)
         append(text, "; y = r(%g y)", d->scale);
+    if (d->weight_div_k)
+        append(text, "; y = r(k y)");
     if (d->null_experts > 0)
         append(text, "; ids from E on (%d) %s", d->null_experts,
                d->null_kind == XP_NULL_IDENTITY ? "add w x" : "add nothing");

@@ -69,10 +69,10 @@
     .letter = 'H', DTYPES(F32, F32, of_weights), .score = XP_SCORE_SOFTMAX, .select_bias = 1, NO_GROUPS, \
     WEIGHT(rule, eps, factor)
 
-/* M: softmax of f32 logits; an expert takes so many slots and no more. Not in the record: in bf16 the classes round the
- * probabilities before the choice, so that the lowest of those that round alike wins. */
+/* M: softmax of f32 logits, rounded to the activation dtype before the choice, so that the lowest of those that round
+ * alike wins; an expert takes so many slots and no more. */
 #define DIALECT_M(rule) \
-    .letter = 'M', DTYPES(F32, F32, ACT), .score = XP_SCORE_SOFTMAX, NO_GROUPS, WEIGHT(rule, 0.0, 1.0), .capacity = 64
+    .letter = 'M', DTYPES(F32, ACT, ACT), .score = XP_SCORE_SOFTMAX, NO_GROUPS, WEIGHT(rule, 0.0, 1.0), .capacity = 64
 
 #define AUX(coef) .aux_coef = (coef)
 
@@ -174,10 +174,9 @@ const xp_dialect xp_dialects[] = {
      EXPERT(XP_GATE_INTERLEAVED, XP_EIO, 1, PRODUCTS_ACT_F32),
      AUX(0.001)},
     {.name = "hf-5.24/openai_privacy_filter",
-     .meaning = "as hf-5.24/gpt_oss with f32 logits and weights, the gate's rows first",
-     .source =
-         HF "OpenAIPrivacyFilterTopKRouter, OpenAIPrivacyFilterExperts, OpenAIPrivacyFilterMLP. The class divides "
-            "the weights by k and multiplies the output by k: no bit of it where k is a power of two",
+     .meaning = "as hf-5.24/gpt_oss with f32 logits and weights, the gate's rows first; weights are divided by k, the "
+                "output is multiplied by it",
+     .source = HF "OpenAIPrivacyFilterTopKRouter, OpenAIPrivacyFilterExperts, OpenAIPrivacyFilterMLP",
      .letter = 'B',
      DTYPES(F32, F32, F32),
      .score = XP_SCORE_SOFTMAX_TOPK,
@@ -185,6 +184,7 @@ const xp_dialect xp_dialects[] = {
      NO_GROUPS,
      WEIGHT(NONE, 0.0, 1.0),
      .router_bias = 1,
+     .weight_div_k = 1,
      CLAMPED_GLU(1.702, 7.0),
      EXPERT(XP_GATE_CONCAT, XP_EIO, 1, SLOTS_F32),
      AUX(0.001)},
@@ -517,8 +517,9 @@ const xp_dialect xp_dialects[] = {
      NARROW,
      AUX(0.001)},
     {.name = "hf-5.24/switch_transformers",
-     .meaning = "softmax of f32 logits, one expert a token, its probability the weight; 64 tokens of a sequence an "
-                "expert, later ones get nothing; relu experts without a gate",
+     .meaning =
+         "softmax of f32 logits, one expert a token, its rounded probability the weight; 64 tokens of a sequence an "
+         "expert, later ones get nothing; relu experts without a gate",
      .source = HF "SwitchTransformersTop1Router, SwitchTransformersSparseMLP; k is 1",
      DIALECT_M(NONE),
      .overflow = XP_OVERFLOW_ORDER,
@@ -527,12 +528,16 @@ const xp_dialect xp_dialects[] = {
      AUX(0.001),
      .z_coef = 0.001},
     {.name = "hf-5.24/nllb_moe",
-     .meaning = "softmax of f32 logits, two experts a token, weights divided by their sum; 64 slots an expert, second "
-                "choices after all first ones; relu experts with biases",
-     .source = HF "NllbMoeTop2Router while training, normalize_router_prob_before_dropping true, "
-                  "batch_prioritized_routing false; k is 2. The class's block takes the mask of first choices for "
-                  "expert numbers and runs experts 0 and 1 alone: the record is what its router means",
+     .meaning = "softmax of f32 logits, two experts a token, the first by its rounded probability, the second by its "
+                "logit; weights divided by their sum; 64 slots an expert, second choices after all first ones; relu "
+                "experts with biases",
+     .source =
+         HF "NllbMoeTop2Router while training, normalize_router_prob_before_dropping true, "
+            "batch_prioritized_routing false; k is 2. The class's block takes the mask of first choices for "
+            "expert numbers and runs experts 0 and 1 alone: the record is what its router means. It divides by at "
+            "least the eps of the dtype, which the sum of two of up to 256 experts never falls below",
      DIALECT_M(SUM),
+     .select_on = XP_ON_FIRST_SCORE,
      .overflow = XP_OVERFLOW_SLOTS,
      RELU,
      EXPERT(XP_GATE_CONCAT, XP_EOI, 1, EAGER_ACT),

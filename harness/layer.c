@@ -115,7 +115,8 @@ static xp_status forward_route(xp_flow *f, int y, layer_state *s) {
                            .idx = s->idx,
                            .w = s->w,
                            .dialect = dialect(f, y),
-                           .table = s->table};
+                           .table = s->table,
+                           .act = f->act};
     if (s->table.data)
         route.token = f->token;
     if (p->scale >= 0)
@@ -510,7 +511,8 @@ static xp_status backward_scale(xp_flow *f, int y, const xp_tensor *dw, const xp
                                  .logits = s->logits,
                                  .token0 = f->token0,
                                  .block = f->block,
-                                 .dgamma = *dgamma};
+                                 .dgamma = *dgamma,
+                                 .act = f->act};
     if (dialect(f, y)->masked_weight)
         a.bias = s->cbias;
     XP_TRY(call(f, &xp_stage_route_scale_bwd, "route_scale_bwd", &a));
@@ -530,7 +532,8 @@ static xp_status backward_route(xp_flow *f, int y, const xp_tensor *dw, const xp
                                .dlogits = dlogits,
                                .dialect = dialect(f, y),
                                .logits = s->logits,
-                               .dgamma = *dgamma};
+                               .dgamma = *dgamma,
+                               .act = f->act};
     if (dialect(f, y)->masked_weight)
         route.bias = s->cbias;
     if (f->daux.data && xp_plan_is_balanced(f->plan, y))

@@ -198,7 +198,8 @@ xp_status xp_relation_choice(const xp_chain_in *in, const xp_tensor *logits, int
                        .bias = in->bias,
                        .dialect = in->d,
                        .scale_e = in->scale_e,
-                       .table = in->table};
+                       .table = in->table,
+                       .act = in->x.dtype};
     if (in->token.data)
         a.token = xp_tensor_rows(&in->token, 0, t, t + 1);
     const int64_t one[] = {1, in->K}, all[] = {1, in->Z};

@@ -26,8 +26,8 @@ static int has_identity(const xp_dialect *d) {
 }
 
 /* The factor of the output in arithmetic of acc, f32 or f64; 1: none. */
-static double scale_in(const xp_dialect *d, xp_dtype acc) {
-    return d->scale_at == XP_SCALE_OUTPUT ? xp_ref_round(d->scale, acc) : 1.0;
+static double scale_in(const xp_dialect *d, int64_t K, xp_dtype acc) {
+    return xp_ref_round(xp_dialect_output_factor(d, K), acc);
 }
 
 /* What a slot adds: its row, its token's own row, or nothing. */
@@ -160,7 +160,7 @@ static void combine_cost(const void *args, const xp_mesh *m, xp_cost *out) {
     const double slots = (double)(a->pos.dim[0] * a->pos.dim[1]), rows = xp_ref_path_rows(&p, 0);
     double own;
     const double identities = identity_count(a->dialect, &a->pos, &a->idx, a->counts.dim[0], &own);
-    const double scaled = scale_in(a->dialect, XP_F64) != 1.0 ? tokens : 0.0;
+    const double scaled = scale_in(a->dialect, a->pos.dim[1], XP_F64) != 1.0 ? tokens : 0.0;
     *out = (xp_cost){.flop = (2.0 * (rows + identities) + scaled) * (double)a->out.dim[1],
                      .mem_bytes = (xp_ref_path_rows(&p, 1) + rows + tokens + own) * row +
                                   slots * (8.0 + (double)xp_dtype_bytes(a->w.dtype, 1)),
@@ -238,7 +238,7 @@ static void token_sum(const xp_combine_args *a, int64_t t, const summing *s) {
         if (how == XP_ACC_EAGER_F32)
             xp_ref_round_row(acc, width, s->sum);
     }
-    const double scale = scale_in(a->dialect, acc);
+    const double scale = scale_in(a->dialect, a->pos.dim[1], acc);
     if (scale == 1.0)
         return;
     xp_ref_round_row(act, width, s->sum);
@@ -300,9 +300,10 @@ static double y_tolerance(const xp_dialect *d, int64_t n, xp_dtype act, double v
 
 /* y = r(r(sum) scale): value / scale is the judge's r(sum), half a unit of act from its sum. What another has for it is
  * within the sum's tolerance; the product is rounded in acc on either side, and last to act. */
-static double scaled_tolerance(const xp_dialect *d, int64_t n, xp_dtype act, double value, double gauge) {
-    const xp_dtype acc = xp_ref_op(act);
-    const double scale = scale_in(d, acc);
+static double scaled_tolerance(const xp_combine_args *a, int64_t n, double value, double gauge) {
+    const xp_dialect *d = a->dialect;
+    const xp_dtype act = a->back.dtype, acc = xp_ref_op(act);
+    const double scale = scale_in(d, a->pos.dim[1], acc);
     if (scale == 1.0)
         return y_tolerance(d, n, act, value, gauge);
     const double seen = fabs(value) * (1.0 + 2.0 * xp_ref_unit(acc)) + 2.0 * xp_ref_half_ulp_err(acc, 0.0);
@@ -326,7 +327,7 @@ static xp_status combine_bound(const void *args, const xp_mesh *m, int operand, 
         double *out = xp_tensor_at(tol, t, 0, 0, 0);
         const int64_t n = token_gauge(a, t, &s);
         for (int64_t h = 0; h < width; h++)
-            out[h] = scaled_tolerance(a->dialect, n, a->back.dtype, value[h], s.sum[h]);
+            out[h] = scaled_tolerance(a, n, value[h], s.sum[h]);
     }
     return XP_OK;
 }
@@ -423,7 +424,7 @@ static void combine_bwd_cost(const void *args, const xp_mesh *m, xp_cost *out) {
     const double slots = (double)(a->pos.dim[0] * a->pos.dim[1]), rows = xp_ref_path_rows(&p, 0);
     double own;
     const double identities = identity_count(a->dialect, &a->pos, &a->idx, a->counts.dim[0], &own);
-    const double scaled = scale_in(a->dialect, XP_F64) != 1.0 ? tokens : 0.0;
+    const double scaled = scale_in(a->dialect, a->pos.dim[1], XP_F64) != 1.0 ? tokens : 0.0;
     *out = (xp_cost){.flop = (3.0 * rows + 4.0 * identities + scaled) * (double)a->dy.dim[1],
                      .mem_bytes = (tokens + rows + xp_ref_path_rows(&p, 1) + own) * row +
                                   slots * (4.0 + (double)xp_dtype_bytes(a->w.dtype, 1) +
@@ -467,7 +468,7 @@ static size_t combine_bwd_workspace(const void *args, const xp_mesh *m) {
 static void gradient_load(const xp_combine_bwd_args *a, int64_t t, double *g) {
     const int64_t width = a->dy.dim[1];
     const xp_dtype act = a->dy.dtype, acc = xp_ref_op(act);
-    const double scale = scale_in(a->dialect, acc);
+    const double scale = scale_in(a->dialect, a->pos.dim[1], acc);
     if (width > 0)
         xp_ref_rows_load(&a->dy, t, 1, g);
     if (scale == 1.0)
@@ -532,9 +533,9 @@ typedef struct {
     double rel, least;
 } g_error;
 
-static g_error g_error_of(const xp_dialect *d, xp_dtype act) {
-    const xp_dtype acc = xp_ref_op(act);
-    if (scale_in(d, acc) == 1.0)
+static g_error g_error_of(const xp_combine_bwd_args *a) {
+    const xp_dtype act = a->dy.dtype, acc = xp_ref_op(act);
+    if (scale_in(a->dialect, a->pos.dim[1], acc) == 1.0)
         return (g_error){0.0, 0.0};
     const double u = xp_ref_unit(act), g2 = xp_ref_gamma(2, acc), off = u + g2 + u * g2;
     const double least = xp_ref_half_ulp_err(act, 0.0) + xp_ref_half_ulp_err(acc, 0.0);
@@ -563,7 +564,7 @@ static double or_infinite(double e) {
 static void dw_tolerance(const xp_combine_bwd_args *a, const xp_tensor *ref, void *ws, xp_tensor *tol) {
     const int64_t width = a->dy.dim[1];
     const xp_dtype act = a->dy.dtype, acc = xp_ref_op(act);
-    const g_error err = g_error_of(a->dialect, act);
+    const g_error err = g_error_of(a);
     char *at = ws;
     const gradients r = gradients_plan(a, &at);
     for (int64_t t = 0; t < a->pos.dim[0]; t++) {
@@ -587,7 +588,7 @@ static void dw_tolerance(const xp_combine_bwd_args *a, const xp_tensor *ref, voi
 static void dx_tolerance(const xp_combine_bwd_args *a, const xp_tensor *ref, void *ws, xp_tensor *tol) {
     const int64_t width = a->dy.dim[1];
     const xp_dtype act = a->dy.dtype, acc = xp_ref_op(act);
-    const g_error err = g_error_of(a->dialect, act);
+    const g_error err = g_error_of(a);
     char *at = ws;
     const gradients r = gradients_plan(a, &at);
     for (int64_t t = 0; t < a->pos.dim[0] && width > 0; t++) {
@@ -629,7 +630,7 @@ static double weights_most(const xp_combine_bwd_args *a) {
 static void dout_tolerance(const xp_combine_bwd_args *a, const xp_tensor *ref, xp_tensor *tol) {
     const xp_dtype act = a->dy.dtype, acc = xp_ref_op(act);
     const int64_t ranks = a->recv_counts.dim[0], local = a->recv_counts.dim[1];
-    const g_error err = g_error_of(a->dialect, act);
+    const g_error err = g_error_of(a);
     const double least = err.least > 0.0 ? err.least * weights_most(a) : 0.0;
     for (int64_t l = 0; l < local; l++) {
         int64_t pads = xp_ref_i64(&a->recv_offsets, l);

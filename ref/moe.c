@@ -382,7 +382,8 @@ static void plan_routing(const xp_moe_args *a, xp_ref_layout *l, layer *y) {
                                .w = take(l, by_rule(a, a->dialect->weight_dtype), T, K),
                                .dialect = a->dialect,
                                .replay = 1,
-                               .scale_e = a->scale_e};
+                               .scale_e = a->scale_e,
+                               .act = d};
     if (a->dialect->shared_rows > 0)
         y->route.gamma = take(l, y->route.w.dtype, T, a->dialect->shared_rows);
     call(y, &xp_ref_router, &y->router);
@@ -554,7 +555,8 @@ static void plan_backward_router(const xp_moe_args *a, xp_ref_layout *l, layer *
                                        .logits = y->router.logits,
                                        .bias = a->bias,
                                        .scale_e = a->scale_e,
-                                       .dgamma = y->shared_bwd.dgamma};
+                                       .dgamma = y->shared_bwd.dgamma,
+                                       .act = d};
     y->router_bwd = (xp_router_bwd_args){.dlogits = y->route_bwd.dlogits, .w = a->wr, .dx = take(l, d, T, H)};
     y->wr = wgrad_of(&y->route_bwd.dlogits, &a->x, &y->span, &a->dwr);
     y->dsum = (xp_residual_args){.a = y->dnull.y, .b = y->router_bwd.dx, .y = has ? take(l, d, T, H) : a->dx};

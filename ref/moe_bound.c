@@ -85,7 +85,7 @@ static void plan_routing(xp_ref_layout *l, work *w) {
     w->wide = xp_ref_rule_of(wide, w->op);
     w->logits_rule = xp_ref_rule_of(logits, w->op);
     w->weight_dtype = a->dialect->weight_dtype == XP_WIDE_ACT ? a->x.dtype : wide;
-    xp_ref_routing_plan(l, a->dialect, w->Z, w->K, logits, w->op, 1, &w->r);
+    xp_ref_routing_plan(l, a->dialect, w->Z, w->K, logits, a->x.dtype, w->op, 1, &w->r);
     w->r.bias = xp_ref_take_widened(l, &a->bias);
     w->r.scale_e = xp_ref_take_widened(l, &a->scale_e);
     w->logit = xp_ref_take(l, (size_t)(w->T * w->Z) * sizeof *w->logit);
@@ -184,7 +184,7 @@ static int is_identity(const work *w, int64_t e) {
 }
 
 static double out_scale(const work *w) {
-    const double scale = w->a->dialect->scale_at == XP_SCALE_OUTPUT ? w->a->dialect->scale : 1.0;
+    const double scale = xp_dialect_output_factor(w->a->dialect, w->K);
     return w->op == XP_F64 ? scale : (double)(float)scale;
 }
 

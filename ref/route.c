@@ -59,16 +59,19 @@ static const xp_operand scale_operands[] = {
 static const xp_param params[] = {
     {"dialect", NULL, "hf-5.24/qwen3_moe", XP_P_DIALECT, offsetof(xp_route_args, dialect)},
     {"replay", "off|on", "off", XP_P_WORD, offsetof(xp_route_args, replay)},
+    {"act", NULL, "f32", XP_P_DTYPE, offsetof(xp_route_args, act)},
 };
 
 static const xp_param bwd_params[] = {
     {"dialect", NULL, "hf-5.24/qwen3_moe", XP_P_DIALECT, offsetof(xp_route_bwd_args, dialect)},
+    {"act", NULL, "f32", XP_P_DTYPE, offsetof(xp_route_bwd_args, act)},
 };
 
 static const xp_param scale_params[] = {
     {"dialect", NULL, "hf-5.24/qwen3_moe", XP_P_DIALECT, offsetof(xp_route_scale_bwd_args, dialect)},
     {"token0", NULL, "0", XP_P_I64, offsetof(xp_route_scale_bwd_args, token0)},
     {"block", NULL, "0", XP_P_I64, offsetof(xp_route_scale_bwd_args, block)},
+    {"act", NULL, "f32", XP_P_DTYPE, offsetof(xp_route_scale_bwd_args, act)},
 };
 
 /* ---- check ---- */
@@ -107,8 +110,8 @@ static int64_t routed_of(const xp_dialect *d, int64_t Z) {
 }
 
 /* of_shared, of_factors: the operand's dimension that is A, or W. */
-static xp_status dialect_check(const char *stage, const xp_dialect *d, const xp_ref_dims *dims, const char *of_shared,
-                               const char *of_factors) {
+static xp_status dialect_check(const char *stage, const xp_dialect *d, const xp_ref_dims *dims, xp_dtype act,
+                               const char *of_shared, const char *of_factors) {
     const int64_t Z = XP_REF_DIM(*dims, 'Z'), K = XP_REF_DIM(*dims, 'K');
     if (!d)
         return XP_FAIL(XP_E_ARG, "%s: dialect is absent, expected a record", stage);
@@ -123,6 +126,9 @@ static xp_status dialect_check(const char *stage, const xp_dialect *d, const xp_
         return XP_FAIL(XP_E_ARG, "%s: %s is %lld, expected W = %lld: dialect %s has expert_scale %s", stage, of_factors,
                        (long long)factors, d->expert_scale == XP_FACTOR_ONE ? 1LL : (long long)Z,
                        d->name ? d->name : "?", d->expert_scale == XP_FACTOR_ONE ? "one" : "not one");
+    if (d->score_dtype == XP_WIDE_ACT && d->logits_dtype != XP_WIDE_ACT && !(XP_DT_ACT & XP_BIT(act)))
+        return XP_FAIL(XP_E_ARG, "%s: act is %s, expected f64, f32, bf16 or f16: dialect %s has score_dtype act", stage,
+                       xp_dtype_name(act), d->name ? d->name : "?");
     return xp_dialect_check(d, Z - d->null_experts - d->shared_rows, K);
 }
 
@@ -137,7 +143,7 @@ static xp_status check(const void *args, const xp_mesh *m) {
     const xp_route_args *a = args;
     xp_ref_dims d;
     XP_TRY(xp_ref_check(&xp_stage_route, args, &d));
-    XP_TRY(dialect_check("route", a->dialect, &d, "gamma dim 1", "scale_e dim 0"));
+    XP_TRY(dialect_check("route", a->dialect, &d, a->act, "gamma dim 1", "scale_e dim 0"));
     XP_TRY(xp_ref_wanted_check(&xp_stage_route, args, a->dialect, 0));
     if (a->replay != 0 && a->replay != 1)
         return XP_FAIL(XP_E_ARG, "route: replay is %d, expected 0 or 1", a->replay);
@@ -153,7 +159,7 @@ static xp_status bwd_check(const void *args, const xp_mesh *m) {
     const xp_route_bwd_args *a = args;
     xp_ref_dims d;
     XP_TRY(xp_ref_check(&xp_stage_route_bwd, args, &d));
-    XP_TRY(dialect_check("route_bwd", a->dialect, &d, "dgamma dim 1", "scale_e dim 0"));
+    XP_TRY(dialect_check("route_bwd", a->dialect, &d, a->act, "dgamma dim 1", "scale_e dim 0"));
     XP_TRY(xp_ref_wanted_check(&xp_stage_route_bwd, args, a->dialect,
                                XP_BIT(BWD_DAUX) | XP_BIT(BWD_LOGITS) | XP_BIT(BWD_BIAS)));
     return choice_check("route_bwd", a->dialect, "idx", &a->idx, XP_REF_DIM(d, 'Z'));
@@ -164,7 +170,7 @@ static xp_status scale_check(const void *args, const xp_mesh *m) {
     const xp_route_scale_bwd_args *a = args;
     xp_ref_dims d;
     XP_TRY(xp_ref_check(&xp_stage_route_scale_bwd, args, &d));
-    XP_TRY(dialect_check("route_scale_bwd", a->dialect, &d, "dgamma dim 1", "dscale dim 1"));
+    XP_TRY(dialect_check("route_scale_bwd", a->dialect, &d, a->act, "dgamma dim 1", "dscale dim 1"));
     XP_TRY(xp_ref_wanted_check(&xp_stage_route_scale_bwd, args, a->dialect, XP_BIT(SCALE_LOGITS) | XP_BIT(SCALE_BIAS)));
     XP_TRY(xp_ref_blocks_check("route_scale_bwd", a->token0, a->block, XP_REF_DIM(d, 'T')));
     const int64_t B = xp_ref_blocks(a->token0, a->block, XP_REF_DIM(d, 'T'));
@@ -206,7 +212,7 @@ static void scale_cost(const void *args, const xp_mesh *m, xp_cost *out) {
 static size_t plan(const xp_route_args *a, int bounds, void *ws, xp_ref_routing *r) {
     const int64_t Z = a->logits.dim[1], K = a->idx.dim[1];
     xp_ref_layout l = {ws, 0};
-    xp_ref_routing_plan(&l, a->dialect, Z, K, a->logits.dtype, xp_ref_op(a->logits.dtype), bounds, r);
+    xp_ref_routing_plan(&l, a->dialect, Z, K, a->logits.dtype, a->act, xp_ref_op(a->logits.dtype), bounds, r);
     r->bias = xp_ref_take_widened(&l, &a->bias);
     r->scale_e = xp_ref_take_widened(&l, &a->scale_e);
     return l.bytes;
@@ -219,8 +225,8 @@ static size_t bwd_plan(const xp_route_bwd_args *a, int bounds, void *ws, xp_ref_
     const xp_tensor *const all[] = {&a->scores, &a->dw, &a->daux, &a->dlogits};
     xp_ref_layout l = {ws, 0};
     /* A judge's dlogits are f64 whatever the logits were. */
-    const xp_dtype act = a->logits.data ? a->logits.dtype : a->dlogits.dtype;
-    xp_ref_routing_plan(&l, a->dialect, Z, K, act, xp_ref_op_of(all, 4), bounds, r);
+    const xp_dtype logits = a->logits.data ? a->logits.dtype : a->dlogits.dtype;
+    xp_ref_routing_plan(&l, a->dialect, Z, K, logits, a->act, xp_ref_op_of(all, 4), bounds, r);
     r->key_e = r->gscore_e = NULL;
     r->bias = xp_ref_take_widened(&l, &a->bias);
     r->scale_e = xp_ref_take_widened(&l, &a->scale_e);
@@ -234,8 +240,8 @@ static size_t scale_plan(const xp_route_scale_bwd_args *a, int bounds, void *ws,
     const int64_t Z = a->scores.dim[1], K = a->idx.dim[1];
     const xp_tensor *const all[] = {&a->scores, &a->dw};
     xp_ref_layout l = {ws, 0};
-    xp_ref_routing_plan(&l, a->dialect, Z, K, a->logits.data ? a->logits.dtype : a->scores.dtype, xp_ref_op_of(all, 2),
-                        bounds, r);
+    xp_ref_routing_plan(&l, a->dialect, Z, K, a->logits.data ? a->logits.dtype : a->scores.dtype, a->act,
+                        xp_ref_op_of(all, 2), bounds, r);
     r->bias = xp_ref_take_widened(&l, &a->bias);
     r->scale_e = NULL; /* the weights before their factors */
     *out_dw = xp_ref_take(&l, (size_t)r->K * sizeof(double));
@@ -253,7 +259,7 @@ static size_t bound_workspace(const void *args, const xp_mesh *m) {
 }
 
 /* Scores: routing.c's error of the last step, then one rounding to the scores' dtype or, with score_dtype act, to the
- * logits'. */
+ * activations'. */
 static void scores_bound(const xp_route_args *a, xp_ref_routing *r, int64_t t, xp_tensor *tol) {
     const xp_ref_rule rule = xp_ref_rule_of(a->dialect->score_dtype == XP_WIDE_ACT ? r->act : r->op, r->op);
     xp_ref_out_errors(&rule, r->E, r->score, r->score_e);
@@ -364,6 +370,18 @@ static void bwd_load(const xp_route_bwd_args *a, xp_ref_routing *r, int64_t t, d
         xp_ref_routing_keys(r);
 }
 
+/* 1: a weight's gradient that is no number reaches every logit of its token, as an infinity or, minus another one, as a
+ * NaN: orders of operations differ in that. */
+static int spreads_infinity(const xp_ref_routing *r, const double *dw) {
+    const xp_dialect *d = r->d;
+    const int alone =
+        (d->score == XP_SCORE_SIGMOID || d->score == XP_SCORE_SQRT_SOFTPLUS) && d->renorm == XP_RENORM_NONE;
+    int found = 0;
+    for (int64_t k = 0; k < r->K; k++)
+        found |= !isfinite(dw[k]);
+    return found && !alone;
+}
+
 /* Gauge and units of routing.c; |daux| is one term more. Then one rounding. */
 static xp_status bwd_bound(const void *args, const xp_mesh *m, int operand, const xp_tensor *ref, void *ws,
                            xp_tensor *tol) {
@@ -382,9 +400,11 @@ static xp_status bwd_bound(const void *args, const xp_mesh *m, int operand, cons
             e[i] += fabs(xp_widen(xp_tensor_at(&a->daux, t, i, 0, 0), a->daux.dtype, 0));
         xp_ref_routing_back_errors(&r, fits, e);
         xp_ref_rows_load(ref, t, 1, r.score);
+        const int open = spreads_infinity(&r, dw);
         for (int64_t i = 0; i < r.E; i++) {
             const xp_ref_val v = {r.score[i], e[i]};
-            e[i] = !isnan(e[i]) ? xp_ref_rule_out(&rule, v) : isfinite(v.v) ? (double)INFINITY : (double)NAN;
+            const int any = isnan(e[i]) || (open && isinf(e[i]));
+            e[i] = !any ? xp_ref_rule_out(&rule, v) : isfinite(v.v) ? (double)INFINITY : (double)NAN;
         }
         xp_ref_rows_store(tol, t, 1, e);
     }
@@ -566,9 +586,10 @@ static int score_before(const xp_tensor *s, int64_t t, int64_t a, int64_t b) {
 static void fill_single(const xp_route_bwd_args *a, int64_t t) {
     const xp_tensor *const from = a->logits.data ? &a->logits : &a->scores;
     const int act = a->dialect->score_dtype == XP_WIDE_ACT, root = a->dialect->score == XP_SCORE_SQRT_SOFTPLUS;
+    const xp_dtype in = a->dialect->logits_dtype == XP_WIDE_ACT ? a->dlogits.dtype : a->act;
     for (int64_t e = 0; e < a->scores.dim[1]; e++) {
         const double l = score_at(from, t, e), v = root ? xp_ref_sqrt(xp_ref_softplus(l)) : xp_ref_sigmoid(l);
-        const double s = isnan(l) ? 0.0 : act ? xp_ref_round(v, a->dlogits.dtype) : v;
+        const double s = isnan(l) ? 0.0 : act ? xp_ref_round(v, in) : v;
         xp_ref_store(xp_tensor_at(&a->scores, t, e, 0, 0), a->scores.dtype, 0, s);
     }
 }
@@ -648,7 +669,8 @@ static xp_status scale_fill(void *args, const xp_mesh *m, const char *data, uint
                            .dialect = a->dialect,
                            .logits = a->logits,
                            .bias = a->bias,
-                           .dgamma = a->dgamma};
+                           .dgamma = a->dgamma,
+                           .act = a->act};
     return bwd_fill(&b, m, data, seed);
 }
 
@@ -732,8 +754,8 @@ static xp_status scores_sum_to_one(const void *args, const xp_mesh *m, double *o
 }
 
 /* Renormalised f32 weights, those of shared experts among them, sum to the scale: K roundings of the sum, 8 of the
- * division, twice where it divides, 2 of the scale; each weight is then rounded to its dtype. A choice without a score
- * above 0 has no weights. */
+ * division, twice where it divides, 2 of the scale, 8 of a division by K; each weight is then rounded to its dtype. A
+ * choice without a score above 0 has no weights. */
 static xp_status weights_sum_to_one(const void *args, const xp_mesh *m, double *out) {
     (void)m;
     const xp_route_args *a = args;
@@ -742,9 +764,11 @@ static xp_status weights_sum_to_one(const void *args, const xp_mesh *m, double *
     const int skips = d->null_experts > 0 && d->null_kind == XP_NULL_SKIP;
     const int sums =
         d->renorm == XP_RENORM_SUM && d->score_dtype == XP_WIDE_F32 && !d->expert_scale && !d->masked_weight && !skips;
-    const double g = xp_ref_both(3 * K + 10, a->scores.dtype), K_least = (double)K * xp_ref_room(a->w.dtype, 0.0);
+    const double g = xp_ref_both(3 * K + (d->weight_div_k ? 18 : 10), a->scores.dtype),
+                 K_least = (double)K * xp_ref_room(a->w.dtype, 0.0);
     const double unit = g + xp_ref_unit(a->w.dtype) * (1.0 + g) + K_least + (double)K * xp_ref_least(a->scores.dtype);
-    const double scale = d->scale_at == XP_SCALE_WEIGHT ? d->scale : 1.0;
+    const double parts = d->weight_div_k ? (double)a->idx.dim[1] : 1.0;
+    const double scale = (d->scale_at == XP_SCALE_WEIGHT ? d->scale : 1.0) / parts;
     *out = 0.0;
     for (int64_t t = 0; sums && t < a->w.dim[0]; t++) {
         const int32_t *idx = xp_tensor_at(&a->idx, t, 0, 0, 0);

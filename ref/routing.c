@@ -10,12 +10,14 @@
 
 #define INF ((double)INFINITY)
 
-void xp_ref_routing_plan(xp_ref_layout *l, const xp_dialect *d, int64_t E, int64_t K, xp_dtype act, xp_dtype op,
-                         int bounds, xp_ref_routing *out) {
+void xp_ref_routing_plan(xp_ref_layout *l, const xp_dialect *d, int64_t E, int64_t K, xp_dtype logits, xp_dtype act,
+                         xp_dtype op, int bounds, xp_ref_routing *out) {
     const int64_t all = K + d->shared_rows;
     const size_t row = (size_t)E * sizeof(double), slots = (size_t)all * sizeof(double);
     const size_t groups = d->group_reduce != XP_GROUP_NONE && d->n_group > 0 ? (size_t)d->n_group : 0;
-    *out = (xp_ref_routing){.d = d, .E = E, .K = all, .routed = E - d->shared_rows, .chosen = K, .act = act, .op = op};
+    *out = (xp_ref_routing){
+        .d = d, .E = E, .K = all, .routed = E - d->shared_rows, .chosen = K, .logits = logits, .op = op};
+    out->act = d->logits_dtype == XP_WIDE_ACT ? logits : act;
     out->l = xp_ref_take(l, row);
     out->seen = xp_ref_take(l, row);
     out->score = xp_ref_take(l, row);
@@ -188,6 +190,24 @@ static void keep_groups(xp_ref_routing *r) {
     }
 }
 
+/* The first expert goes by score, and who may have the largest is a tie that no logit decides; a larger score has the
+ * larger logit, so that all of them come before the rest. */
+static void merge_first(xp_ref_routing *r) {
+    double least = -INF, most = -INF, most_e = 0.0;
+    for (int64_t e = 0; e < r->routed; e++) {
+        least = fmax(least, r->key[e] - r->key_e[e]);
+        if (r->seen[e] > most) {
+            most = r->seen[e];
+            most_e = r->seen_e[e];
+        }
+    }
+    for (int64_t e = 0; e < r->routed; e++) {
+        const int first = r->key[e] + r->key_e[e] >= least;
+        r->key[e] = first ? most : r->seen[e];
+        r->key_e[e] = first ? most_e : r->seen_e[e];
+    }
+}
+
 void xp_ref_routing_keys(xp_ref_routing *r) {
     const int on_score = r->d->select_on != XP_ON_LOGIT;
     for (int64_t e = r->routed; e < r->E; e++) { /* no number: behind every expert that can be chosen */
@@ -210,6 +230,8 @@ void xp_ref_routing_keys(xp_ref_routing *r) {
         if (r->key_e)
             r->key_e[e] = v.e;
     }
+    if (r->key_e && r->d->select_on == XP_ON_FIRST_SCORE)
+        merge_first(r);
     if (!has_groups(r))
         return;
     keep_groups(r);
@@ -225,26 +247,36 @@ void xp_ref_routing_keys(xp_ref_routing *r) {
 /* ---- choice ---- */
 
 /* NaN logits come last, whatever their keys. Where infinite logits make the keys NaN, the logits themselves decide. */
-static int before(const xp_ref_routing *r, int64_t a, int64_t b) {
+static int before(const xp_ref_routing *r, const double *keys, int64_t a, int64_t b) {
     if (isnan(r->l[a]) || isnan(r->l[b]))
         return isnan(r->l[a]) == isnan(r->l[b]) ? a < b : isnan(r->l[b]);
-    if (isnan(r->key[a]) != isnan(r->key[b]))
-        return isnan(r->key[b]);
-    const double *key = isnan(r->key[a]) ? r->seen : r->key;
+    if (isnan(keys[a]) != isnan(keys[b]))
+        return isnan(keys[b]);
+    const double *key = isnan(keys[a]) ? r->seen : keys;
     if (key[a] > key[b] || key[a] < key[b])
         return key[a] > key[b];
     return a < b;
 }
 
+/* The best of those behind `last` (-1: of all) but `not`. */
+static int64_t best_behind(const xp_ref_routing *r, const double *keys, int64_t last, int64_t not ) {
+    int64_t best = -1;
+    for (int64_t e = 0; e < r->routed; e++) {
+        if (e != not &&(last < 0 || before(r, keys, last, e)) && (best < 0 || before(r, keys, e, best)))
+            best = e;
+    }
+    return best;
+}
+
 /* The order is total, so what is left after a slot is what comes behind it. */
 void xp_ref_routing_choose(const xp_ref_routing *r, int32_t *idx) {
-    for (int64_t k = 0; k < r->chosen; k++) {
-        int64_t best = -1;
-        for (int64_t e = 0; e < r->routed; e++) {
-            if ((k == 0 || before(r, idx[k - 1], e)) && (best < 0 || before(r, e, best)))
-                best = e;
-        }
-        idx[k] = (int32_t)best;
+    const int apart = r->d->select_on == XP_ON_FIRST_SCORE;
+    idx[0] = (int32_t)best_behind(r, r->key, -1, -1);
+    for (int64_t k = 1; k < r->chosen; k++) {
+        if (apart)
+            idx[k] = (int32_t)best_behind(r, r->seen, k == 1 ? -1 : idx[k - 1], idx[0]);
+        else
+            idx[k] = (int32_t)best_behind(r, r->key, idx[k - 1], -1);
     }
 }
 
@@ -485,6 +517,8 @@ void xp_ref_routing_weights(xp_ref_routing *r, const int32_t *idx) {
         divide_all(r, idx);
     const double scale = r->d->scale_at == XP_SCALE_WEIGHT ? number(r, r->d->scale) : 1.0;
     for (int64_t k = 0; k < r->K; k++) {
+        if (r->d->weight_div_k)
+            r->w[k] = step(r, divide(r, r->w[k], (xp_ref_val){(double)r->K, 0.0}));
         if (scale != 1.0)
             r->w[k] = step(r, xp_ref_val_mul(r->w[k], (xp_ref_val){scale, 0.0}));
         if (r->scale_e)

@@ -13,7 +13,7 @@ typedef struct {
     const xp_dialect *d;
     int64_t E, K;                 /* rows of the router; slots, those of shared experts behind the rest */
     int64_t routed, chosen;       /* those of E and K that a choice is made of */
-    xp_dtype act, op;             /* the logits' dtype; what an implementation may compute in */
+    xp_dtype act, logits, op;     /* what score_dtype act rounds to; the logits'; what others may compute in */
     const double *bias, *scale_e; /* [E], [E] or one; NULL: none */
     int32_t *slots;               /* [K]; NULL: no shared experts */
     double *l;                    /* [E] logits as they came */
@@ -28,17 +28,18 @@ typedef struct {
     double *score_a;                             /* of a softmax: score_e were the logits exact */
 } xp_ref_routing;
 
-/* Takes the rows out of a workspace; K: slots of a choice, to which the record's shared experts add theirs. bounds: the
- * errors' rows, too. */
-void xp_ref_routing_plan(xp_ref_layout *l, const xp_dialect *d, int64_t E, int64_t K, xp_dtype act, xp_dtype op,
-                         int bounds, xp_ref_routing *out);
+/* Takes the rows out of a workspace; K: slots of a choice, to which the record's shared experts add theirs. act: the
+ * activation dtype, read where logits are not in it. bounds: the errors' rows, too. */
+void xp_ref_routing_plan(xp_ref_layout *l, const xp_dialect *d, int64_t E, int64_t K, xp_dtype logits, xp_dtype act,
+                         xp_dtype op, int bounds, xp_ref_routing *out);
 /* seen and score from l; score is its last step's value, unrounded. With bounds also their errors; le: those of the
  * logits, NULL: exact. */
 void xp_ref_routing_scores(xp_ref_routing *r, const double *le);
 /* score as what follows reads it: q(score), or as a tensor of dtype d holds it. With bounds score_e becomes that of the
  * stored score. */
 void xp_ref_routing_store(xp_ref_routing *r, xp_dtype d);
-/* key and kept from score and seen. With bounds also key_e: +inf where it is open whether the expert's group stays. */
+/* key and kept from score and seen. With bounds also key_e: +inf where it is open whether the expert's group stays; and
+ * of select_on first_score the keys are logits, but the largest for everyone who may have the largest score. */
 void xp_ref_routing_keys(xp_ref_routing *r);
 /* The best keys: numbers before NaN logits, then the higher key, then the lower index. */
 void xp_ref_routing_choose(const xp_ref_routing *r, int32_t *idx);

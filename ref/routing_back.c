@@ -10,7 +10,7 @@
 #define INF ((double)INFINITY)
 
 /* Operations of the backward that an implementation with score_dtype act may round to it: dw, factors, division,
- * mean, difference, derivative (3), the product, scale and cap. */
+ * mean, difference, derivative (3), the product, scale and cap; and a division by K. */
 enum { ACT_ROUNDINGS = 12 };
 
 int xp_ref_routing_wants_logits(const xp_dialect *d) {
@@ -24,7 +24,7 @@ static int is_masked(const xp_ref_routing *r, int64_t e) {
 
 static double factor_of(const xp_ref_routing *r, int64_t e) {
     const double scale = r->d->scale_at == XP_SCALE_WEIGHT ? number(r, r->d->scale) : 1.0;
-    return scale * (r->scale_e ? factor_at(r, e) : 1.0);
+    return scale * (r->scale_e ? factor_at(r, e) : 1.0) / (r->d->weight_div_k ? (double)r->K : 1.0);
 }
 
 /* What the chosen scores are divided by; *out_constant 1: it does not depend on them. */
@@ -84,7 +84,7 @@ static void topk_back(xp_ref_routing *r, const int32_t *idx, const double *dw, i
         xp_ref_softmax(r->sub, r->K, r->share);
     }
     if (shares_in_act(r))
-        xp_ref_round_row(r->act, r->K, r->share);
+        xp_ref_round_row(r->logits, r->K, r->share);
     for (int64_t k = 0; k < r->K; k++) {
         const double u = dw[k] * factor_of(r, idx[k]);
         mean += (gauge ? fabs(u) : u) * r->share[k];
@@ -102,10 +102,10 @@ static void topk_moved(const xp_ref_routing *r, const int32_t *idx, const double
     for (int64_t k = 0; k < r->K; k++) {
         const double u = fabs(dw[k] * factor_of(r, idx[k]));
         mean += u * r->share[k];
-        moved += u * 2.0 * xp_ref_room(r->act, r->share[k]);
+        moved += u * 2.0 * xp_ref_room(r->logits, r->share[k]);
     }
     for (int64_t k = 0; k < r->K && shares_in_act(r); k++) {
-        const double u = fabs(dw[k] * factor_of(r, idx[k])), room = 2.0 * xp_ref_room(r->act, r->share[k]);
+        const double u = fabs(dw[k] * factor_of(r, idx[k])), room = 2.0 * xp_ref_room(r->logits, r->share[k]);
         e[idx[k]] += room * (u + mean + moved) + r->share[k] * moved;
     }
 }
@@ -182,7 +182,8 @@ void xp_ref_routing_back(xp_ref_routing *r, const int32_t *idx, const double *dw
 
 /* NaN where the divisor may round to 0, so that what is not finite may be an infinity or a NaN. Below the normal
  * numbers of the activation dtype a rounding is no longer small beside the value: the divisor's two roundings, relative
- * to it, through the gauge; and a floor for each of the K + 4 roundings before the division and of those behind it. */
+ * to it, through the gauge; and a floor for each of the K + 4 roundings (and a division by K) before the division and
+ * of those behind it. */
 static double act_floor(const xp_ref_routing *r, const int32_t *idx, int64_t e, double gauge) {
     int constant;
     const double D = fabs(back_divisor(r, idx, &constant)), h = xp_ref_half_ulp_err(r->act, 0.0);
@@ -191,11 +192,11 @@ static double act_floor(const xp_ref_routing *r, const int32_t *idx, int64_t e, 
     const double slope = own && r->score[e] > 0.0 ? fabs(score_slope(r, e)) : 1.0;
     if (off >= 1.0)
         return (double)NAN;
-    return 2.0 * off * (1.0 + off) * gauge + h * ((double)(r->K + 4) * slope / D + 4.0);
+    return 2.0 * off * (1.0 + off) * gauge + h * ((double)(r->K + 4 + r->d->weight_div_k) * slope / D + 4.0);
 }
 
 int xp_ref_routing_back_gauge(xp_ref_routing *r, const int32_t *idx, const double *dw, double *gauge) {
-    const double act = in_act(r) ? xp_ref_gamma(ACT_ROUNDINGS, r->act) : 0.0;
+    const double act = in_act(r) ? xp_ref_gamma(ACT_ROUNDINGS + r->d->weight_div_k, r->act) : 0.0;
     double most = 0.0, sum = 0.0;
     to_scores(r, idx, dw, 1, gauge); /* softmax_topk: no larger than the chosen's dw */
     for (int64_t e = 0; e < r->E; e++) {
@@ -223,7 +224,8 @@ int xp_ref_routing_back_gauge(xp_ref_routing *r, const int32_t *idx, const doubl
 void xp_ref_routing_back_errors(const xp_ref_routing *r, int fits, double *gauge) {
     const int own = r->d->score == XP_SCORE_SPARSEMIXER || has_shares(r->d);
     const int64_t slope = r->d->renorm == XP_RENORM_LOG_SUM ? 9 : 0;
-    const int64_t again = slope + (own ? 2 * xp_ref_softmax_units(r->E, r->op) : 0);
+    const int64_t parts = r->d->weight_div_k ? 8 : 0; /* a division by K */
+    const int64_t again = slope + parts + (own ? 2 * xp_ref_softmax_units(r->E, r->op) : 0);
     xp_ref_dot_errors(6 * r->K + r->E + 48 + again, r->op, r->E, gauge);
     for (int64_t e = 0; e < r->E; e++)
         gauge[e] = fits || isnan(r->row[e]) ? gauge[e] + r->row[e] : INF;
@@ -231,7 +233,7 @@ void xp_ref_routing_back_errors(const xp_ref_routing *r, int fits, double *gauge
 
 /* ---- with errors on entry ---- */
 
-/* An operation's result: rounded in op, and to the logits' dtype where an implementation of score_dtype act may. The
+/* An operation's result: rounded in op, and to the activation dtype where an implementation of score_dtype act may. The
  * value stays the reference's. */
 static xp_ref_val done(const xp_ref_routing *r, xp_ref_val a) {
     a.e += xp_ref_room(r->op, fabs(a.v) + a.e);
@@ -262,7 +264,7 @@ static xp_ref_val base_val(const xp_ref_routing *r, int64_t e) {
 
 static xp_ref_val factor_val(const xp_ref_routing *r, int64_t e) {
     const double f = factor_of(r, e);
-    return (xp_ref_val){f, xp_ref_unit(r->op) * fabs(f)};
+    return (xp_ref_val){f, (r->d->weight_div_k ? 9.0 : 1.0) * xp_ref_unit(r->op) * fabs(f)};
 }
 
 static xp_ref_val divisor_val(const xp_ref_routing *r, const int32_t *idx, int *out_constant) {
@@ -317,7 +319,7 @@ static void topk_vals(xp_ref_routing *r, const int32_t *idx, const xp_ref_val *d
     xp_ref_routing_shares(r, idx);
     for (int64_t k = 0; k < r->K; k++) {
         if (shares_in_act(r))
-            r->w[k] = xp_ref_val_round(r->w[k], r->act, r->op);
+            r->w[k] = xp_ref_val_round(r->w[k], r->logits, r->op);
         mean = done(r, xp_ref_val_add(mean, times(r, times(r, dw[k], factor_val(r, idx[k])), r->w[k])));
     }
     for (int64_t e = 0; e < r->E; e++)

@@ -292,10 +292,13 @@ void xp_ref_map_bound(const xp_ref_map *f, const xp_tensor *ref, void *ws, xp_te
         const int64_t m = T - t < MAP_ROWS ? T - t : MAP_ROWS;
         xp_ref_rows_load(f->x, t, m, p.in);
         xp_ref_rows_load(ref, t, m, p.out);
+        int lost[MAP_ROWS] = {
+            0}; /* rows in which a cast makes a number infinite: then NaN is no other answer than inf */
         for (int64_t i = 0; i < m * in; i++) { /* one side may not cast */
             const double x = p.in[i];
             p.in[i] = f->cast ? xp_ref_round(x, f->w->dtype) : x;
             p.in_error[i] = f->cast ? fabs(x - p.in[i]) : 0.0;
+            lost[i / in] |= isfinite(x) && isinf(p.in[i]);
         }
         xp_ref_dot_inputs(terms, op, m * in, p.in, p.in_error);
         xp_ref_linear_nt(p.in_error, m, in, f->w, 1, p.out_error, outs, p.tile);
@@ -303,6 +306,8 @@ void xp_ref_map_bound(const xp_ref_map *f, const xp_tensor *ref, void *ws, xp_te
         for (int64_t i = 0; i < m * outs; i++) {
             const double add = has_bias(f) ? xp_ref_both(terms, op) * fabs(p.bias[i % outs]) : 0.0;
             p.out_error[i] = xp_ref_val_out((xp_ref_val){p.out[i], p.out_error[i] + add}, f->y->dtype, op);
+            if (lost[i / outs] && isinf(p.out_error[i]) && !isfinite(p.out[i]))
+                p.out_error[i] = (double)NAN;
         }
         xp_ref_rows_store(tol, t, m, p.out_error);
     }

@@ -3,7 +3,8 @@
  *
  * y[t] = sum over slots k of p = w[t][k] * back[pos[t][k]], accumulated as the dialect's `accumulate` says (dialect.h).
  * Dialects that weigh the experts' input take w as 1 here. A slot without a row (pos -1) adds nothing, or w x where idx
- * is a null expert of kind identity (no dialect has both). With scale_at output, y = r(r(y) scale).
+ * is a null expert of kind identity (no dialect has both). With scale_at output, y = r(r(y) scale); with weight_div_k
+ * scale is K.
  *
  * Wherever `accumulate` rounds (in every mode but slots_f32), p is first rounded to f32; scale is an f32 number, and
  * its product is rounded to f32 before r. f64 takes f32's place where act is f64. */
@@ -33,7 +34,7 @@ typedef struct {
 } xp_combine_args;
 extern const xp_stage xp_stage_combine;
 
-/* With g = r(dy scale), made as y's product is (dy itself unless scale_at output): dw[t][k] = <g[t], back[pos[t][k]]>,
+/* With g = r(dy scale), made as y's product is (dy itself without a scale): dw[t][k] = <g[t], back[pos[t][k]]>,
  * <g[t], x[t]> for an identity expert, 0 for any other slot without a row; each row's gradient r(w[t][k] g[t]) goes to
  * the expert's rank as dout; dx[t] = r(sum of w[t][k] g[t] over the identity slots). Pad rows zero. */
 typedef struct {

@@ -23,7 +23,9 @@ typedef enum {
  * block before times a number a column (carry.h): gelu(fc2 gelu(fc1 rmsnorm(h))), both maps with biases. Only layers
  * read this: stages get logits, or what the matrix multiplies. */
 typedef enum { XP_ROUTER_X = 0, XP_ROUTER_RECURRENT_MLP } xp_router_in;
-typedef enum { XP_ON_SCORE = 0, XP_ON_LOGIT, XP_ON_TOKEN_TABLE } xp_select_on;
+/* Scores; logits; a table from token id to experts; or the first expert on scores, which roundings make equal, and the
+ * others on logits. */
+typedef enum { XP_ON_SCORE = 0, XP_ON_LOGIT, XP_ON_TOKEN_TABLE, XP_ON_FIRST_SCORE } xp_select_on;
 typedef enum { XP_GROUP_NONE = 0, XP_GROUP_MAX, XP_GROUP_TOP2SUM } xp_group_reduce;
 typedef enum { XP_MASK_ZERO = 0, XP_MASK_NEGINF } xp_group_mask;
 /* w / sum; w / (sum + eps); w / max(sum, eps); of a sigmoid exp(log s - log sum s) from the logits, which knows no
@@ -77,16 +79,17 @@ typedef struct {
     int router_bias;                   /* the gate has a bias of its own: l = r(x W^T + b) */
     double logit_scale, logit_softcap; /* l = scale l; l = cap tanh(l / cap); 1 and 0: off */
     xp_score score;
-    xp_wide score_dtype;          /* act: in the logits' dtype, and so is every step from here to the weight */
-    double sparse_eps;            /* of the sparsemixer: an expert is out where (m - l) / max(|l|, m) > 2 eps */
-    xp_select_on select_on;       /* what the choice looks at: scores, logits, or a table from token id to experts */
-    int select_bias;              /* added to what the choice looks at, and to nothing else */
+    xp_wide score_dtype;    /* act: rounded to the activation dtype, and so is every step from here to the weight */
+    double sparse_eps;      /* of the sparsemixer: an expert is out where (m - l) / max(|l|, m) > 2 eps */
+    xp_select_on select_on; /* what the choice looks at */
+    int select_bias;        /* added to what the choice looks at, and to nothing else */
     xp_group_reduce group_reduce; /* experts lie in n_group groups; the topk_group best groups stay */
     xp_group_mask group_mask;     /* what the choice sees of an expert of another group */
     int masked_weight;            /* 1: such an expert, chosen all the same, weighs 0; else its own score */
     int n_group, topk_group;
     xp_renorm renorm;
     double renorm_eps;
+    int weight_div_k; /* 1: weights are divided by K, and the summed output is multiplied by it */
     double scale;
     xp_scale_at scale_at;
     xp_factors expert_scale; /* what w is multiplied by */
@@ -148,6 +151,8 @@ int64_t xp_dialect_factors(const xp_dialect *d, int64_t E);
 xp_status xp_dialect_check(const xp_dialect *d, int64_t E, int64_t K);
 /* The limit inside the shared expert, 0: none. */
 double xp_dialect_shared_limit(const xp_dialect *d);
+/* What the summed output of K slots is multiplied by, 1: nothing. */
+double xp_dialect_output_factor(const xp_dialect *d, int64_t K);
 /* 1 when every field has the same value; names do not count. */
 int xp_dialect_equal(const xp_dialect *a, const xp_dialect *b);
 /* 1: the record limits what an expert takes. */

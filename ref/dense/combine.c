@@ -20,9 +20,10 @@ static double added(xp_accumulate how, xp_dtype act, double y, double w, double 
 }
 
 /* v times the dialect's factor of the output, if it has one there. */
-static double scaled(const xp_dialect *d, xp_dtype act, double v) {
-    const int none = d->scale_at != XP_SCALE_OUTPUT || (act == XP_F64 ? d->scale == 1 : (float)d->scale == 1.0f);
-    return none ? v : xp_dense_product(act, d->scale, xp_dense_round(act, v));
+static double scaled(const xp_dialect *d, int64_t k_n, xp_dtype act, double v) {
+    const double by = xp_dialect_output_factor(d, k_n);
+    const int none = act == XP_F64 ? by == 1 : (float)by == 1.0f;
+    return none ? v : xp_dense_product(act, by, xp_dense_round(act, v));
 }
 
 /* ---- slots ---- */
@@ -111,7 +112,7 @@ static void sum_token(const xp_combine_args *a, int64_t t, int64_t *slot, double
             sum[h] = added(a->dialect->accumulate, act, sum[h], w, wide[h]);
     }
     for (int64_t h = 0; h < h_n; h++)
-        sum[h] = scaled(a->dialect, act, sum[h]);
+        sum[h] = scaled(a->dialect, a->pos.dim[1], act, sum[h]);
     xp_dense_write(&a->y, xp_dense_at(&a->y, t, 0, 0, 0), h_n, sum);
 }
 
@@ -149,7 +150,7 @@ static void gradient(const xp_combine_bwd_args *a, int64_t t, double *g) {
     const xp_dtype act = a->dy.dtype;
     xp_dense_read(&a->dy, xp_dense_at(&a->dy, t, 0, 0, 0), h_n, g);
     for (int64_t h = 0; h < h_n; h++)
-        g[h] = xp_dense_round(act, scaled(a->dialect, act, g[h]));
+        g[h] = xp_dense_round(act, scaled(a->dialect, a->pos.dim[1], act, g[h]));
 }
 
 typedef struct {

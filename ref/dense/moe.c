@@ -198,7 +198,7 @@ static void sizes(const xp_moe_args *a, block *b) {
     b->s_n = a->sw2.data ? a->sw2.dim[1] : 0;
     b->x_n = a->sw2.data ? a->sw1.dim[0] : 0;
     b->share = a->sw2.data && b->d->shared_combine == XP_COMBINE_AVERAGE ? 0.5 : 1;
-    b->factor = b->share * (b->d->scale_at == XP_SCALE_OUTPUT ? b->d->scale : 1);
+    b->factor = b->share * xp_dialect_output_factor(b->d, a->idx.dim[1]);
 }
 
 typedef struct {
@@ -276,7 +276,8 @@ static int64_t slot_of(const block *b, int64_t t, int64_t k) {
 
 /* What multiplies an expert's share of its token: f of the text above. */
 static double multiplier(const block *b, int64_t e) {
-    const double scale = b->d->scale_at == XP_SCALE_WEIGHT ? b->d->scale : 1;
+    const double parts = b->d->weight_div_k ? (double)b->a->idx.dim[1] : 1;
+    const double scale = (b->d->scale_at == XP_SCALE_WEIGHT ? b->d->scale : 1) / parts;
     return b->d->expert_scale ? scale * bias_at(&b->a->scale_e, b->d->expert_scale == XP_FACTOR_ONE ? 0 : e) : scale;
 }
 

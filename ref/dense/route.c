@@ -71,13 +71,22 @@ static int beats(const double *l, const double *key, int64_t i, int64_t j) {
     return a > b || (a == b && i < j);
 }
 
+/* With first_score the expert that none beats by score has its place; the logits order the others behind it. */
 static void choose(const xp_route_args *a, int64_t t, const token *r) {
     const int64_t z_n = a->logits.dim[1] - a->dialect->shared_rows, k_n = a->idx.dim[1];
+    const int first_apart = a->dialect->select_on == XP_ON_FIRST_SCORE;
     const double *key = a->dialect->score == XP_SCORE_SPARSEMIXER ? r->l : r->key;
-    for (int64_t e = 0; e < z_n; e++) {
-        int64_t place = 0;
+    int64_t first = -1;
+    for (int64_t e = 0; e < z_n && first_apart; e++) {
+        int64_t better = 0;
         for (int64_t i = 0; i < z_n; i++)
-            place += i != e && beats(r->l, key, i, e);
+            better += i != e && beats(r->l, key, i, e);
+        first = better == 0 ? e : first;
+    }
+    for (int64_t e = 0; e < z_n; e++) {
+        int64_t place = first_apart && e != first;
+        for (int64_t i = 0; i < z_n && e != first; i++)
+            place += i != e && i != first && beats(r->l, first_apart ? r->l : key, i, e);
         if (place < k_n)
             xp_dense_put_int(&a->idx, xp_dense_at(&a->idx, t, place, 0, 0), e);
     }
@@ -139,6 +148,8 @@ static void divided_weights(const xp_route_args *a, int64_t t, const token *r) {
     for (int64_t k = 0; k < k_n; k++) {
         if (d->renorm != XP_RENORM_NONE)
             put_step(r, k, r->w[k] / xp_dense_divisor(d, r->q, sum));
+        if (d->weight_div_k)
+            put_step(r, k, r->w[k] / (double)k_n);
         if (d->scale_at == XP_SCALE_WEIGHT && d->scale != 1)
             put_step(r, k, r->w[k] * d->scale);
         if (adds_nothing(d, &a->idx, a->logits.dim[1], t, k))
@@ -163,7 +174,7 @@ static xp_status run(const xp_exec *x, const void *args) {
     const xp_dialect *d = a->dialect;
     const int64_t z_n = a->logits.dim[1];
     token r = token_carve(z_n, slots_of(d, &a->idx), x->ws);
-    r.q = xp_dense_step(d, a->logits.dtype);
+    r.q = xp_dense_step(d, a->logits.dtype, a->act);
     for (int64_t t = 0; t < a->logits.dim[0]; t++) {
         xp_dense_read(&a->logits, xp_dense_at(&a->logits, t, 0, 0, 0), z_n, r.l);
         xp_dense_logits(d, z_n, r.l);
@@ -256,7 +267,7 @@ static void through_division(const xp_route_bwd_args *a, int64_t t, const token 
     const double by = xp_dense_divisor(d, r->q, sum), slope = xp_dense_divisor_slope(d, sum);
     memset(r->slot, 0, (size_t)k_n * sizeof *r->slot);
     for (int64_t m = 0; m < k_n; m++) {
-        double f = d->scale_at == XP_SCALE_WEIGHT ? d->scale : 1;
+        double f = (d->scale_at == XP_SCALE_WEIGHT ? d->scale : 1) / (d->weight_div_k ? (double)k_n : 1);
         f *= d->expert_scale ? scale_of(&a->scale_e, row_of(d, &a->idx, z_n, t, m)) : 1;
         for (int64_t k = 0; k < k_n; k++) {
             if (k == m || slope != 0) /* without a division a weight is its own slot's alone */
@@ -311,7 +322,7 @@ static xp_status bwd_run(const xp_exec *x, const void *args) {
     char *ws = x->ws;
     double *j = xp_dense_carve(&ws, k_n * z_n, sizeof *j);
     token r = token_carve(z_n, k_n, ws);
-    r.q = a->logits.data ? xp_dense_step(a->dialect, a->logits.dtype) : XP_F64;
+    r.q = xp_dense_step(a->dialect, a->logits.data ? a->logits.dtype : XP_F64, a->act);
     for (int64_t t = 0; t < a->scores.dim[0]; t++)
         token_gradient(a, t, &r, j);
     return XP_OK;
@@ -345,11 +356,11 @@ static xp_status scale_run(const xp_exec *x, const void *args) {
     const xp_route_scale_bwd_args *a = args;
     const xp_dialect *d = a->dialect;
     const int64_t z_n = a->scores.dim[1], k_n = slots_of(d, &a->idx), one = d->expert_scale == XP_FACTOR_ONE;
-    const xp_route_args forward = {.logits = a->scores, .idx = a->idx, .dialect = d};
+    const xp_route_args forward = {.logits = a->scores, .idx = a->idx, .dialect = d, .act = a->act};
     char *ws = x->ws;
     double *sum = xp_dense_carve(&ws, z_n, sizeof *sum), *dw = xp_dense_carve(&ws, k_n, sizeof *dw);
     token r = token_carve(z_n, k_n, ws);
-    r.q = a->logits.data ? xp_dense_step(d, a->logits.dtype) : XP_F64;
+    r.q = xp_dense_step(d, a->logits.data ? a->logits.dtype : XP_F64, a->act);
     for (int64_t b = 0; b < a->dscale.dim[0]; b++) {
         memset(sum, 0, (size_t)z_n * sizeof *sum);
         for (int64_t t = 0; t < a->scores.dim[0]; t++) {

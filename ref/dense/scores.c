@@ -6,8 +6,10 @@
 
 #include "num.h"
 
-xp_dtype xp_dense_step(const xp_dialect *d, xp_dtype logits) {
-    return d->score_dtype == XP_WIDE_ACT ? logits : XP_F64;
+xp_dtype xp_dense_step(const xp_dialect *d, xp_dtype logits, xp_dtype act) {
+    if (d->score_dtype != XP_WIDE_ACT)
+        return XP_F64;
+    return d->logits_dtype == XP_WIDE_ACT ? logits : act;
 }
 
 void xp_dense_logits(const xp_dialect *d, int64_t z_n, double *l) {

@@ -5,8 +5,9 @@
 
 #include "xp/dialect.h"
 
-/* F64 (nothing is rounded) unless the record's score_dtype is act. */
-xp_dtype xp_dense_step(const xp_dialect *d, xp_dtype logits);
+/* F64 (nothing is rounded) unless the record's score_dtype is act: then the dtype of logits that are in act, else act.
+ */
+xp_dtype xp_dense_step(const xp_dialect *d, xp_dtype logits, xp_dtype act);
 
 /* Raw logits become l, in place; and d l / d raw. */
 void xp_dense_logits(const xp_dialect *d, int64_t z_n, double *l);

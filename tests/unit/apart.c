@@ -43,6 +43,8 @@ static const struct {
     {"hf-5.24/phimoe", "", "sparse_eps=0.2", XP_APART_WEIGHT},
     {"hf-5.24/flint", "", "select_on=token_table", XP_APART_CHOICE},
     {"hf-5.24/flint", "", "select_bias=on", XP_APART_CHOICE},
+    {"hf-5.24/mixtral", "", "weight_div_k=on", XP_APART_WEIGHT},
+    {"hf-5.24/nllb_moe", "", "select_on=score", XP_APART_CHOICE},
     {"hf-5.24/deepseek_v3", "", "group_reduce=max", XP_APART_CHOICE},
     {"hf-5.24/deepseek_v3", "topk_group=1", "group_mask=0", XP_APART_CHOICE},
     {"hf-5.24/deepseek_v2-groups", "topk_group=1", "masked_weight=off", XP_APART_WEIGHT},

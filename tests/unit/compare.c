@@ -463,6 +463,29 @@ static void bias_only_narrow(void **state) {
     assert_int_equal(b.n, 0);
 }
 
+/* Numbers below the smallest of a format can only be rounded towards zero: right roundings of 5000 of them would lean,
+ * and are not counted. Between it and twice it both sides are open. */
+static void bias_not_below_the_smallest(void **state) {
+    (void)state;
+    static uint16_t g[5000];
+    static double r[5000], t[5000];
+    for (int above = 0; above < 2; above++) {
+        xp_bias b = {0};
+        xp_diff diff = {0};
+        for (int i = 0; i < 5000; i++) {
+            r[i] = (above + (i + 0.5) / 10000) * 0x1p-24;
+            t[i] = 0x1p-24;
+            xp_ref_store(g, XP_F16, i, xp_ref_round(r[i], XP_F16));
+        }
+        const xp_tensor tg = xp_tensor_1d(g, XP_F16, 5000), tr = xp_tensor_1d(r, XP_F64, 5000),
+                        tt = xp_tensor_1d(t, XP_F64, 5000);
+        assert_int_equal(xp_compare(&tg, &tr, &tt, &b, &diff), XP_OK);
+        assert_int_equal(diff.wrong, 0);
+        assert_int_equal(b.n, above ? 5000 : 0);
+        xp_bias_close(&b);
+    }
+}
+
 static void bias_limit_is_hoeffdings(void **state) {
     (void)state;
     xp_bias b = {.n = 4096, .sum_range2 = 4096.0};
@@ -496,6 +519,7 @@ int main(void) {
         cmocka_unit_test(units),
         cmocka_unit_test(bias_found),
         cmocka_unit_test(bias_only_narrow),
+        cmocka_unit_test(bias_not_below_the_smallest),
         cmocka_unit_test(bias_limit_is_hoeffdings),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -407,6 +407,24 @@ static void test_route_scores(void **state) {
     expect_weights(&c, 1 / (1 + exp(-3 * tanh(2 * log(3) / 3))), .5);
 }
 
+/* Probabilities 0.30997, 0.06916, 0.31028, 0.31059: three of them are 159/512 in bf16. */
+static void test_route_first_score(void **state) {
+    (void)state;
+    const double l[4] = {2, .5, 2.001, 2.002};
+    xp_dialect d = record(XP_SCORE_SOFTMAX, XP_ON_FIRST_SCORE);
+    one_token c;
+    open_token(&c, &d, l, 4, 3);
+    expect_choice(&c, 3, 2, 0);
+    d.score_dtype = XP_WIDE_ACT;
+    c.a.act = XP_BF16;
+    expect_choice(&c, 0, 3, 2);
+    d.select_on = XP_ON_SCORE;
+    expect_choice(&c, 0, 2, 3);
+    d.weight_div_k = 1;
+    dense_ok(&xp_dense_route, &c.a);
+    near(c.w[0], 159.0 / 512 / 3, 0x1p-53, "a third of the score", 0);
+}
+
 static void test_route_table(void **state) {
     (void)state;
     const double l[4] = {0, log(3), -log(3), 0};
@@ -506,7 +524,7 @@ static void test_route_rounding(void **state) {
     dense_ok(&xp_dense_route, &a);
     near((double)s[0], 1 / (1 + exp(-1)), 0x1p-25, "f32", 0);
     d = record(XP_SCORE_SQRT_SOFTPLUS, XP_ON_SCORE);
-    d.score_dtype = XP_WIDE_ACT;
+    d.logits_dtype = d.score_dtype = XP_WIDE_ACT;
     dense_ok(&xp_dense_route, &a);
     assert_true(s[1] == 213.f / 256);
     a.scores = xp_tensor_2d(exact, XP_F64, 1, 3);
@@ -517,7 +535,7 @@ static void test_route_rounding(void **state) {
     uint16_t edge[3] = {0x3FC0, 0x3F66, 0xC100};
     float dw[2] = {1, 0}, dl[3];
     d = record(XP_SCORE_SPARSEMIXER, XP_ON_LOGIT);
-    d.score_dtype = XP_WIDE_ACT;
+    d.logits_dtype = d.score_dtype = XP_WIDE_ACT;
     d.sparse_eps = .2;
     a.logits = xp_tensor_2d(edge, XP_BF16, 1, 3);
     dense_ok(&xp_dense_route, &a);
@@ -1395,6 +1413,8 @@ static const struct {
               {"inkling", "scale=2"},
               {"cohere2_moe", "shared_gate=on limit=0.5"},
               {"flint", "aux_coef=0"},
+              {"openai_privacy_filter", "limit=0.5"},
+              {"mixtral", "weight_div_k=on scale=1.5 expert_scale=on"},
               {"inkling", "renorm=sum shared_rows=1 gate_layout=interleaved expert_scale=on shared_combine=average"}};
 
 static xp_dialect changed(const char *preset, const char *change) {
@@ -1510,7 +1530,7 @@ static void test_moe_of_dialects_is_its_parts(void **state) {
             for (int k = 0; k < K; k++)
                 add_slot(&a, t, B.idx[t * K + k], w[t * K + k], y);
             for (int h = 0; h < H; h++) {
-                y[h] *= d.scale_at == XP_SCALE_OUTPUT ? d.scale : 1;
+                y[h] *= d.weight_div_k ? K : d.scale_at == XP_SCALE_OUTPUT ? d.scale : 1;
                 if (shared)
                     y[h] = (y[h] + sy[t * H + h]) / (d.shared_combine == XP_COMBINE_AVERAGE ? 2 : 1);
                 near(B.y[t * H + h], y[h], 1e-13, BLOCKS[i].preset, t * H + h);
@@ -1835,6 +1855,7 @@ int main(void) {
         cmocka_unit_test(test_route_bwd),
         cmocka_unit_test(test_route_scores),
         cmocka_unit_test(test_route_table),
+        cmocka_unit_test(test_route_first_score),
         cmocka_unit_test(test_route_groups),
         cmocka_unit_test(test_route_sparsemixer),
         cmocka_unit_test(test_route_rounding),

@@ -100,6 +100,50 @@ static void order_of_choice(void **state) {
     done();
 }
 
+/* exp of 0, -1.5, 0.001 and 0.002 sum to 3.22613: of the probabilities 0.30997, 0.06916, 0.31028 and 0.31059 all but
+ * one are 159/512 in bf16 (multiples of 1/512 there). The lowest of the three comes first; the second is that of the
+ * largest logit left, or the next of them where scores alone decide. In f32 nothing rounds alike. */
+static void choice_by_rounded_scores(void **state) {
+    static const double logit[4] = {2.0, 0.5, 2.001, 2.002};
+    static const struct {
+        xp_select_on on;
+        xp_dtype act;
+        int32_t want[2];
+    } row[] = {{XP_ON_FIRST_SCORE, XP_BF16, {0, 3}},
+               {XP_ON_SCORE, XP_BF16, {0, 2}},
+               {XP_ON_LOGIT, XP_BF16, {3, 2}},
+               {XP_ON_FIRST_SCORE, XP_F32, {3, 2}}};
+    (void)state;
+    for (size_t i = 0; i < sizeof row / sizeof *row; i++) {
+        xp_dialect d = *xp_dialect_find("hf-5.24/nllb_moe");
+        xp_route_args a = route_make(XP_F32, XP_F32, row[i].act, 1, 4, 2, d.name);
+        d.select_on = row[i].on;
+        a.dialect = &d;
+        a.act = row[i].act;
+        load(&a.logits, logit);
+        route_run(&a);
+        expect_choice(&a, 0, row[i].want);
+        if (row[i].act == XP_BF16)
+            assert_true(get(&a.scores, 0, 3) == 159.0 / 512.0 && get(&a.w, 0, 0) == 0.5);
+    }
+    done();
+}
+
+/* 2/3 and 1/3 of weights_by_hand, in two parts each. */
+static void weights_in_parts(void **state) {
+    static const double logit[4] = {0.0, 1.3862943611198906, 0.69314718055994531, 0.0};
+    xp_dialect d = *xp_dialect_find("hf-5.24/mixtral");
+    (void)state;
+    d.weight_div_k = 1;
+    xp_route_args a = route_make(XP_F64, XP_F32, XP_F32, 1, 4, 2, d.name);
+    a.dialect = &d;
+    load(&a.logits, logit);
+    route_run(&a);
+    expect_near("weight", get(&a.w, 0, 0), 1.0 / 3.0, 4.0 * 0x1p-24 / 3.0);
+    expect_near("weight", get(&a.w, 0, 1), 1.0 / 6.0, 4.0 * 0x1p-24 / 6.0);
+    done();
+}
+
 /* A given choice, repeats included; one that sums to 0 has no weights. */
 static void replayed_choice(void **state) {
     static const double logit[8] = {0.0, 0.0, 0.0, 0.0, 0.0, -INF_, -INF_, -INF_}, idx[4] = {3, 3, 1, 2};
@@ -429,7 +473,7 @@ ROUTE(route_bias, a->bias = vector(XP_F32, 5))
 ROUTE(route_replay, a->replay = 2)
 ROUTE(route_no_dialect, a->dialect = NULL)
 ROUTE(route_given, a->replay = 1; set(&a->idx, 1, 1, 5.0))
-RECORD(route_score_dtype, logits_dtype = XP_WIDE_F32; other.score_dtype = XP_WIDE_ACT)
+RECORD(route_score_dtype, logits_dtype = XP_WIDE_F32; other.score_dtype = XP_WIDE_ACT; a->act = XP_E4M3)
 RECORD(route_groups, group_reduce = XP_GROUP_MAX; other.n_group = 2)
 RECORD(route_kept, group_reduce = XP_GROUP_MAX; other.n_group = 5; other.topk_group = 6)
 RECORD(route_pairs, group_reduce = XP_GROUP_TOP2SUM; other.n_group = 5)
@@ -463,7 +507,7 @@ static void route_refusals(void **state) {
         {route_replay, "route: replay is 2, expected 0 or 1"},
         {route_no_dialect, "route: dialect is absent"},
         {route_given, "route: idx element 3 is 5, expected 0 to 4"},
-        {route_score_dtype, "score_dtype: act, expected f32 beside logits_dtype f32"},
+        {route_score_dtype, "route: act is e4m3, expected f64, f32, bf16 or f16"},
         {route_groups, "n_group: 2, expected a divisor of the 5 experts"},
         {route_kept, "topk_group: 6, expected 1 to n_group = 5"},
         {route_pairs, "n_group: 5, expected groups of at least 2 of the 5 experts"},
@@ -613,13 +657,22 @@ static void balance_bwd_refusals(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(weights_by_hand),  cmocka_unit_test(order_of_choice),
-        cmocka_unit_test(replayed_choice),  cmocka_unit_test(properties_see_errors),
-        cmocka_unit_test(route_slopes),     cmocka_unit_test(balance_by_hand),
-        cmocka_unit_test(balance_slopes),   cmocka_unit_test(blocks_over_ranks),
-        cmocka_unit_test(factors_slopes),   cmocka_unit_test(factors_refusals),
-        cmocka_unit_test(route_refusals),   cmocka_unit_test(route_bwd_refusals),
-        cmocka_unit_test(balance_refusals), cmocka_unit_test(balance_bwd_refusals),
+        cmocka_unit_test(weights_by_hand),
+        cmocka_unit_test(order_of_choice),
+        cmocka_unit_test(choice_by_rounded_scores),
+        cmocka_unit_test(weights_in_parts),
+        cmocka_unit_test(replayed_choice),
+        cmocka_unit_test(properties_see_errors),
+        cmocka_unit_test(route_slopes),
+        cmocka_unit_test(balance_by_hand),
+        cmocka_unit_test(balance_slopes),
+        cmocka_unit_test(blocks_over_ranks),
+        cmocka_unit_test(factors_slopes),
+        cmocka_unit_test(factors_refusals),
+        cmocka_unit_test(route_refusals),
+        cmocka_unit_test(route_bwd_refusals),
+        cmocka_unit_test(balance_refusals),
+        cmocka_unit_test(balance_bwd_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
