@@ -764,8 +764,8 @@ static xp_status weights_sum_to_one(const void *args, const xp_mesh *m, double *
     const int skips = d->null_experts > 0 && d->null_kind == XP_NULL_SKIP;
     const int sums =
         d->renorm == XP_RENORM_SUM && d->score_dtype == XP_WIDE_F32 && !d->expert_scale && !d->masked_weight && !skips;
-    const double g = xp_ref_both(3 * K + (d->weight_div_k ? 18 : 10), a->scores.dtype),
-                 K_least = (double)K * xp_ref_room(a->w.dtype, 0.0);
+    const double g = xp_ref_both(3 * K + (d->weight_div_k ? 18 : 10), a->scores.dtype);
+    const double K_least = (double)K * xp_ref_room(a->w.dtype, 0.0);
     const double unit = g + xp_ref_unit(a->w.dtype) * (1.0 + g) + K_least + (double)K * xp_ref_least(a->scores.dtype);
     const double parts = d->weight_div_k ? (double)a->idx.dim[1] : 1.0;
     const double scale = (d->scale_at == XP_SCALE_WEIGHT ? d->scale : 1.0) / parts;

@@ -258,11 +258,11 @@ static int before(const xp_ref_routing *r, const double *keys, int64_t a, int64_
     return a < b;
 }
 
-/* The best of those behind `last` (-1: of all) but `not`. */
-static int64_t best_behind(const xp_ref_routing *r, const double *keys, int64_t last, int64_t not ) {
+/* The best of those behind `last` (-1: of all) but `without`. */
+static int64_t best_behind(const xp_ref_routing *r, const double *keys, int64_t last, int64_t without) {
     int64_t best = -1;
     for (int64_t e = 0; e < r->routed; e++) {
-        if (e != not &&(last < 0 || before(r, keys, last, e)) && (best < 0 || before(r, keys, e, best)))
+        if (e != without && (last < 0 || before(r, keys, last, e)) && (best < 0 || before(r, keys, e, best)))
             best = e;
     }
     return best;

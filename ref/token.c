@@ -292,8 +292,7 @@ void xp_ref_map_bound(const xp_ref_map *f, const xp_tensor *ref, void *ws, xp_te
         const int64_t m = T - t < MAP_ROWS ? T - t : MAP_ROWS;
         xp_ref_rows_load(f->x, t, m, p.in);
         xp_ref_rows_load(ref, t, m, p.out);
-        int lost[MAP_ROWS] = {
-            0}; /* rows in which a cast makes a number infinite: then NaN is no other answer than inf */
+        int lost[MAP_ROWS] = {0}; /* a cast makes one of the row's numbers infinite: NaN is then as right as inf */
         for (int64_t i = 0; i < m * in; i++) { /* one side may not cast */
             const double x = p.in[i];
             p.in[i] = f->cast ? xp_ref_round(x, f->w->dtype) : x;

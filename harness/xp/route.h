@@ -1,22 +1,24 @@
 /* Stages route, route_bwd and route_scale_bwd: choose K experts a token and weigh them, as the dialect record says.
  *
  * l = logits, scaled and soft-capped where the record says so. q = with score_dtype act rounding to the activation
- * dtype, which is the logits' where logits_dtype is act, else `act`; no rounding else (f32 arithmetic is inside the
- * bounds). scores   softmax, softmax_topk: q(softmax of all l); sigmoid: q(sigmoid l); sqrt_softplus: q(sqrt(q(softplus
- * l))); sparsemixer: q(softmax of all l) keys     scores or l, plus the selection bias, f32; experts outside the kept
- * groups 0 or -inf. A group's score is its largest key or the sum of its two largest; groups and experts of equal
- * score: the lower index first. Shared experts have none idx      the K largest keys, descending; or table[token];
- * sparsemixer: the largest l, then the largest of the rest; first_score: the largest score, then the largest l of the
- * rest w        scores[idx] (0 for an expert outside the kept groups with masked_weight); softmax_topk: softmax of
- * l[idx]; sparsemixer: slot k's softmax over the experts left whose (m - l) / max(|l|, m) <= 2 sparse_eps, m the
+ * dtype, which is the logits' where logits_dtype is act, else `act`; else none (f32 arithmetic is inside the bounds).
+ *   scores   softmax, softmax_topk: q(softmax of all l); sigmoid: q(sigmoid l); sqrt_softplus: q(sqrt(q(softplus l)));
+ *            sparsemixer: q(softmax of all l)
+ *   keys     scores or l, plus the selection bias, f32; experts outside the kept groups 0 or -inf. A group's score is
+ *            its largest key or the sum of its two largest; groups and experts of equal score: the lower index first.
+ *            Shared experts have none
+ *   idx      the K largest keys, descending; or table[token]; sparsemixer: the largest l, then the largest of the rest;
+ *            first_score: the largest score, then the largest l of the rest
+ *   w        scores[idx] (0 for an expert outside the kept groups with masked_weight); softmax_topk: softmax of l[idx];
+ *            sparsemixer: slot k's softmax over the experts left whose (m - l) / max(|l|, m) <= 2 sparse_eps, m the
  *            largest left; then q(w / q(sum)), q(w / q(q(sum) + eps)) or q(w / max(q(sum), eps)), or with log_sum in
  *            place of all that the softmax of log sigmoid(l[idx]); q(w / K) with weight_div_k; q(w scale) with scale_at
  *            weight; q(w scale_e[idx]) or q(w scale_e); rounded to w's dtype. At last 0 for an id that adds nothing
- * (null_kind skip), whose score the sum has counted gamma    the same for shared expert j, which is slot K + j with id
- * Z - A + j: in every sum above are K + A slots A NaN logit ranks last and scores 0 (NaN only if every logit of the
- * token is NaN). idx is judged as a choice: on the stage's keys with their errors, ties of equal inputs exactly, then
- * replayed for everything after. Z counts the null experts and the shared ones' rows, too; W is Z, or 1 with
- * expert_scale one. */
+ *            (null_kind skip), whose score the sum has counted
+ *   gamma    the same for shared expert j, which is slot K + j with id Z - A + j: in every sum above are K + A slots
+ * A NaN logit ranks last and scores 0 (NaN only if every logit of the token is NaN). idx is judged as a choice: on the
+ * stage's keys with their errors, ties of equal inputs exactly, then replayed for everything after. Z counts the null
+ * experts and the shared ones' rows, too; W is Z, or 1 with expert_scale one. */
 #ifndef XP_ROUTE_H
 #define XP_ROUTE_H
 

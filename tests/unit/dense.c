@@ -1413,9 +1413,9 @@ static const struct {
               {"inkling", "scale=2"},
               {"cohere2_moe", "shared_gate=on limit=0.5"},
               {"flint", "aux_coef=0"},
+              {"inkling", "renorm=sum shared_rows=1 gate_layout=interleaved expert_scale=on shared_combine=average"},
               {"openai_privacy_filter", "limit=0.5"},
-              {"mixtral", "weight_div_k=on scale=1.5 expert_scale=on"},
-              {"inkling", "renorm=sum shared_rows=1 gate_layout=interleaved expert_scale=on shared_combine=average"}};
+              {"mixtral", "weight_div_k=on scale=1.5 expert_scale=on"}};
 
 static xp_dialect changed(const char *preset, const char *change) {
     char name[64] = "hf-5.24/", text[128], *save;
