@@ -113,13 +113,16 @@ double xp_dense_unit_run(const xp_dense_unit *a, double g, double u) {
 }
 
 /* 1: no gradient passes to g: a relu's negative side; a clamp beyond its limit, and at a NaN. What is stopped is 0,
- * whatever came: not NaN times 0. */
+ * whatever came: not NaN times 0. A clamp behind the activation stops what reaches that, whose slope is NaN at a NaN.
+ */
 static int stops(const xp_dense_unit *a, double g) {
     if ((a->d->act == XP_ACT_RELU || a->d->act == XP_ACT_RELU2) && g <= 0)
         return 1;
     if (a->limit <= 0)
         return 0;
-    return a->d->limit_when == XP_LIMIT_BEFORE ? !(g <= a->limit) : !(each(a, gate_value(a, g)) <= a->limit);
+    if (a->d->limit_when == XP_LIMIT_BEFORE)
+        return !(g <= a->limit);
+    return !isnan(g) && !(each(a, gate_value(a, g)) <= a->limit);
 }
 
 void xp_dense_unit_back(const xp_dense_unit *a, double da, double *g, double *u) {

@@ -221,7 +221,9 @@ static int pointwise(const xp_dialect *d) {
     return !xp_dense_shares(d) && (d->score == XP_SCORE_SIGMOID || d->score == XP_SCORE_SQRT_SOFTPLUS);
 }
 
-/* v [K], weights before they are divided, into r->w; J [K,Z] = dv / dl. r->key counts the experts that are gone. */
+/* v [K], weights before they are divided, into r->w; J [K,Z] = dv / dl, or what v is multiplied by for that unless a
+ * weight depends on its own logit alone: two small numbers that are multiplied first lose bits that a large gradient
+ * shows. r->key counts the experts that are gone. */
 static void slots_by_logits(const xp_route_bwd_args *a, int64_t t, const token *r, double *j) {
     const xp_dialect *d = a->dialect;
     const int64_t z_n = a->scores.dim[1], k_n = slots_of(d, &a->idx);
@@ -252,7 +254,7 @@ static void slots_by_logits(const xp_route_bwd_args *a, int64_t t, const token *
             if (pointwise(d))
                 j[k * z_n + z] = z == e ? part * xp_dense_score_slope(d, r->l[z], r->s[z]) : 0;
             else
-                j[k * z_n + z] = r->w[k] * (same - p[z]) * xp_dense_share_slope(d, r->l[z]);
+                j[k * z_n + z] = (same - p[z]) * xp_dense_share_slope(d, r->l[z]);
         }
     }
 }
@@ -307,7 +309,7 @@ static void token_gradient(const xp_route_bwd_args *a, int64_t t, const token *r
         double g = 0;
         for (int64_t k = 0; k < k_n; k++) {
             if (depends(a, t, k, z))
-                g += r->slot[k] * j[k * z_n + z];
+                g += (pointwise(d) ? r->slot[k] : r->slot[k] * r->w[k]) * j[k * z_n + z];
         }
         r->p[z] = g == 0 ? 0 : g * xp_dense_logit_slope(d, r->exact_s[z]);
         if (a->daux.data)

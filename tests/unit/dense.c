@@ -550,6 +550,22 @@ static void test_route_rounding(void **state) {
     assert_true(dl[0] > .2f && dl[1] == -dl[0] && dl[2] == 0);
 }
 
+/* dl = -dw s p of an expert that was not chosen: s p is 1e-315, where doubles have few bits left, and dw s p is not. */
+static void test_route_bwd_small(void **state) {
+    (void)state;
+    double s[3] = {1, 1e-200, 1e-115}, dw[1] = {1e10}, dl[3];
+    int32_t idx[1] = {1};
+    const xp_dialect d = record(XP_SCORE_SOFTMAX, XP_ON_SCORE);
+    const xp_route_bwd_args b = {.scores = xp_tensor_2d(s, XP_F64, 1, 3),
+                                 .idx = I2(idx, 1),
+                                 .dw = D2(dw, 1),
+                                 .dlogits = D2(dl, 1),
+                                 .dialect = &d};
+    dense_ok(&xp_dense_route_bwd, &b);
+    near(dl[2], -1e-305, 4e-16 * 1e-305, "dlogits", 2);
+    near(dl[1], 1e-190, 4e-16 * 1e-190, "dlogits", 1);
+}
+
 /* Every score, division, factor and mask: J^T dw is the slope of <dw, w>. */
 static void test_route_bwd_dialects(void **state) {
     (void)state;
@@ -1859,6 +1875,7 @@ int main(void) {
         cmocka_unit_test(test_route_groups),
         cmocka_unit_test(test_route_sparsemixer),
         cmocka_unit_test(test_route_rounding),
+        cmocka_unit_test(test_route_bwd_small),
         cmocka_unit_test(test_route_bwd_dialects),
         cmocka_unit_test(test_balance),
         cmocka_unit_test(test_permute),
