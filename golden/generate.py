@@ -29,6 +29,7 @@ import around
 import blocks
 import capacity
 import formats
+import gemma4
 import gloo
 import inkling
 import invalid
@@ -52,7 +53,7 @@ def add_core(out: vectors.Set):
     for family in FAMILIES:
         routes.add_family(out, family)
         blocks.add_family(out, family)
-    routes.add_gemma4(out)
+    gemma4.add_all(out)
     inkling.add_all(out)
     routes.add_zaya(out)
     routes.add_zaya_routers(out)

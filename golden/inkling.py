@@ -196,7 +196,7 @@ def add_all(out):
         add_shared(out, shared, torch.bfloat16, True)
         for kernels in ("eager", "grouped_mm"):
             add_block(out, shared, torch.bfloat16, True, kernels)
-        add_block(out, shared, torch.float32, False, "grouped_mm")
+    add_block(out, 2, torch.float32, False, "grouped_mm")
     add_route(out, 2, torch.float32, 1, "real")
     add_route(out, 2, torch.float32, 2, "ties")
     add_block(out, 2, torch.bfloat16, False, "grouped_mm")

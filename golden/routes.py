@@ -4,7 +4,6 @@ from unittest import mock
 
 import torch
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.gemma4.modeling_gemma4 import Gemma4TextRouter
 from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 from transformers.models.zaya.modeling_zaya import ZayaRouter
 
@@ -148,30 +147,6 @@ def add_family(out, family: Family):
             add_route(out, family, torch.float32, 2, "ties")
     if family.score.startswith("sigmoid"):
         add_route(out, family, torch.float32, family.k, "small")
-
-
-def add_gemma4(out):
-    """Its router norms its input, so the logits are taken from inside; weights are multiplied by a number an expert."""
-    config = CONFIG_MAPPING["gemma4_text"](hidden_size=H, num_experts=ROUTE_E, top_k_experts=3)
-    router = Gemma4TextRouter(config)
-    logits = []
-    router.proj.register_forward_hook(lambda _module, _args, y: logits.append(y))
-    with torch.no_grad():
-        for name, p in router.named_parameters():
-            p.copy_(draw.real(f"gemma4.{name}", p.shape) if name == "proj.weight" else
-                    1 + draw.real(f"gemma4.{name}", p.shape, 0.25))
-    _, w, idx = router(draw.real("gemma4.x", (T, H)))
-    logits[0].retain_grad()
-    dw = draw.real("gemma4.dw", tuple(w.shape))
-    w.backward(dw)
-    given = {"logits": logits[0], "scale_e": router.per_expert_scale}
-    idx = idx.to(torch.int32)
-    fields = "dtype=f32 dialect=hf-5.24/mixtral expert_scale=on logits=f32"
-    source_name = "transformers 5.24.0 Gemma4TextRouter"
-    out.add("route-gemma4", source_name, "a factor for each expert", f"route {fields} weight=f32", given,
-            {"idx": idx, "w": w}, compare="classes", unchecked=["scores"])
-    out.add("route_bwd-gemma4", source_name, "a factor for each expert", f"route_bwd {fields}",
-            {"scores": torch.softmax(logits[0], -1), "idx": idx, "dw": dw, **given}, {"dlogits": logits[0].grad})
 
 
 class Seen:

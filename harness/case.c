@@ -629,7 +629,7 @@ void xp_case_print(const xp_case *c, char *buf, size_t bytes) {
             put_int(buf, bytes, ints[i].key, ints[i].value);
     }
     if (c->around) {
-        char around[64];
+        char around[XP_AROUND_TEXT];
         xp_around_print(c->around, around, sizeof around);
         put(buf, bytes, "around", around);
     }
@@ -667,11 +667,16 @@ xp_status xp_case_check(const xp_case *c) {
     if (c->model[0] && routed && c->dim_set['R' - 'A'])
         return XP_FAIL(XP_E_ARG, "R: %lld, expected none beside model=%s, whose router has its own width",
                        (long long)c->dim['R' - 'A'], c->model);
-    if (c->around && (c->model[0] || (c->around & XP_LATENT_NORM && !c->dim['D' - 'A']))) {
-        char around[64];
+    const unsigned of_shared = XP_SHARED_NORM | XP_SHARED_IN_NORM;
+    const char *why = !c->around                                         ? NULL
+                      : c->model[0]                                      ? "none beside model=, which has its own"
+                      : c->around & XP_LATENT_NORM && !c->dim['D' - 'A'] ? "no latent_norm without a width D="
+                      : c->around & of_shared && !S ? "no norm of a shared expert without a width S="
+                                                    : NULL;
+    if (why) {
+        char around[XP_AROUND_TEXT];
         xp_around_print(c->around, around, sizeof around);
-        return XP_FAIL(XP_E_ARG, "around: %s, expected %s", around,
-                       c->model[0] ? "none beside model=, which has its own" : "no latent_norm without a width D=");
+        return XP_FAIL(XP_E_ARG, "around: %s, expected %s", around, why);
     }
     /* A line for a vector set has no sizes: they are the tensors'. */
     const int sized = c->kind != XP_CASE_STAGE || c->dim_set['E' - 'A'] || c->dim_set['K' - 'A'];
@@ -681,8 +686,8 @@ xp_status xp_case_check(const xp_case *c) {
         XP_TRY(xp_dialect_check(&d, E, K));
         if (d.shared_rows > 0 && xp_case_takes(c, 'S') && (S < d.shared_rows || S % d.shared_rows != 0))
             return XP_FAIL(XP_E_ARG, "S: %lld, expected a multiple of shared_rows %d", (long long)S, d.shared_rows);
-        if (routed && c->dim_set['R' - 'A'] && d.router_in == XP_ROUTER_X)
-            return XP_FAIL(XP_E_ARG, "R: %lld, expected none where router_in is x: the router has no MLP",
+        if (routed && c->dim_set['R' - 'A'] && d.router_in != XP_ROUTER_RECURRENT_MLP)
+            return XP_FAIL(XP_E_ARG, "R: %lld, expected none where router_in is not recurrent_mlp",
                            (long long)c->dim['R' - 'A']);
     }
     if (c->align != 1 && c->align != 16 && c->align != 128)

@@ -730,7 +730,10 @@ static xp_status read_around(reader *r, xp_tensor *part) {
     } row[] = {{XP_LATENT_NORM, n->latent_norm, XP_PART_LATENT_NORM, m->latent},
                {XP_EXPERT_NORM, n->expert_norm, XP_PART_EXPERT_NORM, xp_model_expert_width(m)},
                {XP_OUT_BIAS, n->out_bias, XP_PART_OUT_BIAS, m->H},
-               {XP_BLOCK_NORM, n->block_norm, XP_PART_BLOCK_NORM, m->H}};
+               {XP_BLOCK_NORM, n->block_norm, XP_PART_BLOCK_NORM, m->H},
+               {XP_ROUTED_NORM, n->routed_norm, XP_PART_ROUTED_NORM, m->H},
+               {XP_SHARED_NORM, n->shared_norm, XP_PART_SHARED_NORM, m->H},
+               {XP_SHARED_IN_NORM, n->shared_in_norm, XP_PART_SHARED_IN_NORM, m->H}};
     for (size_t i = 0; i < sizeof row / sizeof *row; i++) {
         if (!(m->around & row[i].what))
             continue;
@@ -818,11 +821,12 @@ static int64_t router_columns(const xp_model *m) {
     return m->router_width ? m->router_width : m->H;
 }
 
-/* Rows of part n of the router's MLP, and columns, 0: a vector. No rows: the layer has no such part. A layer behind the
- * first one has factors of a state, whether or not this run has a block before it. */
+/* Rows of part n of the router's MLP or norm, and columns, 0: a vector. No rows: the layer has no such part. A layer
+ * behind the first one has factors of a state, whether or not this run has a block before it. */
 static void router_mlp_size(const xp_model *m, int layer, int n, int64_t *out_rows, int64_t *out_columns) {
     const xp_part p = XP_PART_ROUTER_DOWN + (xp_part)n;
-    *out_rows = p == XP_PART_ROUTER_STATE && layer == 0 ? 0 : m->router_width;
+    const int norm = p == XP_PART_ROUTER_NORM && m->dialect.router_in == XP_ROUTER_RMSNORM_SCALED;
+    *out_rows = norm ? m->H : p == XP_PART_ROUTER_STATE && layer == 0 ? 0 : m->router_width;
     *out_columns = p == XP_PART_ROUTER_DOWN                             ? m->H
                    : p == XP_PART_ROUTER_FC1 || p == XP_PART_ROUTER_FC2 ? m->router_width
                                                                         : 0;
@@ -1042,7 +1046,7 @@ const char *xp_part_name(xp_part p) {
         [XP_PART_ROUTER_DOWN] = "map into the router's width",
         [XP_PART_ROUTER_DOWN_BIAS] = "bias of the map into the router's width",
         [XP_PART_ROUTER_STATE] = "factors of the router's state",
-        [XP_PART_ROUTER_NORM] = "norm of the router's state",
+        [XP_PART_ROUTER_NORM] = "norm of the router's rows",
         [XP_PART_ROUTER_FC1] = "router's first map",
         [XP_PART_ROUTER_FC1_BIAS] = "bias of the router's first map",
         [XP_PART_ROUTER_FC2] = "router's second map",
@@ -1056,6 +1060,9 @@ const char *xp_part_name(xp_part p) {
         [XP_PART_EXPERT_NORM] = "norm of the experts' output",
         [XP_PART_OUT_BIAS] = "bias of the block's output",
         [XP_PART_BLOCK_NORM] = "norm of the block's output",
+        [XP_PART_ROUTED_NORM] = "norm of the experts' sum",
+        [XP_PART_SHARED_NORM] = "norm of the shared expert's output",
+        [XP_PART_SHARED_IN_NORM] = "norm of the shared expert's input",
         [XP_PART_UP] = "experts' first matrix",
         [XP_PART_UP_BIAS] = "experts' first bias",
         [XP_PART_DOWN] = "experts' second matrix",
@@ -1142,6 +1149,12 @@ xp_status xp_checkpoint_expect(const xp_model *m, int layer, xp_expected_fn fn, 
         tell(&t, n->out_bias, XP_PART_OUT_BIAS, 0, m->H, 0, NULL);
     if (m->around & XP_BLOCK_NORM)
         tell(&t, n->block_norm, XP_PART_BLOCK_NORM, 0, m->H, 0, NULL);
+    if (m->around & XP_ROUTED_NORM)
+        tell(&t, n->routed_norm, XP_PART_ROUTED_NORM, 0, m->H, 0, NULL);
+    if (m->around & XP_SHARED_NORM)
+        tell(&t, n->shared_norm, XP_PART_SHARED_NORM, 0, m->H, 0, NULL);
+    if (m->around & XP_SHARED_IN_NORM)
+        tell(&t, n->shared_in_norm, XP_PART_SHARED_IN_NORM, 0, m->H, 0, NULL);
     tell_mlp(&t, &n->expert[0], XP_PART_UP, XP_PART_DOWN, m->E, m->F);
     if (d->expert_bias) {
         tell(&t, n->expert[0].up_bias, XP_PART_UP_BIAS, m->E, d->gated ? 2 * m->F : m->F, 0, NULL);

@@ -21,22 +21,25 @@ typedef enum {
     XP_PART_ROUTER_DOWN, /* [R,H], R the router's width, where it has an MLP; the router is [Z,R] then */
     XP_PART_ROUTER_DOWN_BIAS,
     XP_PART_ROUTER_STATE, /* [R]; not in layer 0 */
-    XP_PART_ROUTER_NORM,  /* [R] */
+    XP_PART_ROUTER_NORM,  /* [R]; [H] where router_in is rmsnorm_scaled */
     XP_PART_ROUTER_FC1,   /* [R,R] */
     XP_PART_ROUTER_FC1_BIAS,
     XP_PART_ROUTER_FC2, /* [R,R] */
     XP_PART_ROUTER_FC2_BIAS,
-    XP_PART_SELECT_BIAS,  /* [Z]; 0 for shared rows, which files have none of */
-    XP_PART_TABLE,        /* [vocabulary,K] i32 or i64, experts of a token id */
-    XP_PART_EXPERT_SCALE, /* [Z] or [1] */
-    XP_PART_LATENT_DOWN,  /* [D,H], D the experts' width */
-    XP_PART_LATENT_UP,    /* [H,D] */
-    XP_PART_LATENT_NORM,  /* [D]; norms by which rows are multiplied: a file's weight, or where its family stores them
-                             less 1, 1 + that in f32 (f64 of f64) */
-    XP_PART_EXPERT_NORM,  /* [D] */
-    XP_PART_OUT_BIAS,     /* [H] */
-    XP_PART_BLOCK_NORM,   /* [H] */
-    XP_PART_UP,           /* [E,U,H]; U = 2F rows as the dialect's gate_layout says, F without a gate */
+    XP_PART_SELECT_BIAS,    /* [Z]; 0 for shared rows, which files have none of */
+    XP_PART_TABLE,          /* [vocabulary,K] i32 or i64, experts of a token id */
+    XP_PART_EXPERT_SCALE,   /* [Z] or [1] */
+    XP_PART_LATENT_DOWN,    /* [D,H], D the experts' width */
+    XP_PART_LATENT_UP,      /* [H,D] */
+    XP_PART_LATENT_NORM,    /* [D]; norms by which rows are multiplied: a file's weight, or where its family stores them
+                               less 1, 1 + that in f32 (f64 of f64) */
+    XP_PART_EXPERT_NORM,    /* [D] */
+    XP_PART_OUT_BIAS,       /* [H] */
+    XP_PART_BLOCK_NORM,     /* [H] */
+    XP_PART_ROUTED_NORM,    /* [H] */
+    XP_PART_SHARED_NORM,    /* [H] */
+    XP_PART_SHARED_IN_NORM, /* [H] */
+    XP_PART_UP,             /* [E,U,H]; U = 2F rows as the dialect's gate_layout says, F without a gate */
     XP_PART_UP_BIAS,
     XP_PART_DOWN, /* [E,H,F] */
     XP_PART_DOWN_BIAS,

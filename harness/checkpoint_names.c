@@ -55,6 +55,16 @@
             .down = "mlp.shared_experts.down_proj.weight"                                                   \
         }                                                                                                   \
     }
+/* pre_feedforward_layernorm_2 is the norm of the block's input, which is not read. */
+#define GEMMA4(type, before)                                                                                        \
+    {                                                                                                               \
+        .model_type = type, .prefix = before,                                                                       \
+        .scope = "router.|experts.|mlp.|pre_feedforward_layernorm.|post_feedforward_layernorm",                     \
+        .router = "router.proj.weight", .expert_scale = "router.per_expert_scale",                                  \
+        .router_mlp = {[3] = "router.scale"}, .routed_norm = "post_feedforward_layernorm_2.weight",                 \
+        .shared_norm = "post_feedforward_layernorm_1.weight", .shared_in_norm = "pre_feedforward_layernorm.weight", \
+        .block_norm = "post_feedforward_layernorm.weight", .expert = {STACKED("", XP_EOI)}, SHARED("mlp")           \
+    }
 #define INKLING2(type)                                                                                       \
     {                                                                                                        \
         .model_type = type, .prefix = "model.llm.layers.{L}.", .scope = "mlp.", .router = "mlp.gate.weight", \
@@ -331,6 +341,8 @@ const xp_tensor_names xp_tensor_names_of[] = {
      .expert_norm = "mlp.experts.post_expert_norm.weight",
      .centered = 1,
      .expert = {STACKED("mlp.", XP_EOI)}},
+    GEMMA4("gemma4", NESTED "|" PLAIN),
+    GEMMA4("diffusion_gemma", "model.decoder.layers.{L}."),
     {.model_type = "mistral4",
      .prefix = PLAIN,
      .scope = "mlp.",

@@ -36,7 +36,7 @@ typedef struct {
     xp_matrix_names shared; /* of experts that the router weighs one tensor for all, with a dimension in front */
     const char *latent_down, *latent_up;
     const char *router_mlp[XP_ROUTER_MLP_NAMES]; /* in the order of the parts, from XP_PART_ROUTER_DOWN on */
-    const char *latent_norm, *expert_norm, *out_bias, *block_norm;
+    const char *latent_norm, *expert_norm, *out_bias, *block_norm, *routed_norm, *shared_norm, *shared_in_norm;
     int centered;       /* 1: norms are stored less 1, and the class adds it */
     const char *unread; /* stored for experts that nothing reads, '|' between them; {E}: from E on */
 } xp_tensor_names;

@@ -161,7 +161,7 @@ static void expectation(const reader *in, xp_slot s, char *buf, size_t bytes) {
     else if (s == XP_SLOT_COMBINE)
         snprintf(buf, bytes, "one of sum|average");
     else if (s == XP_SLOT_AROUND)
-        snprintf(buf, bytes, "names of latent_norm, expert_norm, out_bias, block_norm with + between them");
+        snprintf(buf, bytes, "names of " XP_AROUND_NAMES " with + between them");
     else if (s == XP_SLOT_PRESET)
         snprintf(buf, bytes, "a name of `expar list dialects`");
     else if (s == XP_SLOT_TYPES)
@@ -645,12 +645,18 @@ static int says(const char *text, size_t bytes, const json_t *v) {
     return same;
 }
 
-/* One entry of the record's list, "key=1,null". */
+/* One entry of the record's list, "key=1,null"; "+key=1": it must be there. */
 static xp_status check_only_key(const reader *in, const char *entry, size_t bytes) {
+    const int needed = entry[0] == '+';
+    entry += needed;
+    bytes -= (size_t)needed;
     const size_t n = strcspn(entry, "=");
     char key[64], got[48];
     snprintf(key, sizeof key, "%.*s", (int)n, entry);
     const json_t *v = at_path(in->root, key);
+    if (!v && needed)
+        return XP_FAIL(XP_E_FORMAT, "%s: %s is missing, expected %.*s for a %s with experts", in->path, key,
+                       (int)(bytes - n - 1), entry + n + 1, in->family->model_type);
     if (!v)
         return XP_OK;
     for (size_t at = n + 1; at < bytes;) {
@@ -679,7 +685,8 @@ static int only_has(const reader *in, const char *key) {
     const size_t n = strlen(key);
     size_t bytes;
     for (const char *entry; (entry = next_name(&list, &bytes)) != NULL;) {
-        if (bytes > n && memcmp(entry, key, n) == 0 && entry[n] == '=')
+        const size_t mark = entry[0] == '+';
+        if (bytes > n + mark && memcmp(entry + mark, key, n) == 0 && entry[mark + n] == '=')
             return 1;
     }
     return 0;

@@ -19,7 +19,8 @@
 #define SWITCH "off|on"
 
 const xp_dialect_field xp_dialect_fields[] = {
-    WORD(router_in, "x|recurrent_mlp", "what the router's matrix multiplies; the MLP's width is R"),
+    WORD(router_in, "x|recurrent_mlp|rmsnorm_scaled",
+         "what the router's matrix multiplies; the MLP's width is R; a norm of its own over sqrt(H)"),
     WORD(logits_dtype, DTYPE_RULE, "dtype that the logits are rounded to"),
     WORD(router_bias, SWITCH, "the gate has a bias"),
     NUMBER(logit_scale, "logits are multiplied by it"),

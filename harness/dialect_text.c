@@ -31,7 +31,9 @@ static void logits(const xp_dialect *d, char *text) {
     if (mlp)
         append(text, "h = r(x Wd^T + bd), plus r(h e) of the h of the MoE block before; a = r(gelu(r(fc1 rmsnorm h))); "
                      "a = r(gelu(r(fc2 a))); ");
-    append(text, act ? "l = r(%s W^T)" : "l = %s W^T in f32", mlp ? "a" : "x");
+    if (d->router_in == XP_ROUTER_RMSNORM_SCALED)
+        append(text, "a = r(rmsnorm(h) / sqrt(H)) of the block's input h; ");
+    append(text, act ? "l = r(%s W^T)" : "l = %s W^T in f32", d->router_in == XP_ROUTER_X ? "x" : "a");
     if (d->router_bias)
         append(text, act ? "; l = r(l + b)" : "; l = l + b");
     if (d->logit_scale != 1.0)

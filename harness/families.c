@@ -56,6 +56,12 @@
 #define NORM_FLAG [XP_SLOT_NORM] = KEY("norm_topk_prob")
 #define NORM(value, why) [XP_SLOT_NORM] = FIXED(value, why)
 #define JITTER [XP_SLOT_JITTER] = OPTIONAL("router_jitter_noise", 0, "files older than the field have no noise")
+#define GELU_TANH "gelu_pytorch_tanh|gelu_new"
+#define GEMMA4                                                                         \
+    SHAPE("num_experts", "top_k_experts", "moe_intermediate_size"),                    \
+        [XP_SLOT_ACT] = KEY("hidden_activation"), [XP_SLOT_EPS] = KEY("rms_norm_eps"), \
+        [XP_SLOT_SHARED] = KEY("intermediate_size"), ALL_LAYERS, NORM(1, ALWAYS), WITHOUT_AUX
+#define AROUND_GEMMA4 (XP_BLOCK_NORM | XP_ROUTED_NORM | XP_SHARED_NORM | XP_SHARED_IN_NORM)
 #define QWEN3_OMNI                                                                                   \
     SHAPE("num_experts", "num_experts_per_tok", "moe_intermediate_size"), DENSE, USUAL, SPARSE_STEP, \
         NORM_FLAG, [XP_SLOT_AUX] = OPTIONAL("router_aux_loss_coef", 0.001, CLASS_DEFAULT)
@@ -275,12 +281,10 @@ const xp_family xp_families[] = {
     {.model_type = "openai_privacy_filter",
      .arch = "OpenAIPrivacyFilter",
      .preset = {NULL, "hf-5.24/openai_privacy_filter"},
-     .note = "the class divides the weights by k and multiplies the output by k, which changes no bit here",
      .slot =
          {SHAPE("num_local_experts|num_experts", "num_experts_per_tok", "intermediate_size"),
           [XP_SLOT_EPS] = KEY("rms_norm_eps"), ALL_LAYERS, NORM(1, "the softmax runs over the chosen"),
           AUX("router_aux_loss_coef"), [XP_SLOT_LIMIT] = KEY("swiglu_limit"), [XP_SLOT_ALPHA] = KEY("swiglu_alpha")},
-     .only = "num_experts_per_tok=1,2,4,8,16,32,64",
      .unread = COMMON_UNREAD},
     {.model_type = "jetmoe",
      .arch = "JetMoe",
@@ -831,16 +835,33 @@ const xp_family xp_families[] = {
      .sparse = "sparse",
      .dense_instead = "dense_intermediate_size",
      .unread = COMMON_UNREAD "|shared_expert_sink|rms_norm_eps_moe_gate|log_scaling_n_floor|log_scaling_alpha"},
-    /* ---- dialects M to Q: how these choose, or what their blocks add, no record carries */
+    /* ---- dialect O: its shared expert is the dense MLP beside the experts */
+    {.model_type = "gemma4",
+     .arch = "Gemma4For|Gemma4Model",
+     .preset = {NULL, "hf-5.24/gemma4"},
+     .act = GELU_TANH,
+     .inside = "text_config",
+     .note =
+         "the class multiplies the layer's output by a number and may add to it what each layer embeds of the tokens",
+     .slot = {GEMMA4},
+     .around = AROUND_GEMMA4,
+     .only = "+enable_moe_block=true|use_double_wide_mlp=false",
+     .unread = COMMON_UNREAD "|num_kv_shared_layers"},
+    {.model_type = "diffusion_gemma",
+     .arch = "DiffusionGemma",
+     .preset = {NULL, "hf-5.24/gemma4"},
+     .act = GELU_TANH,
+     .inside = "text_config",
+     .note = "encoder and decoder run the same blocks; the class multiplies the layer's output by a number",
+     .slot = {GEMMA4},
+     .around = AROUND_GEMMA4,
+     .unread = COMMON_UNREAD},
+    /* ---- dialects M and N: how these choose, or what their blocks add, no record carries */
     {.model_type = "nllb-moe",
      .refused = "num_experts: the class takes its mask of first choices for expert numbers and runs two experts alone"},
     {.model_type = "doge",
      .refused =
          "is_moe, num_experts: experts found by the sums of two keys' scores, of one row each, beside a dense MLP"},
-    {.model_type = "gemma4",
-     .refused = "text_config.enable_moe_block, num_experts: a router that reads a norm of its own, beside a dense MLP"},
-    {.model_type = "diffusion_gemma",
-     .refused = "text_config.num_experts: a router that reads a norm of its own, beside a dense MLP"},
     /* ---- any dialect, for a family that has no row of its own */
     {.model_type = "expar",
      .arch = "Expar",

@@ -96,7 +96,8 @@ typedef struct {
     xp_slot_source slot[XP_NSLOT];
     const char *dense_instead; /* a key that, where a file has it, gives XP_SLOT_DENSE; the name of that slot is then
                                   one of XP_SLOT_WIDTH. NULL: none */
-    const char *only;    /* "key=1,null|...": JSON values that a key may have when it is there; others are not built */
+    const char *only;    /* "key=1,null|...": JSON values that a key may have when it is there; others are not built.
+                            "+key=...": it must be there */
     int groups_or_none;  /* 1: XP_SLOT_GROUPS and XP_SLOT_TOPK_GROUPS are given both or neither; without them there are
                             no groups, which the second of two methods must have */
     const char *refused; /* what of the family is not built, beginning with the fields that speak of it: no file of it

@@ -8,8 +8,8 @@
 /* Plan indices of one layer's parameters; -1 where the model has none. */
 typedef struct {
     int norm, router, rbias, scale, down, up, w1, b1, w2, b2, sw1, sw2, sgate;
-    int mlp[XP_ROUTER_MLP_WEIGHTS]; /* of the router, from XP_W_ROUTER_DOWN on */
-    int lnorm, enorm, obias, bnorm; /* what is around the experts: XP_LATENT_NORM ... */
+    int mlp[XP_ROUTER_MLP_WEIGHTS];                       /* of the router, from XP_W_ROUTER_DOWN on */
+    int lnorm, enorm, obias, bnorm, ynorm, snorm, sinorm; /* what is around the experts: XP_LATENT_NORM ... */
 } layer_params;
 
 /* What a layer's forward leaves for its backward. */
@@ -19,9 +19,12 @@ typedef struct {
     xp_tensor recv, recv_tok, recv_counts, recv_offsets;
     xp_tensor pre, act, out, back, y;
     xp_tensor low, high; /* [T,D] the experts' input, [T,H] their output on the way out; absent without latent width */
-    xp_tensor lown, lrstd;       /* the normed latent rows, with 1/rms */
-    xp_tensor erstd;             /* [C] of the experts' rows; out stays for the backward then */
-    xp_tensor biased, bn, brstd; /* [T,H] the sum with its bias, normed; 1/rms */
+    xp_tensor lown, lrstd;              /* the normed latent rows, with 1/rms */
+    xp_tensor erstd;                    /* [C] of the experts' rows; out stays for the backward then */
+    xp_tensor biased, bn, brstd;        /* [T,H] the sum with its bias, normed; 1/rms */
+    xp_tensor yn, ynrstd, syn, synrstd; /* [T,H] the routed and the shared output, normed before they are summed */
+    xp_tensor sin, sinrstd;             /* [T,H] what the shared expert reads, where that is not xn */
+    xp_tensor gn, gnrstd, gin;          /* [T,H] the router's own norm, and that over sqrt(H) */
     xp_tensor spre, sact, smlp, ssig, sy, sum;
     xp_tensor gamma;                /* [T,A] the router's weights of shared experts; absent where it has none */
     xp_tensor state, mnorm, mrstd;  /* [T,R] the router's state; its normed rows and [T] 1/rms */

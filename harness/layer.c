@@ -1,6 +1,7 @@
 /* One MoE layer of the step, forward and backward, as a list of stage calls.
  *
  * It allocates what the stages write and nothing else: no arithmetic happens here. */
+#include <math.h>
 #include <string.h>
 
 #include "flow.h"
@@ -48,13 +49,22 @@ static xp_status add(xp_flow *f, const char *site, const xp_tensor *a, const xp_
     return call(f, &xp_stage_residual, site, &args);
 }
 
-enum { LAYER_PARAMS = 17 + XP_ROUTER_MLP_WEIGHTS };
+/* *io becomes r(*io + more). */
+static xp_status add_to(xp_flow *f, const char *site, const xp_tensor *more, xp_tensor *io) {
+    xp_tensor part = *io;
+    XP_TRY(add(f, site, &part, more, io));
+    flow_drop(f, &part);
+    return XP_OK;
+}
+
+enum { LAYER_PARAMS = 20 + XP_ROUTER_MLP_WEIGHTS };
 
 /* Parameters of block y; -1: it has none of the kind. */
 static void list_params(const xp_flow *f, int y, int out[LAYER_PARAMS]) {
     const layer_params *p = &f->lp[y];
-    const int all[] = {p->norm, p->router, p->rbias, p->scale, p->down,  p->up,    p->w1,    p->b1,   p->w2,
-                       p->b2,   p->sw1,    p->sw2,   p->sgate, p->lnorm, p->enorm, p->obias, p->bnorm};
+    const int all[] = {p->norm,  p->router, p->rbias, p->scale, p->down,  p->up,    p->w1,
+                       p->b1,    p->w2,     p->b2,    p->sw1,   p->sw2,   p->sgate, p->lnorm,
+                       p->enorm, p->obias,  p->bnorm, p->ynorm, p->snorm, p->sinorm};
     memcpy(out, all, sizeof all);
     memcpy(out + sizeof all / sizeof *all, p->mlp, sizeof p->mlp);
 }
@@ -91,7 +101,19 @@ static void skew_logits(const xp_flow *f, const xp_tensor *logits) {
 
 /* What the router's matrix multiplies. */
 static const xp_tensor *router_input(const xp_flow *f, const layer_state *s) {
-    return f->R > 0 ? &s->act2 : &s->xn;
+    return f->R > 0 ? &s->act2 : s->gin.data ? &s->gin : &s->xn;
+}
+
+static int router_norm(const xp_flow *f, int y) {
+    return dialect(f, y)->router_in == XP_ROUTER_RMSNORM_SCALED ? f->lp[y].mlp[XP_W_ROUTER_NORM - XP_W_ROUTER_DOWN]
+                                                                : -1;
+}
+
+/* out = r(x / sqrt(H)), new. */
+static xp_status over_root(xp_flow *f, const char *site, const xp_tensor *x, xp_tensor *out) {
+    XP_TRY(act2(f, f->T, f->H, out));
+    xp_residual_args a = {.a = *x, .y = *out, .factor = 1.0 / sqrt((double)f->H)};
+    return call(f, &xp_stage_residual, site, &a);
 }
 
 static xp_status forward_route(xp_flow *f, int y, layer_state *s) {
@@ -99,6 +121,10 @@ static xp_status forward_route(xp_flow *f, int y, layer_state *s) {
     XP_TRY(rows_norm(f, "rmsnorm", p->norm, &s->h, &s->xn, &s->rstd));
     if (f->R > 0)
         XP_TRY(router_mlp_forward(f, y));
+    if (router_norm(f, y) >= 0) {
+        XP_TRY(rows_norm(f, "router rmsnorm", router_norm(f, y), &s->h, &s->gn, &s->gnrstd));
+        XP_TRY(over_root(f, "router over root", &s->gn, &s->gin));
+    }
     s->logits = xp_tensor_2d(xp_tensor_at(&f->all_logits, f->place[y], 0, 0, 0), f->logits, f->T, f->Z);
     s->idx = xp_tensor_2d(xp_tensor_at(&f->all_idx, f->place[y], 0, 0, 0), XP_I32, f->T, f->K);
     xp_router_args gate = {.x = *router_input(f, s), .w = params_matrix(f, p->router), .logits = s->logits};
@@ -173,6 +199,15 @@ static const xp_tensor *experts_input(const layer_state *s) {
 
 static const xp_tensor *experts_output(const layer_state *s) {
     return s->high.data ? &s->high : &s->y;
+}
+
+/* What it adds to the block's sum. */
+static const xp_tensor *experts_part(const layer_state *s) {
+    return s->yn.data ? &s->yn : experts_output(s);
+}
+
+static const xp_tensor *shared_input(const layer_state *s) {
+    return s->sin.data ? &s->sin : &s->xn;
 }
 
 static xp_status forward_send(xp_flow *f, int y, layer_state *s) {
@@ -325,7 +360,9 @@ static xp_status forward_shared(xp_flow *f, int y, layer_state *s) {
     XP_TRY(flow_new2(f, XP_KIND_ACT, f->plan->opt.shared, f->T, f->S, &s->sact));
     XP_TRY(act2(f, f->T, f->H, &s->smlp));
     XP_TRY(act2(f, f->T, f->H, &s->sy));
-    xp_shared_args a = {.x = s->xn,
+    if (p->sinorm >= 0)
+        XP_TRY(rows_norm(f, "shared in norm", p->sinorm, &s->h, &s->sin, &s->sinrstd));
+    xp_shared_args a = {.x = *shared_input(s),
                         .w1 = params_matrix(f, p->sw1),
                         .w2 = params_matrix(f, p->sw2),
                         .pre = s->spre,
@@ -340,8 +377,11 @@ static xp_status forward_shared(xp_flow *f, int y, layer_state *s) {
         a.sig = s->ssig;
     }
     XP_TRY(call(f, &xp_stage_shared, "shared", &a));
+    if (p->snorm >= 0)
+        XP_TRY(rows_norm(f, "shared norm", p->snorm, &s->sy, &s->syn, &s->synrstd));
     XP_TRY(act2(f, f->T, f->H, &s->sum));
-    xp_residual_args sum = {.a = *experts_output(s), .b = s->sy, .y = s->sum, .factor = shared_factor(f, y)};
+    xp_residual_args sum = {
+        .a = *experts_part(s), .b = s->syn.data ? s->syn : s->sy, .y = s->sum, .factor = shared_factor(f, y)};
     return call(f, &xp_stage_residual, "residual shared", &sum);
 }
 
@@ -378,7 +418,9 @@ xp_status layer_forward(xp_flow *f, int y, const xp_tensor *h, xp_tensor *out) {
     XP_TRY(forward_experts(f, y, s));
     if (f->lp[y].up >= 0)
         XP_TRY(rows_map(f, "latent up", f->lp[y].up, -1, &s->y, &s->high));
-    s->sum = *experts_output(s);
+    if (f->lp[y].ynorm >= 0)
+        XP_TRY(rows_norm(f, "routed norm", f->lp[y].ynorm, experts_output(s), &s->yn, &s->ynrstd));
+    s->sum = *experts_part(s);
     if (f->S > 0)
         XP_TRY(forward_shared(f, y, s));
     if (f->lp[y].obias >= 0)
@@ -558,18 +600,28 @@ static xp_status backward_route(xp_flow *f, int y, const xp_tensor *dw, const xp
         XP_TRY(router_mlp_backward(f, y, &da, out));
         flow_drop(f, &da);
     }
+    if (router_norm(f, y) >= 0) {
+        xp_tensor da = *out, dn;
+        XP_TRY(over_root(f, "router d over root", &da, &dn));
+        XP_TRY(rows_norm_back(f, "router rmsnorm_bwd", router_norm(f, y), &dn, &s->h, &s->gnrstd, out));
+        flow_drop(f, &da);
+        flow_drop(f, &dn);
+    }
     return XP_OK;
 }
 
-/* out: the shared expert's part of dxn; out_dgamma: gradient of the router's weights of it. */
+/* out: gradient of what the shared expert read, or through its own norm of the block's input; out_dgamma: of the
+ * router's weights of it. */
 static xp_status backward_shared(xp_flow *f, int y, const xp_tensor *dh, xp_tensor *out_dgamma, xp_tensor *out) {
     const layer_params *p = &f->lp[y];
     layer_state *s = &f->ls[y];
-    xp_tensor dmlp, dpre, dz = {0};
+    xp_tensor dmlp, dpre, dz = {0}, dsy = *dh;
+    if (p->snorm >= 0)
+        XP_TRY(rows_norm_back(f, "shared norm", p->snorm, dh, &s->sy, &s->synrstd, &dsy));
     XP_TRY(act2(f, f->T, f->H, &dmlp));
     XP_TRY(flow_new2(f, XP_KIND_ACT, f->plan->opt.shared, f->T, f->X, &dpre));
     XP_TRY(act2(f, f->T, f->H, out));
-    xp_shared_bwd_args a = {.dy = *dh,
+    xp_shared_bwd_args a = {.dy = dsy,
                             .pre = s->spre,
                             .w1 = params_matrix(f, p->sw1),
                             .w2 = params_matrix(f, p->sw2),
@@ -590,10 +642,17 @@ static xp_status backward_shared(xp_flow *f, int y, const xp_tensor *dh, xp_tens
         a.dz = dz;
     }
     XP_TRY(call(f, &xp_stage_shared_bwd, "shared_bwd", &a));
-    XP_TRY(params_wgrad(f, p->sw1, "wgrad shared w1", &dpre, &s->xn));
+    XP_TRY(params_wgrad(f, p->sw1, "wgrad shared w1", &dpre, shared_input(s)));
     XP_TRY(params_wgrad(f, p->sw2, "wgrad shared w2", &dmlp, &s->sact));
     if (p->sgate >= 0)
-        XP_TRY(params_wgrad(f, p->sgate, "wgrad shared gate", &dz, &s->xn));
+        XP_TRY(params_wgrad(f, p->sgate, "wgrad shared gate", &dz, shared_input(s)));
+    if (p->snorm >= 0)
+        flow_drop(f, &dsy);
+    if (p->sinorm >= 0) {
+        xp_tensor din = *out;
+        XP_TRY(rows_norm_back(f, "shared in norm", p->sinorm, &din, &s->h, &s->sinrstd, out));
+        flow_drop(f, &din);
+    }
     flow_drop(f, &dmlp);
     flow_drop(f, &dpre);
     flow_drop(f, &dz);
@@ -601,7 +660,7 @@ static xp_status backward_shared(xp_flow *f, int y, const xp_tensor *dh, xp_tens
 }
 
 static void drop_state(xp_flow *f, layer_state *s) {
-    if (s->sum.data == experts_output(s)->data)
+    if (s->sum.data == experts_part(s)->data)
         s->sum.data = NULL;
     if (s->kept.data == s->idx.data)
         s->kept.data = NULL;
@@ -610,7 +669,8 @@ static void drop_state(xp_flow *f, layer_state *s) {
                               &s->recv_offsets, &s->pre,    &s->act,     &s->y,     &s->low,      &s->high,
                               &s->spre,         &s->sact,   &s->smlp,    &s->ssig,  &s->sy,       &s->sum,
                               &s->kept,         &s->lown,   &s->lrstd,   &s->erstd, &s->out,      &s->biased,
-                              &s->bn,           &s->brstd,  &s->gamma};
+                              &s->bn,           &s->brstd,  &s->gamma,   &s->yn,    &s->ynrstd,   &s->syn,
+                              &s->synrstd,      &s->sin,    &s->sinrstd, &s->gn,    &s->gnrstd,   &s->gin};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         flow_drop(f, all[i]);
 }
@@ -618,7 +678,7 @@ static void drop_state(xp_flow *f, layer_state *s) {
 xp_status layer_backward(xp_flow *f, int y, const xp_tensor *dh, xp_tensor *out) {
     layer_state *s = &f->ls[y];
     f->r->layer = y;
-    xp_tensor dw, dxe, dxr, dxn, dx, dsum = *dh, dhalf = {0}, dbn = {0}, dgamma = {0}, dxs = {0}, part;
+    xp_tensor dw, dxr, dxn, dx, dsum = *dh, dhalf = {0}, dbn = {0}, dyn = {0}, dgamma = {0}, dxs = {0};
     if (f->lp[y].bnorm >= 0) {
         XP_TRY(rows_norm_back(f, "block norm", f->lp[y].bnorm, dh, block_sum(s), &s->brstd, &dbn));
         dsum = dbn;
@@ -633,19 +693,23 @@ xp_status layer_backward(xp_flow *f, int y, const xp_tensor *dh, xp_tensor *out)
         XP_TRY(call(f, &xp_stage_residual, "residual d half", &half));
         dsum = dhalf;
     }
-    XP_TRY(backward_experts(f, y, &dsum, &dw, &dxe));
+    if (f->lp[y].ynorm >= 0)
+        XP_TRY(rows_norm_back(f, "routed norm", f->lp[y].ynorm, &dsum, experts_output(s), &s->ynrstd, &dyn));
+    XP_TRY(backward_experts(f, y, dyn.data ? &dyn : &dsum, &dw, &dxn));
     if (f->S > 0)
         XP_TRY(backward_shared(f, y, &dsum, &dgamma, &dxs));
     XP_TRY(backward_route(f, y, &dw, &dgamma, &dxr));
-    XP_TRY(add(f, "residual d router", &dxe, &dxr, &dxn));
-    if (f->S > 0) {
-        part = dxn;
-        XP_TRY(add(f, "residual d shared", &part, &dxs, &dxn));
-        flow_drop(f, &part);
-    }
+    if (router_norm(f, y) < 0)
+        XP_TRY(add_to(f, "residual d router", &dxr, &dxn));
+    if (f->S > 0 && f->lp[y].sinorm < 0)
+        XP_TRY(add_to(f, "residual d shared", &dxs, &dxn));
     XP_TRY(rows_norm_back(f, "rmsnorm_bwd", f->lp[y].norm, &dxn, &s->h, &s->rstd, &dx));
     XP_TRY(add(f, "residual d", dh, &dx, out));
-    xp_tensor *const mine[] = {&dw, &dxe, &dxr, &dxn, &dx, &dhalf, &dbn, &dgamma, &dxs};
+    if (router_norm(f, y) >= 0)
+        XP_TRY(add_to(f, "residual d router", &dxr, out));
+    if (f->S > 0 && f->lp[y].sinorm >= 0)
+        XP_TRY(add_to(f, "residual d shared", &dxs, out));
+    xp_tensor *const mine[] = {&dw, &dxr, &dxn, &dx, &dhalf, &dbn, &dyn, &dgamma, &dxs};
     for (size_t i = 0; i < sizeof mine / sizeof *mine; i++)
         flow_drop(f, mine[i]);
     drop_state(f, s);

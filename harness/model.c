@@ -109,7 +109,9 @@ void xp_model_moe_params(const xp_model *m, double *out_all, double *out_active)
     const double maps = m->dialect.gated ? 3.0 : 2.0;
     const double D = (double)xp_model_expert_width(m), expert = maps * D * (double)m->F;
     const double of_latent = m->around & XP_LATENT_NORM ? D : 0.0, of_experts = m->around & XP_EXPERT_NORM ? D : 0.0;
-    const double of_sum = (m->around & XP_BLOCK_NORM ? H : 0.0) + (m->around & XP_OUT_BIAS ? H : 0.0);
+    double of_sum = m->dialect.router_in == XP_ROUTER_RMSNORM_SCALED ? H : 0.0;
+    for (unsigned bit = XP_OUT_BIAS; bit <= XP_SHARED_IN_NORM; bit <<= 1)
+        of_sum += m->around & bit ? H : 0.0;
     const double Z = (double)xp_dialect_rows(&m->dialect, m->E), R = (double)m->router_width;
     const double router = (R > 0.0 ? (Z + H + 2.0 * R + 5.0) * R : Z * H) + (m->latent ? 2.0 * D * H : 0.0) +
                           of_latent + of_experts + of_sum;
@@ -176,14 +178,16 @@ xp_status xp_model_set_router_width(xp_model *m, int64_t width) {
     if (has)
         XP_TRY(in_range("router's width R", width, 1, XP_MAX_WIDTH));
     else if (width != 0)
-        return XP_FAIL(XP_E_ARG, "router's width R: %lld, expected none where router_in is x", (long long)width);
+        return XP_FAIL(XP_E_ARG, "router's width R: %lld, expected none where router_in is not recurrent_mlp",
+                       (long long)width);
     m->router_width = width;
     return XP_OK;
 }
 
 /* ---- what is around the experts ---- */
 
-static const char *const around_names[] = {"latent_norm", "expert_norm", "out_bias", "block_norm"};
+static const char *const around_names[] = {"latent_norm", "expert_norm", "out_bias",      "block_norm",
+                                           "routed_norm", "shared_norm", "shared_in_norm"};
 enum { AROUND = sizeof around_names / sizeof *around_names };
 
 xp_status xp_model_set_around(xp_model *m, unsigned around) {
@@ -191,6 +195,9 @@ xp_status xp_model_set_around(xp_model *m, unsigned around) {
         return XP_FAIL(XP_E_ARG, "around: %u, expected bits below %u", around, 1u << AROUND);
     if ((around & XP_LATENT_NORM) && !m->latent)
         return XP_FAIL(XP_E_ARG, "around: latent_norm, expected it beside a latent width D alone");
+    if ((around & (XP_SHARED_NORM | XP_SHARED_IN_NORM)) && !m->S)
+        return XP_FAIL(XP_E_ARG, "around: %s, expected it beside a shared expert alone",
+                       around & XP_SHARED_NORM ? "shared_norm" : "shared_in_norm");
     m->around = around;
     return XP_OK;
 }
@@ -212,9 +219,7 @@ xp_status xp_around_parse(const char *text, unsigned *out) {
         while (i < AROUND && (strlen(around_names[i]) != n || strncmp(p, around_names[i], n) != 0))
             i++;
         if (i == AROUND || (*out >> i & 1u))
-            return XP_FAIL(XP_E_ARG,
-                           "around: '%.*s' %s, expected names of latent_norm, expert_norm, out_bias, "
-                           "block_norm with + between them",
+            return XP_FAIL(XP_E_ARG, "around: '%.*s' %s, expected names of " XP_AROUND_NAMES " with + between them",
                            (int)n, p, i == AROUND ? "is unknown" : "is given twice");
         *out |= 1u << i;
         p += n;

@@ -21,13 +21,20 @@ enum {
     XP_VOCAB = 256      /* the step's tokens are bytes, whatever the model's own vocabulary is */
 };
 
+enum { XP_AROUND_TEXT = 96 }; /* all names of what a block has around its experts, with + between them */
+#define XP_AROUND_NAMES "latent_norm, expert_norm, out_bias, block_norm, routed_norm, shared_norm, shared_in_norm"
 /* What a block has around its experts, each with one vector of weights; a set of these bits. */
 enum {
     XP_LATENT_NORM = 1, /* RMSNorm of the latent rows, before they are sent to the experts */
     XP_EXPERT_NORM = 2, /* RMSNorm of every expert's output row, its weight first, before the row is weighted; one
                            weight for all experts */
     XP_OUT_BIAS = 4,    /* added to the sum of the routed and the shared output */
-    XP_BLOCK_NORM = 8   /* RMSNorm of that sum, the bias included, before the residual */
+    XP_BLOCK_NORM = 8,  /* RMSNorm of that sum, the bias included, before the residual */
+    /* The two outputs before they are summed; and the shared expert's input, which is then a norm of its own of the
+     * block's input, not the one that the experts read. */
+    XP_ROUTED_NORM = 16,
+    XP_SHARED_NORM = 32,
+    XP_SHARED_IN_NORM = 64
 };
 
 typedef struct {
@@ -83,7 +90,8 @@ xp_status xp_model_of(const char *name, const xp_dialect *d, int layers, int64_t
 int64_t xp_model_expert_width(const xp_model *m);
 /* Sets the latent width, 0: none. XP_E_ARG: out of range, or beside experts that return the block's input. */
 xp_status xp_model_set_latent(xp_model *m, int64_t width);
-/* Sets what is around the experts; after the latent width. XP_E_ARG: a norm of latent rows without a latent width. */
+/* Sets what is around the experts; after the latent width. XP_E_ARG: a norm of latent rows without a latent width, or
+ * of a shared expert without one. */
 xp_status xp_model_set_around(xp_model *m, unsigned around);
 /* "latent_norm+expert_norm", the names in the order of the bits; "" for none. And back: XP_E_ARG naming the word. */
 void xp_around_print(unsigned around, char *buf, size_t bytes);

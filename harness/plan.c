@@ -153,6 +153,9 @@ static xp_status add(xp_plan *p, xp_weight w, int block, int ndim, int64_t G, in
         [XP_W_EXPERT_NORM] = "mlp.experts.post_expert_norm.weight",
         [XP_W_OUT_BIAS] = "mlp.bias",
         [XP_W_BLOCK_NORM] = "mlp.post_mlp_layernorm.weight",
+        [XP_W_ROUTED_NORM] = "mlp.routed_norm.weight",
+        [XP_W_SHARED_NORM] = "mlp.shared_norm.weight",
+        [XP_W_SHARED_IN_NORM] = "mlp.shared_in_norm.weight",
         [XP_W_UP] = "mlp.experts.gate_up_proj",
         [XP_W_UP_BIAS] = "mlp.experts.gate_up_proj_bias",
         [XP_W_DOWN] = "mlp.experts.down_proj",
@@ -165,7 +168,11 @@ static xp_status add(xp_plan *p, xp_weight w, int block, int ndim, int64_t G, in
     };
     const int one = w == XP_W_EXPERT_SCALE && p->model.dialect.expert_scale == XP_FACTOR_ONE;
     const int behind_mlp = w == XP_W_ROUTER && p->model.router_width;
-    const char *called = one ? "mlp.gate.global_scale" : behind_mlp ? "mlp.gate.router_mlp.out_proj.weight" : suffix[w];
+    const int own = w == XP_W_ROUTER_NORM && !p->model.router_width;
+    const char *called = one          ? "mlp.gate.global_scale"
+                         : behind_mlp ? "mlp.gate.router_mlp.out_proj.weight"
+                         : own        ? "mlp.gate.norm.weight"
+                                      : suffix[w];
     xp_plan_param *q = &p->param[p->params++];
     q->weight = w;
     q->block = block;
@@ -178,7 +185,8 @@ static xp_status add(xp_plan *p, xp_weight w, int block, int ndim, int64_t G, in
     q->reduce = q->expert ? XP_EDP : XP_WORLD;
     q->decay = ndim > 1;
     const int norm = w == XP_W_NORM || w == XP_W_FINAL_NORM || w == XP_W_LATENT_NORM || w == XP_W_EXPERT_NORM ||
-                     w == XP_W_BLOCK_NORM || w == XP_W_ROUTER_NORM;
+                     w == XP_W_BLOCK_NORM || w == XP_W_ROUTER_NORM || w == XP_W_ROUTED_NORM || w == XP_W_SHARED_NORM ||
+                     w == XP_W_SHARED_IN_NORM;
     q->mean = norm || w == XP_W_EXPERT_SCALE || w == XP_W_ROUTER_STATE ? 1.0 : 0.0;
     q->std = std;
     const int64_t size[3] = {G, R, N};
@@ -223,7 +231,18 @@ static xp_status add_around(xp_plan *p, int b) {
         XP_TRY(add(p, XP_W_EXPERT_NORM, b, 1, 1, D, 1, 0.125));
     if (m->around & XP_OUT_BIAS)
         XP_TRY(add(p, XP_W_OUT_BIAS, b, 1, 1, m->H, 1, BIAS_STD));
-    return m->around & XP_BLOCK_NORM ? add(p, XP_W_BLOCK_NORM, b, 1, 1, m->H, 1, 0.125) : XP_OK;
+    static const struct {
+        unsigned what;
+        xp_weight w;
+    } norm[] = {{XP_BLOCK_NORM, XP_W_BLOCK_NORM},
+                {XP_ROUTED_NORM, XP_W_ROUTED_NORM},
+                {XP_SHARED_NORM, XP_W_SHARED_NORM},
+                {XP_SHARED_IN_NORM, XP_W_SHARED_IN_NORM}};
+    for (size_t i = 0; i < sizeof norm / sizeof *norm; i++) {
+        if (m->around & norm[i].what)
+            XP_TRY(add(p, norm[i].w, b, 1, 1, m->H, 1, 0.125));
+    }
+    return XP_OK;
 }
 
 static xp_status add_block(xp_plan *p, int b) {
@@ -234,6 +253,8 @@ static xp_status add_block(xp_plan *p, int b) {
     XP_TRY(add(p, XP_W_NORM, b, 1, 1, m->H, 1, 0.125));
     if (m->router_width)
         XP_TRY(add_router_mlp(p, b));
+    if (m->dialect.router_in == XP_ROUTER_RMSNORM_SCALED)
+        XP_TRY(add(p, XP_W_ROUTER_NORM, b, 1, 1, m->H, 1, 0.125));
     const int64_t routed = m->router_width ? m->router_width : m->H;
     XP_TRY(add(p, XP_W_ROUTER, b, 2, 1, Z, routed, 1.0 / sqrt((double)routed)));
     if (m->dialect.router_bias)
@@ -278,7 +299,7 @@ static void sort_names(xp_plan *p) {
 }
 
 static xp_status make_params(xp_plan *p) {
-    const size_t room = (size_t)p->blocks * (17 + XP_ROUTER_MLP_WEIGHTS) + 3;
+    const size_t room = (size_t)p->blocks * (20 + XP_ROUTER_MLP_WEIGHTS) + 3;
     p->param = calloc(room, sizeof *p->param);
     p->by_name = calloc(room, sizeof *p->by_name);
     if (!p->param || !p->by_name)
@@ -573,12 +594,15 @@ static double kept_activations(const xp_model *m, const scale *n) {
     const double shared = S > 0 ? 3 * T * H * n->act + T * maps * S * n->shared + T * n->act : 0;
     const double R = (double)m->router_width; /* the state, its norm, two maps before and after their gelu; 1/rms */
     const double router_mlp = R > 0 ? 6 * T * R * n->act + T * n->wide : 0;
+    double norms = m->dialect.router_in == XP_ROUTER_RMSNORM_SCALED;
+    for (unsigned bit = XP_BLOCK_NORM; bit <= XP_SHARED_IN_NORM; bit <<= 1)
+        norms += (m->around & bit) != 0;
     /* the latent rows before their norm, the experts' rows before theirs, the sum before the bias and before its norm
      */
     const double around = (m->around & XP_LATENT_NORM ? T * (D * n->act + n->wide) : 0) +
                           (m->around & XP_EXPERT_NORM ? C * (D * n->act + n->wide) : 0) +
-                          (m->around & XP_OUT_BIAS ? T * H * n->act : 0) +
-                          (m->around & XP_BLOCK_NORM ? T * (H * n->act + n->wide) : 0);
+                          (m->around & XP_OUT_BIAS ? T * H * n->act : 0) + norms * T * (H * n->act + n->wide) +
+                          (m->dialect.router_in == XP_ROUTER_RMSNORM_SCALED ? T * H * n->act : 0);
     return model + router_mlp + latent + route + table + expert + shared + around;
 }
 

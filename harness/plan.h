@@ -73,7 +73,7 @@ typedef enum {
     XP_W_ROUTER_DOWN, /* [R,H] into the router's width R, where it has an MLP; its matrix is [Z,R] then */
     XP_W_ROUTER_DOWN_BIAS,
     XP_W_ROUTER_STATE, /* [R] factors of the state of the block before; the first block has none */
-    XP_W_ROUTER_NORM,  /* [R] */
+    XP_W_ROUTER_NORM,  /* [R]; [H] where router_in is rmsnorm_scaled */
     XP_W_ROUTER_FC1,   /* [R,R] */
     XP_W_ROUTER_FC1_BIAS,
     XP_W_ROUTER_FC2, /* [R,R] */
@@ -86,15 +86,18 @@ typedef enum {
     XP_W_EXPERT_NORM,  /* [D] of the rows that all experts write: each rank's are those of its experts */
     XP_W_OUT_BIAS,     /* [H] added to the block's sum */
     XP_W_BLOCK_NORM,   /* [H] of that sum */
-    XP_W_UP,           /* [E,2F,H] rows as the dialect lays them out; [E,F,H] without a gate */
-    XP_W_UP_BIAS,      /* [E,2F] or [E,F] */
-    XP_W_DOWN,         /* [E,H,F] */
-    XP_W_DOWN_BIAS,    /* [E,H] */
-    XP_W_SHARED_UP,    /* [2S,H] */
-    XP_W_SHARED_DOWN,  /* [H,S] */
-    XP_W_SHARED_GATE,  /* [1,H] */
-    XP_W_FINAL_NORM,   /* [H] */
-    XP_W_HEAD,         /* [V,H] */
+    XP_W_ROUTED_NORM,  /* [H] of what the experts add to it */
+    XP_W_SHARED_NORM,  /* [H] of what the shared expert adds */
+    XP_W_SHARED_IN_NORM, /* [H] of what the shared expert reads */
+    XP_W_UP,             /* [E,2F,H] rows as the dialect lays them out; [E,F,H] without a gate */
+    XP_W_UP_BIAS,        /* [E,2F] or [E,F] */
+    XP_W_DOWN,           /* [E,H,F] */
+    XP_W_DOWN_BIAS,      /* [E,H] */
+    XP_W_SHARED_UP,      /* [2S,H] */
+    XP_W_SHARED_DOWN,    /* [H,S] */
+    XP_W_SHARED_GATE,    /* [1,H] */
+    XP_W_FINAL_NORM,     /* [H] */
+    XP_W_HEAD,           /* [V,H] */
     XP_NWEIGHT
 } xp_weight;
 enum { XP_ROUTER_MLP_WEIGHTS = XP_W_ROUTER_FC2_BIAS + 1 - XP_W_ROUTER_DOWN };

@@ -254,7 +254,7 @@ static json_t *records_json(const xp_model *m) {
 static json_t *model_json(const xp_plan *p) {
     const xp_model *m = &p->model;
     json_t *layers = json_array();
-    char around[64];
+    char around[XP_AROUND_TEXT];
     xp_around_print(m->around, around, sizeof around);
     for (int b = 0; b < p->blocks; b++)
         json_array_append_new(layers, json_integer(p->layer[b]));

@@ -138,7 +138,7 @@ static void draw_dialect(dice *d, xp_case *c) {
                {"activation", {"silu", "gelu_tanh", "relu", "relu2"}},
                {"limit", {"0", "1", "2.5", "7"}},
                {"dx_sum", {"wide", "act", "act", "wide"}},
-               {"router_in", {"recurrent_mlp", "recurrent_mlp", "recurrent_mlp", "recurrent_mlp"}},
+               {"router_in", {"recurrent_mlp", "rmsnorm_scaled", "recurrent_mlp", "rmsnorm_scaled"}},
                {"null_experts", {"0", "1", "3", "4"}},
                {"null_kind", {"identity", "skip", "identity", "skip"}},
                {"shared_rows", {"1", "2", "3", "1"}},
@@ -155,7 +155,7 @@ static void draw_dialect(dice *d, xp_case *c) {
         set_param(c, "dialect", preset->name); /* one of the stage's own scalars */
     else
         strcpy(c->dialect, preset->name);
-    if (c->kind != XP_CASE_STAGE && preset->router_in != XP_ROUTER_X)
+    if (c->kind != XP_CASE_STAGE && preset->router_in == XP_ROUTER_RECURRENT_MLP)
         set_dim(c, 'R', size(d, 1, 24));
     if (preset->group_reduce != XP_GROUP_NONE && preset->n_group > 1) {
         const int64_t groups = between(d, 1, 4);
@@ -198,7 +198,8 @@ static void draw_around(dice *d, xp_case *c) {
     if (roll(d, 3) == 0 && own)
         set_dim(c, 'D', size(d, 1, 96));
     if (roll(d, 3) == 0)
-        c->around = (unsigned)between(d, 1, 15) & (dim(c, 'D') ? ~0u : ~(unsigned)XP_LATENT_NORM);
+        c->around = (unsigned)between(d, 1, 127) & (dim(c, 'D') ? ~0u : ~(unsigned)XP_LATENT_NORM) &
+                    (dim(c, 'S') ? ~0u : ~(unsigned)(XP_SHARED_NORM | XP_SHARED_IN_NORM));
 }
 
 /* A layer or a step; deterministic half of the time where it is legal. */

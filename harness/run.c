@@ -42,7 +42,7 @@ xp_status xp_case_model(const xp_case *c, xp_model *out) {
     XP_TRY(xp_case_dialect(c, &d));
     XP_TRY(xp_model_of("case", &d, c->layers, c->dim['H' - 'A'], c->dim['F' - 'A'], c->dim['E' - 'A'],
                        c->dim['K' - 'A'], c->dim['S' - 'A'], out));
-    XP_TRY(xp_model_set_router_width(out, d.router_in == XP_ROUTER_X ? 0 : c->dim['R' - 'A']));
+    XP_TRY(xp_model_set_router_width(out, d.router_in == XP_ROUTER_RECURRENT_MLP ? c->dim['R' - 'A'] : 0));
     XP_TRY(xp_model_set_latent(out, c->dim['D' - 'A']));
     return xp_model_set_around(out, c->around);
 }

@@ -361,16 +361,16 @@ static void bound_dw_first(const xp_rmsnorm_bwd_args *a, const work *k, int64_t 
 }
 
 /* dw = sum of dy r(n) over the block's tokens: gamma of the terms times the gauge, and each r(n)'s rounding times |dy|.
- */
+ * Where r(n) is infinite or 0 and n is not, infinity and NaN are one: a judge may not round n. */
 static void bound_dw(const xp_rmsnorm_bwd_args *a, const work *k, int64_t b, xp_dtype op, const xp_tensor *ref,
                      xp_tensor *tol) {
     const int64_t H = a->x.dim[1];
     const xp_ref_rule rule = xp_ref_rule_of(a->dw.dtype, op), inner = xp_ref_rule_of(a->x.dtype, op);
-    double *e = k->plane[3], *v = k->plane[4];
+    double *e = k->plane[3], *v = k->plane[4], *lost = k->plane[5];
     int64_t lo, hi;
     rows_of(a, b, &lo, &hi);
     for (int64_t h = 0; h < H; h++)
-        e[h] = 0;
+        e[h] = lost[h] = 0;
     const double g = xp_ref_both(hi - lo + 8, op), least = xp_ref_format_of(op).least;
     for (int64_t t = lo; t < hi; t++) {
         if (!adds_to(a, t, b))
@@ -382,11 +382,12 @@ static void bound_dw(const xp_rmsnorm_bwd_args *a, const work *k, int64_t b, xp_
             const double n = k->plane[1][h] * rstd, dy = fabs(k->plane[0][h]);
             const xp_ref_val r = xp_ref_rule_round(&inner, (xp_ref_val){n, 0});
             e[h] += dy * (r.e + g * (fabs(n) + r.e)) + 2.0 * least;
+            lost[h] += (isfinite(n) && isinf(r.v)) || (n != 0 && r.v == 0);
         }
     }
     xp_ref_rows_load(ref, b, 1, v);
     for (int64_t h = 0; h < H; h++)
-        e[h] = xp_ref_rule_out(&rule, (xp_ref_val){v[h], e[h]});
+        e[h] = lost[h] > 0 && !isfinite(v[h]) ? (double)NAN : xp_ref_rule_out(&rule, (xp_ref_val){v[h], e[h]});
     xp_ref_rows_store(tol, b, 1, e);
 }
 

@@ -132,6 +132,47 @@ links=$(
 )
 check "the maps of a latent width" 0 '^yyyyyyyyyyn$' echo "$links"
 
+# Three norms of the block's input, for the router, the experts and the shared expert; norms of both outputs and of their
+# sum: what each hands on, and where the gradients meet.
+"$expar" check -q 'layer T=16 E=4 K=2 H=10 F=6 S=5 dtype=f64 dialect=hf-5.24/gemma4 around=block_norm+routed_norm+shared_norm+shared_in_norm' --dump norms >/dev/null 2>&1
+calls=norms x=$((16 * 10 * 8))
+# passes STAGE SITE STAGE SITE: the last output of the first call is an input of the second.
+passes() {
+    holds "$(file expected "$1" "$2")" $x "$(file prompt "$3" "$4")"
+}
+links=$(
+    for other in "rmsnorm 'router rmsnorm'" "rmsnorm 'shared in norm'" 'residual residual'; do # all read the block's input
+        eval "holds '$(file prompt rmsnorm rmsnorm)' $x \"\$(file prompt $other)\""
+    done
+    passes residual 'router over root' router router
+    passes residual 'router over root' wgrad 'wgrad router'
+    passes rmsnorm rmsnorm permute permute
+    passes rmsnorm 'shared in norm' shared shared
+    passes rmsnorm 'shared in norm' wgrad 'wgrad shared w1'
+    passes combine combine rmsnorm 'routed norm'
+    passes combine combine rmsnorm_bwd 'routed norm'
+    passes shared shared rmsnorm 'shared norm'
+    passes shared shared rmsnorm_bwd 'shared norm'
+    passes rmsnorm 'routed norm' residual 'residual shared'
+    passes rmsnorm 'shared norm' residual 'residual shared'
+    passes residual 'residual shared' rmsnorm 'block norm'
+    passes rmsnorm 'block norm' residual residual
+    passes rmsnorm_bwd 'block norm' rmsnorm_bwd 'routed norm'
+    passes rmsnorm_bwd 'block norm' rmsnorm_bwd 'shared norm'
+    passes rmsnorm_bwd 'routed norm' combine_bwd combine_bwd
+    passes rmsnorm_bwd 'shared norm' shared_bwd shared_bwd
+    passes shared_bwd shared_bwd rmsnorm_bwd 'shared in norm'
+    passes router_bwd router_bwd residual 'router d over root'
+    passes residual 'router d over root' rmsnorm_bwd 'router rmsnorm_bwd'
+    passes permute_bwd permute_bwd rmsnorm_bwd rmsnorm_bwd
+    passes rmsnorm_bwd rmsnorm_bwd residual 'residual d'
+    passes residual 'residual d' residual 'residual d router'
+    passes rmsnorm_bwd 'router rmsnorm_bwd' residual 'residual d router'
+    passes residual 'residual d router' residual 'residual d shared'
+    passes rmsnorm_bwd 'shared in norm' residual 'residual d shared'
+)
+check "the norms around both outputs" 0 '^y{29}$' echo "$links"
+
 # The router's state goes from block to block, and its gradient back. Layer 1's calls come second forward, first backward.
 "$expar" check -q 'layer T=16 E=4 K=1 H=10 F=6 R=8 layers=2 dtype=f64 dialect=hf-5.24/zaya' --dump recurrent >/dev/null 2>&1
 calls=recurrent

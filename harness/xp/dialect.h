@@ -20,9 +20,10 @@ typedef enum {
 } xp_score;
 /* What the router's matrix multiplies: x, the block's normed rows; or rows of width R, a size of the model, that an MLP
  * of the router makes from a state h = r(x Wd^T + bd), to which each MoE block but the first adds the state of the
- * block before times a number a column (carry.h): gelu(fc2 gelu(fc1 rmsnorm(h))), both maps with biases. Only layers
- * read this: stages get logits, or what the matrix multiplies. */
-typedef enum { XP_ROUTER_X = 0, XP_ROUTER_RECURRENT_MLP } xp_router_in;
+ * block before times a number a column (carry.h): gelu(fc2 gelu(fc1 rmsnorm(h))), both maps with biases; or
+ * r(n / sqrt(H)) of a norm n of its own of the block's input. Only layers read this: stages get logits, or what the
+ * matrix multiplies. */
+typedef enum { XP_ROUTER_X = 0, XP_ROUTER_RECURRENT_MLP, XP_ROUTER_RMSNORM_SCALED } xp_router_in;
 /* Scores; logits; a table from token id to experts; or the first expert on scores, which roundings make equal, and the
  * others on logits. */
 typedef enum { XP_ON_SCORE = 0, XP_ON_LOGIT, XP_ON_TOKEN_TABLE, XP_ON_FIRST_SCORE } xp_select_on;

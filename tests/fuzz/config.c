@@ -40,7 +40,9 @@ static void check_model(const xp_model *m) {
     FUZZ_CHECK(m->norm_eps >= 0.0 && m->norm_eps <= 1.0, "norm_eps %g", m->norm_eps);
     FUZZ_CHECK(m->expert_eps > 0.0 && m->expert_eps <= 1.0, "expert_eps %g", m->expert_eps);
     check_range("latent", m->latent, 0, XP_MAX_WIDTH);
-    check_range("around", m->around, 0, m->latent ? 15 : 15 & ~XP_LATENT_NORM);
+    check_range("around", m->around, 0, 127);
+    FUZZ_CHECK(m->latent || !(m->around & XP_LATENT_NORM), "a norm of rows that are not there: %u", m->around);
+    FUZZ_CHECK(m->S || !(m->around & (XP_SHARED_NORM | XP_SHARED_IN_NORM)), "of a shared expert: %u", m->around);
     FUZZ_CHECK(strcmp(m->name, "fuzzed") == 0 && m->model_type[0] && m->shrink == 1, "'%s'", m->name);
     FUZZ_CHECK(xp_model_moe_layers(m) >= 1, "%d layers, none a MoE block", m->layers);
     for (int i = 0; i < XP_MAX_LAYERS; i++)

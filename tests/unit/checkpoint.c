@@ -156,7 +156,7 @@ static void make_model(const char *type, const char *preset, int64_t shared) {
     const xp_dialect *d = xp_dialect_find(preset);
     assert_non_null(d);
     assert_int_equal(xp_model_of("tiny", d, 3, H, F, E, K, shared, &model), XP_OK);
-    assert_int_equal(xp_model_set_router_width(&model, d->router_in == XP_ROUTER_X ? 0 : R), XP_OK);
+    assert_int_equal(xp_model_set_router_width(&model, d->router_in == XP_ROUTER_RECURRENT_MLP ? R : 0), XP_OK);
     snprintf(model.model_type, sizeof model.model_type, "%s", type);
     model.vocab = VOCAB;
     model.moe[0] = 0;
@@ -477,6 +477,42 @@ static void norms_around_the_experts(void **state) {
     put_muse(XP_F32);
     file.item[file.n - 1].name = MUSE "experts.another_norm.weight";
     refused("no tensor '" MUSE "experts.post_expert_norm.weight' (norm of the experts' output)", "[8]");
+}
+
+/* The norms of both outputs, of their sum, of the shared expert's input and of the router's; that of the experts' input
+ * is not the block's. */
+static void norms_of_gemma4(void **state) {
+    static const unsigned all = XP_BLOCK_NORM | XP_ROUTED_NORM | XP_SHARED_NORM | XP_SHARED_IN_NORM;
+    (void)state;
+    make_model("gemma4", "hf-5.24/gemma4", S);
+    assert_int_equal(xp_model_set_around(&model, all), XP_OK);
+    start();
+    put2("model.layers.1.router.proj.weight", ROUTER, 0, E, H, 0);
+    put1("model.layers.1.router.per_expert_scale", BIAS, E);
+    put_fused("model.layers.1.experts.gate_up_proj", E, F, H, GATE, UP, 0, 0);
+    put_stacked("model.layers.1.experts.down_proj", DOWN, H, F, 0);
+    put_shared("model.layers.1.mlp", S);
+    put1("model.layers.1.post_feedforward_layernorm.weight", UP_BIAS, H);
+    put1("model.layers.1.post_feedforward_layernorm_1.weight", DOWN_BIAS, H);
+    put1("model.layers.1.post_feedforward_layernorm_2.weight", BIAS, H);
+    put1("model.layers.1.pre_feedforward_layernorm_2.weight", BIAS, H + 1);
+    put1("model.layers.1.layer_scalar", BIAS, 1);
+    refused("no tensor 'model.layers.1.router.scale' (norm of the router's rows)", "[8]");
+    put1("model.layers.1.router.scale", UP_BIAS, H);
+    refused("no tensor 'model.layers.1.pre_feedforward_layernorm.weight' (norm of the shared expert's input)", "[8]");
+    put1("model.layers.1.pre_feedforward_layernorm.weight", ROUTER, H);
+    taken();
+    router_is_right(E);
+    experts_are_right();
+    shared_is_right(S);
+    vector_is_right(XP_PART_ROUTER_NORM, UP_BIAS, H);
+    vector_is_right(XP_PART_EXPERT_SCALE, BIAS, E);
+    vector_is_right(XP_PART_BLOCK_NORM, UP_BIAS, H);
+    vector_is_right(XP_PART_SHARED_NORM, DOWN_BIAS, H);
+    vector_is_right(XP_PART_ROUTED_NORM, BIAS, H);
+    vector_is_right(XP_PART_SHARED_IN_NORM, ROUTER, H);
+    assert_int_equal(xp_model_set_around(&model, all & ~(unsigned)XP_ROUTED_NORM), XP_OK);
+    refused("'model.layers.1.post_feedforward_layernorm_2.weight'", "nothing of tiny");
 }
 
 /* A norm beside the block, as it is stored, and a bias of the block. */
@@ -862,7 +898,8 @@ static void saved_names_are_asked_for(void **state) {
         assert_int_equal(xp_model_set_latent(&model, f->around & XP_LATENT_NORM ? 10 : 0), XP_OK);
         assert_int_equal(xp_model_set_around(&model, f->around), XP_OK);
         model.dialect.null_experts = saved[group].nulls;
-        assert_int_equal(xp_model_set_router_width(&model, model.dialect.router_in == XP_ROUTER_X ? 0 : 10), XP_OK);
+        assert_int_equal(xp_model_set_router_width(&model, model.dialect.router_in == XP_ROUTER_RECURRENT_MLP ? 10 : 0),
+                         XP_OK);
         asking a = {.group = group};
         int lines = 0;
         assert_int_equal(xp_checkpoint_expect(&model, LAYER, find_saved, &a), XP_OK);
@@ -1371,6 +1408,7 @@ int main(void) {
         cmocka_unit_test(rows_of_its_own_kind),
         cmocka_unit_test(rows_of_all_experts),
         cmocka_unit_test(norms_around_the_experts),
+        cmocka_unit_test(norms_of_gemma4),
         cmocka_unit_test(norm_and_bias_of_the_sum),
         cmocka_unit_test(shared_experts_are_joined),
         cmocka_unit_test(rows_are_put_in_turn),

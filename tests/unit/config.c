@@ -172,6 +172,7 @@ static void published_files_have_their_sizes(void **state) {
         {"deepseek-v4-flash", 43, 256, 6, 2048, 1.5, 284},
         {"dots.llm1", 61, 128, 6, 2816, 2.5, 142.8},
         {"ernie-4.5-21b-a3b", 27, 64, 6, 3072, 1, 21.8},
+        {"gemma-4-26b-a4b", 30, 128, 8, 2112, 1, 25.2},
         {"glm-4.5", 89, 160, 8, 1536, 2.5, 352.8},
         {"glm-4.5-air", 45, 128, 8, 1408, 1, 106.9},
         {"glm-4.7-flash", 46, 64, 4, 1536, 1.8, 29.9},
@@ -603,7 +604,7 @@ static void any_dialect(void **state) {
     assert_int_equal(parse_with(own, "dialect", "\"hf-5.24/zaya\""), XP_E_FORMAT);
     has("file.json: router's width R: 0, expected 1 to ");
     assert_int_equal(parse_with(own, "router_hidden_size", "40"), XP_E_FORMAT);
-    has("file.json: router's width R: 40, expected none where router_in is x");
+    has("file.json: router's width R: 40, expected none where router_in is not recurrent_mlp");
     static const char mlp[] = "{\"model_type\": \"expar\", \"dialect\": \"hf-5.24/zaya\", \"hidden_size\": 64,"
                               " \"num_hidden_layers\": 6, \"num_experts\": 12, \"num_experts_per_tok\": 1,"
                               " \"moe_intermediate_size\": 48, \"rms_norm_eps\": 1e-06, \"vocab_size\": 1000}";

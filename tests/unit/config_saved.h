@@ -431,6 +431,15 @@ static const struct {
      "{'hidden_act': 'silu', 'hidden_size': 64, 'intermediate_size': 48, 'model_type': 'phimoe', "
      "'num_experts_per_tok': 2, 'num_hidden_layers': 4, 'num_local_experts': 16, 'output_router_logits': false, "
      "'rms_norm_eps': 1e-05, 'router_aux_loss_coef': 0.001, 'router_jitter_noise': 0.01, 'vocab_size': 1000}"},
+    {'O', 4, 16, 4, 48, 40, 1.0, 0.0,
+     "{'model_type': 'gemma4', 'text_config': {'enable_moe_block': true, 'hidden_activation': 'gelu_pytorch_tanh', "
+     "'hidden_size': 64, 'hidden_size_per_layer_input': 0, 'intermediate_size': 40, 'model_type': 'gemma4_text', "
+     "'moe_intermediate_size': 48, 'num_experts': 16, 'num_hidden_layers': 4, 'num_kv_shared_layers': 0, "
+     "'rms_norm_eps': 1e-06, 'top_k_experts': 4, 'use_double_wide_mlp': false, 'vocab_size': 1000}}"},
+    {'O', 4, 16, 4, 48, 40, 1.0, 0.0,
+     "{'model_type': 'diffusion_gemma', 'text_config': {'hidden_activation': 'gelu_pytorch_tanh', 'hidden_size': "
+     "64, 'intermediate_size': 40, 'model_type': 'diffusion_gemma_text', 'moe_intermediate_size': 48, "
+     "'num_experts': 16, 'num_hidden_layers': 4, 'rms_norm_eps': 1e-06, 'top_k_experts': 4, 'vocab_size': 1000}}"},
     {'Q', 4, 16, 1, 48, 0, 1.0, 0.0,
      "{'hidden_act': 'silu', 'hidden_size': 64, 'layer_types': ['hybrid', 'hybrid', 'hybrid', 'hybrid'], "
      "'model_type': 'zaya', 'moe_intermediate_size': 48, 'num_experts': 16, 'num_experts_per_tok': 1, "

@@ -249,6 +249,14 @@ static json_t *made_file(const xp_family *f, json_t **fields) {
         if (f->slot[s].from == XP_SLOT_KEY)
             put(*fields, name_of(f->slot[s].keys, 0, key, sizeof key), good_value(f, (xp_slot)s));
     }
+    char entry[128];
+    for (int n = 0; f->only && name_of(f->only, n, entry, sizeof entry); n++) {
+        char *eq = strchr(entry, '=');
+        if (entry[0] != '+')
+            continue;
+        *eq = '\0';
+        put(*fields, entry + 1, json_loads(eq + 1, JSON_DECODE_ANY, NULL));
+    }
     return root;
 }
 
@@ -442,15 +450,20 @@ static void only_what_is_built(void **state) {
             assert_non_null(eq);
             *eq = '\0';
             char *save = NULL;
+            const char *key = entry + (entry[0] == '+');
             for (char *v = strtok_r(eq + 1, ",", &save); v; v = strtok_r(NULL, ",", &save)) {
-                put(fields, entry, json_loads(v, JSON_DECODE_ANY, NULL));
-                if (strcmp(v, "64") && strcmp(v, "32"))
-                    accept(f->model_type, root, &model);
+                put(fields, key, json_loads(v, JSON_DECODE_ANY, NULL));
+                accept(f->model_type, root, &model);
             }
-            put(fields, entry, json_integer(3));
-            snprintf(want, sizeof want, "%s is 3, expected", entry);
+            put(fields, key, json_integer(3));
+            snprintf(want, sizeof want, "%s is 3, expected", key);
             refuse(f->model_type, root, want);
             has(f->model_type, "anything else is not built for a");
+            if (entry[0] == '+') {
+                drop(fields, key);
+                snprintf(want, sizeof want, "%s is missing, expected ", key);
+                refuse(f->model_type, root, want);
+            }
             json_decref(root);
             entries++;
         }
@@ -461,8 +474,6 @@ static void only_what_is_built(void **state) {
 static void what_is_not_built_says_so(void **state) {
     static const char *const expected[][2] = {
         {"doge", "is_moe"},
-        {"gemma4", "enable_moe_block"},
-        {"diffusion_gemma", "num_experts"},
         {"nllb-moe", "num_experts"},
     };
     int refused = 0;
@@ -777,7 +788,7 @@ static void two_places(void **state) {
     json_decref(root);
 }
 
-/* A width of its own times a count; a number of layers that is the list's; k of which a division is exact. */
+/* A width of its own times a count; a number of layers that is the list's; any k where weights are divided by it. */
 static void odd_rules(void **state) {
     json_t *fields, *root;
     (void)state;
@@ -795,8 +806,8 @@ static void odd_rules(void **state) {
     has("nemotron_h", "layers_block_type names 0 layers");
     assert_int_equal(with("nemotron_h", "moe_latent_size", "32", &model), XP_OK);
     assert_int_equal(model.latent, 32);
-    assert_int_equal(with("openai_privacy_filter", "num_experts_per_tok", "6", &model), XP_E_FORMAT);
-    has("openai_privacy_filter", "num_experts_per_tok is 6, expected one of 1,2,4,8,16,32,64");
+    assert_int_equal(with("openai_privacy_filter", "num_experts_per_tok", "6", &model), XP_OK);
+    assert_true(model.K == 6 && model.dialect.weight_div_k);
     assert_int_equal(with("flint", "mlp_only_layers", "null", &model), XP_E_FORMAT); /* the class takes [0, 1] then */
     assert_int_equal(with("mimo_v2_flash", "routed_scaling_factor", "null", &model), XP_OK);
     assert_true(model.dialect.scale == 1.0);
@@ -831,6 +842,11 @@ static void around_the_experts(void **state) {
     assert_true(model.around == (XP_LATENT_NORM | XP_EXPERT_NORM) && model.latent == 32);
     assert_true(model.expert_eps == 1e-8 && model.norm_eps == 3e-6 && model.dialect.logit_scale == 0.625);
     assert_non_null(strstr(model.assumed, "post_feedforward_layernorm"));
+    assert_int_equal(with("gemma4", "intermediate_size", "40", &model), XP_OK);
+    assert_true(model.around == (XP_BLOCK_NORM | XP_ROUTED_NORM | XP_SHARED_NORM | XP_SHARED_IN_NORM) && model.S == 40);
+    assert_true(model.dialect.router_in == XP_ROUTER_RMSNORM_SCALED && model.router_width == 0);
+    assert_int_equal(with("gemma4", "intermediate_size", "0", &model), XP_E_FORMAT);
+    has("gemma4", "around: shared_norm, expected it beside a shared expert alone");
     assert_int_equal(with("muse_spark", "moe_hidden_size", "null", &model), XP_E_FORMAT);
     has("muse_spark", "moe_hidden_size is null, expected an integer from 1");
     root = made_file(family_of("muse_spark"), &fields);
@@ -843,6 +859,7 @@ static void around_the_experts(void **state) {
     has("expar", "around: latent_norm, expected it beside a latent width D alone");
     assert_int_equal(with("expar", "moe_around", "\"block_norm+norm\"", &model), XP_E_FORMAT);
     has("expar", "moe_around is \"block_norm+norm\", expected names of latent_norm, expert_norm, out_bias, block_norm");
+    has("expar", "routed_norm, shared_norm, shared_in_norm");
 }
 
 int main(void) {

@@ -796,7 +796,7 @@ static void router_width(void **state) {
     xp_plan_cost_of(&plan, 0, &without);
     assert_int_equal(xp_plan_find(&plan, XP_W_ROUTER_FC2, 0), -1);
     assert_int_equal(xp_model_set_router_width(&model, 6), XP_E_ARG);
-    has("router's width R: 6, expected none where router_in is x");
+    has("router's width R: 6, expected none where router_in is not recurrent_mlp");
     xp_plan_close(&plan);
     must(xp_model_of("mlp", xp_dialect_find("hf-5.24/zaya"), 2, 4, 3, 4, 1, 0, &model));
     xp_mesh_spec one;
@@ -870,7 +870,7 @@ static void around_the_experts(void **state) {
     xp_plan_close(&plan);
     xp_model_moe_params(&model, &all, &active);
     must(xp_around_parse("block_norm+expert_norm+out_bias+latent_norm", &around));
-    assert_int_equal(xp_model_set_around(&model, around + 1u), XP_E_ARG);
+    assert_int_equal(xp_model_set_around(&model, around | 1u << 7), XP_E_ARG);
     must(xp_model_set_around(&model, around));
     xp_model_moe_params(&model, &more, &more_active);
     assert_true(more - all == 6 + 6 + 4 + 4 && more_active - active == 6 + 6 + 4 + 4);
@@ -908,6 +908,51 @@ static void around_the_experts(void **state) {
     xp_plan_close(&plan);
     assert_true(with.sent[XP_WORLD] - without.sent[XP_WORLD] == 3 * 4 * (2 * 2));
     assert_true(with.bytes[XP_KIND_BUFFER] - without.bytes[XP_KIND_BUFFER] == 16 * (2 + 2) + 10 + 8 * (2 * 2 + 64));
+}
+
+/* Norms of both outputs, of the shared expert's input and of the router's in a block of width 4. */
+static void norms_of_both_outputs(void **state) {
+    static const struct {
+        xp_weight w;
+        const char *name;
+    } vector[] = {{XP_W_ROUTED_NORM, "model.layers.0.mlp.routed_norm.weight"},
+                  {XP_W_SHARED_NORM, "model.layers.0.mlp.shared_norm.weight"},
+                  {XP_W_SHARED_IN_NORM, "model.layers.0.mlp.shared_in_norm.weight"},
+                  {XP_W_ROUTER_NORM, "model.layers.0.mlp.gate.norm.weight"}};
+    xp_step_options o = xp_step_defaults();
+    xp_plan_cost with, without;
+    double all, active, more, more_active;
+    (void)state;
+    o.tokens = 8;
+    must(xp_model_of("plain", xp_dialect_find("hf-5.24/mixtral"), 1, 4, 3, 4, 2, 0, &model));
+    assert_int_equal(xp_model_set_around(&model, XP_SHARED_NORM), XP_E_ARG);
+    has("around: shared_norm, expected it beside a shared expert alone");
+    assert_int_equal(xp_model_set_around(&model, XP_SHARED_IN_NORM), XP_E_ARG);
+    has("around: shared_in_norm, expected it beside a shared expert alone");
+    must(xp_model_of("plain", xp_dialect_find("hf-5.24/mixtral"), 1, 4, 3, 4, 2, 5, &model));
+    make("sim:fsdp=2,ep=2", &o);
+    xp_plan_cost_of(&plan, 0, &without);
+    xp_plan_close(&plan);
+    xp_model_moe_params(&model, &all, &active);
+    must(xp_model_set_around(&model, XP_ROUTED_NORM | XP_SHARED_NORM | XP_SHARED_IN_NORM));
+    model.dialect.router_in = XP_ROUTER_RMSNORM_SCALED;
+    xp_model_moe_params(&model, &more, &more_active);
+    assert_true(more - all == 4 * 4 && more_active - active == 4 * 4);
+    make("sim:fsdp=2,ep=2", &o);
+    for (size_t i = 0; i < sizeof vector / sizeof *vector; i++) {
+        const int n = xp_plan_find(&plan, vector[i].w, 0);
+        assert_true(n >= 0);
+        const xp_plan_param *p = &plan.param[n];
+        assert_string_equal(p->name, vector[i].name);
+        assert_true(p->G == 1 && p->R == 4 && p->N == 1 && p->ndim == 1 && !p->expert && !p->decay);
+        assert_true(p->mean == 1 && p->std > 0 && p->gather == XP_FSDP && p->reduce == XP_WORLD);
+    }
+    assert_true(plan.param[xp_plan_find(&plan, XP_W_ROUTER, 0)].N == 4);
+    xp_plan_cost_of(&plan, 0, &with);
+    assert_int_equal(with.elements - without.elements, 4 * 2);
+    /* Four normed rows of 4 tokens in bf16 with their roots, and the router's over the root of H. */
+    assert_true(kept(&with) - kept(&without) == 4 * 4 * (8 + 4) + 4 * 8);
+    xp_plan_close(&plan);
 }
 
 /* Three blocks choose by a table, two by their scores; the parameters are the same, the balance losses see two. */
@@ -1096,6 +1141,7 @@ int main(void) {
         cmocka_unit_test(latent_width),
         cmocka_unit_test(router_width),
         cmocka_unit_test(around_the_experts),
+        cmocka_unit_test(norms_of_both_outputs),
         cmocka_unit_test(layers_have_records),
         cmocka_unit_test(dtypes_by_parameter),
         cmocka_unit_test(coefficients_come_from_the_model),
