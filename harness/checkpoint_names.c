@@ -277,7 +277,7 @@ const xp_tensor_names xp_tensor_names_of[] = {
      .expert = {STACKED("block_sparse_moe.", XP_EOI)},
      .shared = {.up = "shared_mlp.input_linear.weight", .down = "shared_mlp.output_linear.weight"}},
     {.model_type = "aria",
-     .prefix = INSIDE,
+     .prefix = INSIDE "|" PLAIN,
      .scope = "mlp.",
      .router = "mlp.router.weight",
      .expert = {{.up = "mlp.experts.fc1.weight", .down = "mlp.experts.fc2.weight", .orient = XP_EIO}},

@@ -83,6 +83,7 @@ typedef struct {
     json_t *root;    /* the object that holds the fields */
     json_t *file;    /* the whole file: root itself, or an object around it */
     char inside[64]; /* the path from file to root; empty when they are the same */
+    int alone;       /* 1: the file is the object that holds the family's fields in others */
     const xp_family *family;
     const char *key[XP_NSLOT];  /* the name under which the slot was found; NULL: no key */
     json_t *json[XP_NSLOT];     /* borrowed from root */
@@ -900,8 +901,10 @@ static void known_families(char *buf, size_t bytes) {
 static xp_status find_family(reader *in) {
     const json_t *v = json_object_get(in->file, "model_type");
     char got[96], known[800];
-    for (const xp_family *f = xp_families; f->model_type; f++) {
-        if (v && json_is_string(v) && strcmp(json_string_value(v), f->model_type) == 0) {
+    const char *type = json_string_value(v);
+    for (const xp_family *f = xp_families; f->model_type && type; f++) {
+        in->alone = f->text && strcmp(type, f->text) == 0;
+        if (in->alone || strcmp(type, f->model_type) == 0) {
             in->family = f;
             return XP_OK;
         }
@@ -999,7 +1002,7 @@ static xp_status fill(reader *in, xp_model *m) {
         return XP_FAIL(XP_E_FORMAT, "%s: model_type is \"%s\", which is not built: %s", in->path,
                        in->family->model_type, in->family->refused);
     XP_TRY(check_architectures(in));
-    if (in->family->inside)
+    if (in->family->inside && !in->alone)
         XP_TRY(go_inside(in));
     choose_names(in);
     for (int s = 0; s < XP_NSLOT; s++)

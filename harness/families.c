@@ -117,6 +117,7 @@ const xp_family xp_families[] = {
      .arch = "Qwen3_5Moe",
      .preset = {NULL, "hf-5.24/qwen2_moe-renorm"},
      .inside = "text_config",
+     .text = "qwen3_5_moe_text",
      .slot = {SHAPE("num_experts", "num_experts_per_tok", "moe_intermediate_size"), USUAL, ALL_LAYERS, NORM(1, ALWAYS),
               AUX("router_aux_loss_coef"), [XP_SLOT_SHARED] = KEY("shared_expert_intermediate_size")},
      .unread = COMMON_UNREAD "|attn_output_gate"},
@@ -273,6 +274,7 @@ const xp_family xp_families[] = {
      .arch = "Aria",
      .preset = {NULL, "hf-5.24/aria"},
      .inside = "text_config",
+     .text = "aria_text",
      .slot = {SHAPE("moe_num_experts", "moe_topk", "intermediate_size"), USUAL, ALL_LAYERS,
               NORM(1, "the softmax runs over the chosen"),
               WITHOUT_AUX, [XP_SLOT_SHARED_COUNT] = KEY("moe_num_shared_experts")},
@@ -837,10 +839,11 @@ const xp_family xp_families[] = {
      .unread = COMMON_UNREAD "|shared_expert_sink|rms_norm_eps_moe_gate|log_scaling_n_floor|log_scaling_alpha"},
     /* ---- dialect O: its shared expert is the dense MLP beside the experts */
     {.model_type = "gemma4",
-     .arch = "Gemma4For|Gemma4Model",
+     .arch = "Gemma4For|Gemma4Model|Gemma4Text",
      .preset = {NULL, "hf-5.24/gemma4"},
      .act = GELU_TANH,
      .inside = "text_config",
+     .text = "gemma4_text",
      .note =
          "the class multiplies the layer's output by a number and may add to it what each layer embeds of the tokens",
      .slot = {GEMMA4},

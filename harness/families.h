@@ -85,6 +85,7 @@ typedef struct {
     const char *methods;   /* words of XP_SLOT_METHOD; NULL: the slot chooses nothing */
     const char *inside;    /* key of the object that holds the fields, "a.b" for one in another; '|' between those of
                               which the first that is there does, "." for the file's own; NULL: the file's own */
+    const char *text;      /* model_type of files that are that object alone; NULL: none of these is read */
     const char *sparse;    /* words of XP_SLOT_TYPES that mean a MoE block, '|' between them; with a word of one letter
                               the files may have a text with a letter a layer, with "1" a list of 0 and 1 */
     const char *other;     /* preset of the layers whose word of XP_SLOT_TYPES is `other_word`, or of the first

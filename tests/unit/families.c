@@ -86,6 +86,31 @@ static void files_of_the_classes(void **state) {
     }
 }
 
+/* The object of the fields is a file of its own where the family says so: the same model. */
+static void text_alone(void **state) {
+    int files = 0;
+    (void)state;
+    for (size_t i = 0; i < SAVED_CONFIGS; i++) {
+        json_t *root = saved_root(i), *fields = json_object_get(root, "text_config");
+        const xp_family *f = family_of(json_string_value(json_object_get(root, "model_type")));
+        if (f->text) {
+            accept(f->model_type, root, &model);
+            json_object_set_new(fields, "model_type", json_string(f->text));
+            accept(f->text, fields, &other);
+            memset(model.unread, 0, sizeof model.unread);
+            memset(other.unread, 0, sizeof other.unread);
+            assert_memory_equal(&model, &other, sizeof model);
+            json_object_set_new(fields, "text_config", json_pack("{si}", "num_experts", 8));
+            refuse(f->text, fields, "num_experts");
+            files++;
+        }
+        json_decref(root);
+    }
+    for (const xp_family *f = xp_families; f->model_type; f++)
+        files -= f->text != NULL;
+    assert_int_equal(files, 0);
+}
+
 /* The words that a class writes are those it takes when there are none. */
 static void words_by_default(void **state) {
     int lists = 0;
@@ -865,6 +890,7 @@ static void around_the_experts(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(files_of_the_classes),
+        cmocka_unit_test(text_alone),
         cmocka_unit_test(words_by_default),
         cmocka_unit_test(no_family_is_left_out),
         cmocka_unit_test(made_files_are_taken),
