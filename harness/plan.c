@@ -609,9 +609,12 @@ static double kept_activations(const xp_model *m, const scale *n) {
 /* The most that lives beside the kept activations: at the top of the model, or in the backward of one block. */
 static double passing_activations(const xp_model *m, const scale *n) {
     const double T = n->tokens, C = n->room, H = (double)m->H, D = (double)xp_model_expert_width(m), F = (double)m->F;
-    const double top = 4 * T * H * n->act + 2 * T * XP_VOCAB * n->wide;
-    const double state = (double)m->router_width * T * n->act; /* its gradient, from the block behind */
-    const double block = T * H * n->act + 2 * C * D * n->act + (m->dialect.gated ? 2 : 1) * C * F * n->param + state;
+    const double top = 4 * T * H * n->act + (2 * XP_VOCAB + 3) * T * n->wide; /* 1/rms, logsumexp, loss a token */
+    const double state = (double)m->router_width * T * n->act;                /* its gradient, from the block behind */
+    const double weights = T * (double)(m->K + m->dialect.shared_rows) * n->wide; /* their gradients */
+    const double normed = ((m->around & XP_BLOCK_NORM) != 0) + ((m->around & XP_ROUTED_NORM) != 0); /* and of sums */
+    const double block = (1 + normed) * T * H * n->act + 2 * C * D * n->act +
+                         (m->dialect.gated ? 2 : 1) * C * F * n->param + state + weights;
     return top > block ? top : block;
 }
 
