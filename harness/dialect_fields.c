@@ -20,7 +20,7 @@
 
 const xp_dialect_field xp_dialect_fields[] = {
     WORD(router_in, "x|recurrent_mlp|rmsnorm_scaled",
-         "what the router's matrix multiplies; the MLP's width is R; a norm of its own over sqrt(H)"),
+         "what the router's matrix multiplies: the normed rows, an MLP of width R, or a norm of its own over sqrt(H)"),
     WORD(logits_dtype, DTYPE_RULE, "dtype that the logits are rounded to"),
     WORD(router_bias, SWITCH, "the gate has a bias"),
     NUMBER(logit_scale, "logits are multiplied by it"),
@@ -291,6 +291,10 @@ double xp_dialect_shared_limit(const xp_dialect *d) {
     if (!d->shared_limit)
         return 0.0;
     return d->limit_shared > 0.0 ? d->limit_shared : d->limit;
+}
+
+double xp_dialect_weight_factor(const xp_dialect *d, int64_t K) {
+    return (d->scale_at == XP_SCALE_WEIGHT ? d->scale : 1.0) / (d->weight_div_k ? (double)K : 1.0);
 }
 
 double xp_dialect_output_factor(const xp_dialect *d, int64_t K) {

@@ -24,7 +24,7 @@ typedef struct {
     xp_tensor biased, bn, brstd;        /* [T,H] the sum with its bias, normed; 1/rms */
     xp_tensor yn, ynrstd, syn, synrstd; /* [T,H] the routed and the shared output, normed before they are summed */
     xp_tensor sin, sinrstd;             /* [T,H] what the shared expert reads, where that is not xn */
-    xp_tensor gn, gnrstd, gin;          /* [T,H] the router's own norm, and that over sqrt(H) */
+    xp_tensor gin, gnrstd;              /* [T,H] the router's own norm over sqrt(H); 1/rms */
     xp_tensor spre, sact, smlp, ssig, sy, sum;
     xp_tensor gamma;                /* [T,A] the router's weights of shared experts; absent where it has none */
     xp_tensor state, mnorm, mrstd;  /* [T,R] the router's state; its normed rows and [T] 1/rms */

@@ -122,8 +122,10 @@ static xp_status forward_route(xp_flow *f, int y, layer_state *s) {
     if (f->R > 0)
         XP_TRY(router_mlp_forward(f, y));
     if (router_norm(f, y) >= 0) {
-        XP_TRY(rows_norm(f, "router rmsnorm", router_norm(f, y), &s->h, &s->gn, &s->gnrstd));
-        XP_TRY(over_root(f, "router over root", &s->gn, &s->gin));
+        xp_tensor normed;
+        XP_TRY(rows_norm(f, "router rmsnorm", router_norm(f, y), &s->h, &normed, &s->gnrstd));
+        XP_TRY(over_root(f, "router over root", &normed, &s->gin));
+        flow_drop(f, &normed);
     }
     s->logits = xp_tensor_2d(xp_tensor_at(&f->all_logits, f->place[y], 0, 0, 0), f->logits, f->T, f->Z);
     s->idx = xp_tensor_2d(xp_tensor_at(&f->all_idx, f->place[y], 0, 0, 0), XP_I32, f->T, f->K);
@@ -664,13 +666,13 @@ static void drop_state(xp_flow *f, layer_state *s) {
         s->sum.data = NULL;
     if (s->kept.data == s->idx.data)
         s->kept.data = NULL;
-    xp_tensor *const all[] = {&s->xn,           &s->rstd,   &s->scores,  &s->w,     &s->tok,      &s->src,
-                              &s->pos,          &s->counts, &s->offsets, &s->recv,  &s->recv_tok, &s->recv_counts,
-                              &s->recv_offsets, &s->pre,    &s->act,     &s->y,     &s->low,      &s->high,
-                              &s->spre,         &s->sact,   &s->smlp,    &s->ssig,  &s->sy,       &s->sum,
-                              &s->kept,         &s->lown,   &s->lrstd,   &s->erstd, &s->out,      &s->biased,
-                              &s->bn,           &s->brstd,  &s->gamma,   &s->yn,    &s->ynrstd,   &s->syn,
-                              &s->synrstd,      &s->sin,    &s->sinrstd, &s->gn,    &s->gnrstd,   &s->gin};
+    xp_tensor *const all[] = {&s->xn,           &s->rstd,   &s->scores,  &s->w,      &s->tok,      &s->src,
+                              &s->pos,          &s->counts, &s->offsets, &s->recv,   &s->recv_tok, &s->recv_counts,
+                              &s->recv_offsets, &s->pre,    &s->act,     &s->y,      &s->low,      &s->high,
+                              &s->spre,         &s->sact,   &s->smlp,    &s->ssig,   &s->sy,       &s->sum,
+                              &s->kept,         &s->lown,   &s->lrstd,   &s->erstd,  &s->out,      &s->biased,
+                              &s->bn,           &s->brstd,  &s->gamma,   &s->yn,     &s->ynrstd,   &s->syn,
+                              &s->synrstd,      &s->sin,    &s->sinrstd, &s->gnrstd, &s->gin};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         flow_drop(f, all[i]);
 }

@@ -601,8 +601,7 @@ static double kept_activations(const xp_model *m, const scale *n) {
      */
     const double around = (m->around & XP_LATENT_NORM ? T * (D * n->act + n->wide) : 0) +
                           (m->around & XP_EXPERT_NORM ? C * (D * n->act + n->wide) : 0) +
-                          (m->around & XP_OUT_BIAS ? T * H * n->act : 0) + norms * T * (H * n->act + n->wide) +
-                          (m->dialect.router_in == XP_ROUTER_RMSNORM_SCALED ? T * H * n->act : 0);
+                          (m->around & XP_OUT_BIAS ? T * H * n->act : 0) + norms * T * (H * n->act + n->wide);
     return model + router_mlp + latent + route + table + expert + shared + around;
 }
 

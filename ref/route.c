@@ -767,8 +767,7 @@ static xp_status weights_sum_to_one(const void *args, const xp_mesh *m, double *
     const double g = xp_ref_both(3 * K + (d->weight_div_k ? 18 : 10), a->scores.dtype);
     const double K_least = (double)K * xp_ref_room(a->w.dtype, 0.0);
     const double unit = g + xp_ref_unit(a->w.dtype) * (1.0 + g) + K_least + (double)K * xp_ref_least(a->scores.dtype);
-    const double parts = d->weight_div_k ? (double)a->idx.dim[1] : 1.0;
-    const double scale = (d->scale_at == XP_SCALE_WEIGHT ? d->scale : 1.0) / parts;
+    const double scale = xp_dialect_weight_factor(d, a->idx.dim[1]);
     *out = 0.0;
     for (int64_t t = 0; sums && t < a->w.dim[0]; t++) {
         const int32_t *idx = xp_tensor_at(&a->idx, t, 0, 0, 0);

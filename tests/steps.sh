@@ -56,5 +56,22 @@ if [ "$digest" = "$right" ] || [ "$digest" = none ]; then
     bad=1
 fi
 [ $n -ge 15 ] || bad=1
+
+# fits MODEL MESH: what lives at once of each kind of memory is no more than the plan said.
+fits() {
+    local over
+    "$expar" step --model "$1" --layers 3 --shrink 16 --experts 16 --tokens 512 --mesh "$2" --steps 1 >"$out" 2>&1
+    over=$(grep -oE '(param|grad|optim|act) [0-9]+ \([0-9]+\)' "$out" | tr -d '()' | awk '{ seen++ } $2 > $3 { print } END { if (seen != 4) print "no plan" }')
+    if [ -z "$over" ]; then
+        echo "fits    $2 $1"
+    else
+        echo "ABOVE   $2 $1: measured and planned KiB: $over"
+        bad=1
+    fi
+}
+fits llama-4-scout sim:fsdp=1
+fits gemma-4-26b-a4b sim:fsdp=1
+fits gemma-4-26b-a4b sim:fsdp=4,ep=2
+fits qwen3-30b-a3b sim:dp=2,fsdp=2,ep=4
 echo "steps: $n runs of three deterministic steps"
 exit $bad

@@ -109,10 +109,10 @@ calls=latent
 file() {
     grep -A6 "\"comment\": \".*, $3\"" "$calls/groups/$2.json" | sed -n "s/.*\"$1\": \"\(.*\)\",/\1/p"
 }
-# holds FROM BYTES IN: y when the last BYTES of FROM are somewhere in IN.
+# holds FROM BYTES IN [END]: y when the last BYTES of FROM, or those that begin END before its end, are somewhere in IN.
 holds() {
     case $(od -An -v -tx1 "$calls/$3" | tr -d ' \n') in
-        *"$(tail -c "$2" "$calls/$1" | od -An -v -tx1 | tr -d ' \n')"*) printf y ;;
+        *"$(tail -c "${4:-$2}" "$calls/$1" | head -c "$2" | od -An -v -tx1 | tr -d ' \n')"*) printf y ;;
         *) printf n ;;
     esac
 }
@@ -140,10 +140,11 @@ calls=norms x=$((16 * 10 * 8))
 passes() {
     holds "$(file expected "$1" "$2")" $x "$(file prompt "$3" "$4")"
 }
+input=$(file prompt rmsnorm rmsnorm)
 links=$(
-    for other in "rmsnorm 'router rmsnorm'" "rmsnorm 'shared in norm'" 'residual residual'; do # all read the block's input
-        eval "holds '$(file prompt rmsnorm rmsnorm)' $x \"\$(file prompt $other)\""
-    done
+    holds "$input" $x "$(file prompt rmsnorm 'router rmsnorm')"
+    holds "$input" $x "$(file prompt rmsnorm 'shared in norm')"
+    holds "$input" $x "$(file prompt residual residual)"
     passes residual 'router over root' router router
     passes residual 'router over root' wgrad 'wgrad router'
     passes rmsnorm rmsnorm permute permute
@@ -235,45 +236,36 @@ check "the gate's bias" 0 '^yyy$' echo "$(has "$(file prompt router router)" bia
 
 # The same with norms and a bias around the experts: all 32 rows of the one rank's experts are there.
 "$expar" check -q 'layer T=16 E=4 K=2 H=10 F=6 D=8 S=5 dtype=f64 around=latent_norm+expert_norm+out_bias+block_norm dialect=hf-5.24/nemotron_h' --dump around >/dev/null 2>&1
-around() {
-    grep -A6 "\"comment\": \".*, $3\"" "around/groups/$2.json" | sed -n "s/.*\"$1\": \"\(.*\)\",/\1/p"
-}
-# within FROM END BYTES IN: y when the BYTES that begin END bytes before FROM's end are somewhere in IN.
-within() {
-    case $(od -An -v -tx1 "around/$4" | tr -d ' \n') in
-        *"$(tail -c "$2" "around/$1" | head -c "$3" | od -An -v -tx1 | tr -d ' \n')"*) printf y ;;
-        *) printf n ;;
-    esac
-}
+calls=around
 rows=$((32 * 8 * 8)) dw=$((16 * 2 * 8))
-sum=$(around expected residual 'residual shared') biased=$(around expected embed 'out bias')
-outer=$(around expected rmsnorm_bwd 'block norm') inner=$(around expected rmsnorm_bwd 'latent norm')
+sum=$(file expected residual 'residual shared') biased=$(file expected embed 'out bias')
+outer=$(file expected rmsnorm_bwd 'block norm') inner=$(file expected rmsnorm_bwd 'latent norm')
 links=$(
-    within "$(around expected router 'latent down')" $low $low "$(around prompt rmsnorm 'latent norm')"
-    within "$(around expected rmsnorm 'latent norm')" $low $low "$(around prompt permute permute)"
-    within "$(around expected expert expert)" $rows $rows "$(around prompt rmsnorm 'expert norm')"
-    within "$(around expected rmsnorm 'expert norm')" $rows $rows "$(around prompt combine combine)"
-    within "$(around expected expert expert)" $rows $rows "$(around prompt combine combine)"
-    within "$sum" $high $high "$(around prompt embed 'out bias')"
-    within "$biased" $high $high "$(around prompt rmsnorm 'block norm')"
-    within "$sum" $high $high "$(around prompt residual residual)"
-    within "$(around expected rmsnorm 'block norm')" $high $high "$(around prompt residual residual)"
+    holds "$(file expected router 'latent down')" $low "$(file prompt rmsnorm 'latent norm')"
+    holds "$(file expected rmsnorm 'latent norm')" $low "$(file prompt permute permute)"
+    holds "$(file expected expert expert)" $rows "$(file prompt rmsnorm 'expert norm')"
+    holds "$(file expected rmsnorm 'expert norm')" $rows "$(file prompt combine combine)"
+    holds "$(file expected expert expert)" $rows "$(file prompt combine combine)"
+    holds "$sum" $high "$(file prompt embed 'out bias')"
+    holds "$biased" $high "$(file prompt rmsnorm 'block norm')"
+    holds "$sum" $high "$(file prompt residual residual)"
+    holds "$(file expected rmsnorm 'block norm')" $high "$(file prompt residual residual)"
 )
 check "norms and a bias around the experts" 0 '^yyyynyyny$' echo "$links"
 links=$(
-    within "$biased" $high $high "$(around prompt rmsnorm_bwd 'block norm')"
-    within "$outer" $high $high "$(around prompt wgrad 'wgrad out bias')"
-    within "$outer" $high $high "$(around prompt shared_bwd shared_bwd)"
-    within "$outer" $high $high "$(around prompt router_bwd 'latent up')"
-    within "$outer" $high $high "$(around prompt residual 'residual d')"
-    within "$(around expected combine_bwd combine_bwd)" $((rows + dw)) $rows "$(around prompt rmsnorm_bwd 'expert norm')"
-    within "$(around expected expert expert)" $rows $rows "$(around prompt rmsnorm_bwd 'expert norm')"
-    within "$(around expected rmsnorm_bwd 'expert norm')" $rows $rows "$(around prompt expert_bwd expert_bwd)"
-    within "$(around expected rmsnorm_bwd 'expert norm')" $rows $rows "$(around prompt wgrad 'wgrad w2')"
-    within "$(around expected permute_bwd permute_bwd)" $low $low "$(around prompt rmsnorm_bwd 'latent norm')"
-    within "$(around expected router 'latent down')" $low $low "$(around prompt rmsnorm_bwd 'latent norm')"
-    within "$inner" $low $low "$(around prompt router_bwd 'latent down')"
-    within "$inner" $low $low "$(around prompt wgrad 'wgrad latent down')"
+    holds "$biased" $high "$(file prompt rmsnorm_bwd 'block norm')"
+    holds "$outer" $high "$(file prompt wgrad 'wgrad out bias')"
+    holds "$outer" $high "$(file prompt shared_bwd shared_bwd)"
+    holds "$outer" $high "$(file prompt router_bwd 'latent up')"
+    holds "$outer" $high "$(file prompt residual 'residual d')"
+    holds "$(file expected combine_bwd combine_bwd)" $rows "$(file prompt rmsnorm_bwd 'expert norm')" $((rows + dw))
+    holds "$(file expected expert expert)" $rows "$(file prompt rmsnorm_bwd 'expert norm')"
+    holds "$(file expected rmsnorm_bwd 'expert norm')" $rows "$(file prompt expert_bwd expert_bwd)"
+    holds "$(file expected rmsnorm_bwd 'expert norm')" $rows "$(file prompt wgrad 'wgrad w2')"
+    holds "$(file expected permute_bwd permute_bwd)" $low "$(file prompt rmsnorm_bwd 'latent norm')"
+    holds "$(file expected router 'latent down')" $low "$(file prompt rmsnorm_bwd 'latent norm')"
+    holds "$inner" $low "$(file prompt router_bwd 'latent down')"
+    holds "$inner" $low "$(file prompt wgrad 'wgrad latent down')"
 )
 check "and their gradients" 0 '^yyyynyyyyyyyy$' echo "$links"
 check "gen without a folder" 2 'gen' "$expar" gen 'rmsnorm T=5'

@@ -152,7 +152,8 @@ int64_t xp_dialect_factors(const xp_dialect *d, int64_t E);
 xp_status xp_dialect_check(const xp_dialect *d, int64_t E, int64_t K);
 /* The limit inside the shared expert, 0: none. */
 double xp_dialect_shared_limit(const xp_dialect *d);
-/* What the summed output of K slots is multiplied by, 1: nothing. */
+/* What the weights of K slots are multiplied by behind their division, and what the summed output is; 1: nothing. */
+double xp_dialect_weight_factor(const xp_dialect *d, int64_t K);
 double xp_dialect_output_factor(const xp_dialect *d, int64_t K);
 /* 1 when every field has the same value; names do not count. */
 int xp_dialect_equal(const xp_dialect *a, const xp_dialect *b);

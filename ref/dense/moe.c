@@ -276,8 +276,7 @@ static int64_t slot_of(const block *b, int64_t t, int64_t k) {
 
 /* What multiplies an expert's share of its token: f of the text above. */
 static double multiplier(const block *b, int64_t e) {
-    const double parts = b->d->weight_div_k ? (double)b->a->idx.dim[1] : 1;
-    const double scale = (b->d->scale_at == XP_SCALE_WEIGHT ? b->d->scale : 1) / parts;
+    const double scale = xp_dialect_weight_factor(b->d, b->a->idx.dim[1]);
     return b->d->expert_scale ? scale * bias_at(&b->a->scale_e, b->d->expert_scale == XP_FACTOR_ONE ? 0 : e) : scale;
 }
 

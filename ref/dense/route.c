@@ -269,7 +269,7 @@ static void through_division(const xp_route_bwd_args *a, int64_t t, const token 
     const double by = xp_dense_divisor(d, r->q, sum), slope = xp_dense_divisor_slope(d, sum);
     memset(r->slot, 0, (size_t)k_n * sizeof *r->slot);
     for (int64_t m = 0; m < k_n; m++) {
-        double f = (d->scale_at == XP_SCALE_WEIGHT ? d->scale : 1) / (d->weight_div_k ? (double)k_n : 1);
+        double f = xp_dialect_weight_factor(d, k_n);
         f *= d->expert_scale ? scale_of(&a->scale_e, row_of(d, &a->idx, z_n, t, m)) : 1;
         for (int64_t k = 0; k < k_n; k++) {
             if (k == m || slope != 0) /* without a division a weight is its own slot's alone */

@@ -129,6 +129,26 @@ static void choice_by_rounded_scores(void **state) {
     done();
 }
 
+/* What such a choice is judged on: whoever may come first has the largest logit, the others their own. */
+static void keys_of_rounded_scores(void **state) {
+    static const double logit[4] = {2.0, 0.5, 2.001, 2.002};
+    const xp_mesh m = lone_mesh(1);
+    (void)state;
+    for (int narrow = 0; narrow < 2; narrow++) {
+        xp_route_args a = route_make(XP_F32, XP_F32, XP_F32, 1, 4, 2, "hf-5.24/nllb_moe");
+        xp_tensor key = matrix(XP_F64, 1, 4), tol = matrix(XP_F64, 1, 4);
+        a.act = narrow ? XP_BF16 : XP_F32;
+        load(&a.logits, logit);
+        void *ws = take(xp_stage_route.bound_workspace(&a, &m));
+        assert_int_equal(xp_stage_route.keys(&a, &m, ws, &key, &tol), XP_OK);
+        for (int64_t e = 0; e < 4; e++) {
+            const double own = get(&a.logits, 0, e), most = get(&a.logits, 0, 3);
+            assert_true(get(&key, 0, e) == (narrow && e != 1 ? most : own) && get(&tol, 0, e) == 0.0);
+        }
+    }
+    done();
+}
+
 /* 2/3 and 1/3 of weights_by_hand, in two parts each. */
 static void weights_in_parts(void **state) {
     static const double logit[4] = {0.0, 1.3862943611198906, 0.69314718055994531, 0.0};
@@ -657,21 +677,14 @@ static void balance_bwd_refusals(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(weights_by_hand),
-        cmocka_unit_test(order_of_choice),
-        cmocka_unit_test(choice_by_rounded_scores),
-        cmocka_unit_test(weights_in_parts),
-        cmocka_unit_test(replayed_choice),
-        cmocka_unit_test(properties_see_errors),
-        cmocka_unit_test(route_slopes),
-        cmocka_unit_test(balance_by_hand),
-        cmocka_unit_test(balance_slopes),
-        cmocka_unit_test(blocks_over_ranks),
-        cmocka_unit_test(factors_slopes),
-        cmocka_unit_test(factors_refusals),
-        cmocka_unit_test(route_refusals),
-        cmocka_unit_test(route_bwd_refusals),
-        cmocka_unit_test(balance_refusals),
+        cmocka_unit_test(weights_by_hand),          cmocka_unit_test(order_of_choice),
+        cmocka_unit_test(choice_by_rounded_scores), cmocka_unit_test(keys_of_rounded_scores),
+        cmocka_unit_test(weights_in_parts),         cmocka_unit_test(replayed_choice),
+        cmocka_unit_test(properties_see_errors),    cmocka_unit_test(route_slopes),
+        cmocka_unit_test(balance_by_hand),          cmocka_unit_test(balance_slopes),
+        cmocka_unit_test(blocks_over_ranks),        cmocka_unit_test(factors_slopes),
+        cmocka_unit_test(factors_refusals),         cmocka_unit_test(route_refusals),
+        cmocka_unit_test(route_bwd_refusals),       cmocka_unit_test(balance_refusals),
         cmocka_unit_test(balance_bwd_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
